@@ -1,0 +1,173 @@
+"""The dense route: the gradient matrix G is formed, and reduced to Grams slab by slab. The oracle of every other route.
+
+K_p = G_p G_pᵀ is accumulated over tiles of columns, so N·P is never held when only Grams are asked for. Axis order:
+rows `(n, p)`, Grams `(n, m)`, rows in the order of sequence and position.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fisherfunc.gradients import pullback
+from fisherfunc.gradients.losses import TokenLoss
+from fisherfunc.gradients.memory import free_bytes, saved_bytes
+from fisherfunc.gradients.model_function import ModelFunction
+from fisherfunc.gradients.rows import gradient_chunks, losses_of, raise_nonfinite
+from fisherfunc.gradients.sequences import split
+from fisherfunc.gradients.slabs import DEFAULT_CHUNK, TILE, Columns, DensePlan, Footprint, cut
+from fisherfunc.gradients.subsample import EVERY, Coordinates
+from fisherfunc.gradients.survey import survey
+from fisherfunc.linalg.token_grams import Tokens
+from fisherfunc.records.axes import Batch, Params, Progress
+
+
+def per_token_gradients(
+    fn: ModelFunction, params: Params, batch: Batch, loss: TokenLoss, *, chunk_size: int | None = None
+) -> dict[str, Tensor]:
+    """The gradient of every valid token's loss: G, one entry a parameter.
+
+    Holds N · P numbers; `token_grams` does not. Cost: one forward pass a sequence, one backward pass a token.
+
+    Args:
+        fn: The model as a pure function.
+        params: Where to differentiate, and by what.
+        batch: A batch, or a list of them.
+        loss: The token loss.
+        chunk_size: Tokens a batched backward pass; it changes memory and time, not the result.
+
+    Returns:
+        `{name: (N, *shape)}`, rows in the order of sequence and position, in the dtype of the parameters.
+
+    Raises:
+        ValueError: If no token is valid, or a loss or a gradient is not finite (the error names where).
+
+    Example:
+        >>> import fisherfunc as ff
+        >>> fn = ff.functionalize(torch.nn.Linear(1, 1, bias=False))
+        >>> batch = (torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [0.0]]))
+        >>> rows = ff.per_token_gradients(fn, {"weight": torch.tensor([[3.0]])}, batch, ff.losses.regression())
+        >>> rows["weight"].flatten()
+        tensor([ 3., 12.])
+    """
+    sequences = split(batch)
+    tokens, _ = survey(fn, params, sequences, loss)
+    losses = losses_of(fn, params, sequences, loss)
+    method = pullback.choose(losses[int(tokens.sequence[0])], params)
+    chunk_size = DEFAULT_CHUNK if chunk_size is None else chunk_size
+    chunks = [c for _, c in gradient_chunks(losses, params, tokens, method=method, chunk_size=chunk_size)]
+    gradients = {name: torch.cat([chunk[name] for chunk in chunks]) for name in params}
+    for name, gradient in gradients.items():
+        raise_nonfinite(gradient.reshape(len(gradient), -1).isfinite().all(dim=1), tokens, name)
+    return gradients
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseOutcome:
+    """What a dense pass gave: unnormalised Grams, and how it was done."""
+
+    grams: dict[str, Tensor]
+    plan: DensePlan
+    method: str
+
+
+def dense_grams(
+    fn: ModelFunction,
+    params: Params,
+    sequences: Sequence[Batch],
+    loss: TokenLoss,
+    tokens: Tokens,
+    *,
+    chunk_size: int | None = None,
+    memory_limit: int | None = None,
+    gram_dtype: torch.dtype = torch.float64,
+    coordinates: Coordinates = EVERY,
+    progress: Progress | None = None,
+) -> DenseOutcome:
+    """The Grams of the given tokens, {name: (N, N)}; a row that is not finite spoils its row and column only.
+
+    Cost: one forward and N backward passes a slab, 2 N² P operations in `gram_dtype`.
+
+    Args:
+        fn: The model as a pure function.
+        params: Where to differentiate, and by what.
+        sequences: One-sequence batches.
+        loss: The token loss.
+        tokens: The tokens wanted, in the order of sequence and position.
+        chunk_size: Tokens a batched backward pass.
+        memory_limit: In bytes, beyond the model; half of what is free where None.
+        gram_dtype: What Grams are accumulated in.
+        coordinates: The columns to keep.
+        progress: Called with the token passes done and their total.
+
+    Raises:
+        ValueError: If the memory limit is below the smallest chunk.
+    """
+    losses = losses_of(fn, params, sequences, loss)
+    plan = _plan(losses, params, tokens, chunk_size, memory_limit, gram_dtype, coordinates)
+    count = len(tokens.sequence)
+    grams = {name: torch.zeros(count, count, dtype=gram_dtype, device=p.device) for name, p in params.items()}
+    methods: set[str] = set()
+    for done, slab in enumerate(plan.slabs):
+        some = {columns.name: params[columns.name] for columns in slab}
+        method = pullback.choose(losses[int(tokens.sequence[0])], some)
+        methods.add(method)
+        buffers = [next(iter(some.values())).new_empty(count, columns.width) for columns in slab]
+        for rows, chunk in gradient_chunks(losses, some, tokens, method=method, chunk_size=plan.chunk_size):
+            for columns, buffer in zip(slab, buffers, strict=True):
+                buffer[rows] = _columns_of(chunk[columns.name], columns, coordinates)
+            if progress is not None:
+                progress(done * count + rows.stop, len(plan.slabs) * count)
+        for columns, buffer in zip(slab, buffers, strict=True):
+            _accumulate(grams[columns.name], buffer)
+    return DenseOutcome(grams=grams, plan=plan, method="+".join(sorted(methods)))
+
+
+def _accumulate(gram: Tensor, rows: Tensor) -> None:
+    """K += G Gᵀ, tile by tile of columns: the order of the sum does not depend on how columns were cut into slabs."""
+    for tile in rows.split(TILE, dim=1):
+        widened = tile.to(gram.dtype)
+        gram.addmm_(widened, widened.mT)
+
+
+def _columns_of(gradient: Tensor, columns: Columns, coordinates: Coordinates) -> Tensor:
+    flat = gradient.reshape(len(gradient), -1)
+    if columns.name not in coordinates.index:
+        return flat[:, columns.start : columns.stop]
+    index = coordinates.index[columns.name][columns.start : columns.stop].to(flat.device)
+    return flat[:, index] * coordinates.weight[columns.name]
+
+
+def _plan(
+    losses: Sequence[pullback.LossesOf],
+    params: Params,
+    tokens: Tokens,
+    chunk_size: int | None,
+    memory_limit: int | None,
+    gram_dtype: torch.dtype,
+    coordinates: Coordinates,
+) -> DensePlan:
+    like = next(iter(params.values()))
+    num_params = {name: p.numel() for name, p in params.items()}
+    leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
+    longest = int(tokens.sequence[tokens.position.argmax()])
+    graph, largest = saved_bytes(lambda: losses[longest](leaves))
+    footprint = Footprint(
+        num_tokens=len(tokens.sequence),
+        itemsize=like.element_size(),
+        gram_itemsize=torch.empty((), dtype=gram_dtype).element_size(),
+        graph=graph,
+        cotangent=4 * largest,
+    )
+    return cut(
+        num_params,
+        _num_columns(num_params, coordinates),
+        footprint,
+        memory_limit=free_bytes(like.device) // 2 if memory_limit is None else memory_limit,
+        chunk_size=chunk_size,
+    )
+
+
+def _num_columns(num_params: Mapping[str, int], coordinates: Coordinates) -> dict[str, int]:
+    return {name: len(coordinates.index.get(name, range(size))) for name, size in num_params.items()}

@@ -1,0 +1,155 @@
+"""`token_grams`: the one expensive pass. Everything else is algebra on what it returns."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fisherfunc.gradients.dense import dense_grams
+from fisherfunc.gradients.losses import TokenLoss
+from fisherfunc.gradients.model_function import ModelFunction
+from fisherfunc.gradients.rows import raise_nonfinite
+from fisherfunc.gradients.sequences import split
+from fisherfunc.gradients.subsample import EVERY, sample_coordinates
+from fisherfunc.gradients.survey import survey
+from fisherfunc.linalg.token_grams import TokenGrams, Tokens
+from fisherfunc.partitioning import partition
+from fisherfunc.records.axes import Batch, Params, Progress
+from fisherfunc.records.versions import versions
+
+ROUTES = ("dense",)
+
+
+def token_grams(
+    fn: ModelFunction,
+    params: Params,
+    batch: Batch,
+    loss: TokenLoss,
+    *,
+    num_tokens: int | None = None,
+    seed: int = 0,
+    route: str = "dense",
+    chunk_size: int | None = None,
+    memory_limit: int | None = None,
+    gram_dtype: torch.dtype = torch.float64,
+    max_coordinates: int | None = None,
+    coordinate_blocks: Callable[[str], str] | None = None,
+    drop_nonfinite: bool = False,
+    progress: Progress | None = None,
+) -> TokenGrams:
+    """The Gram matrix K_p = G_p G_pᵀ of every parameter tensor: unnormalised, exact.
+
+    Args:
+        fn: The model as a pure function.
+        params: Where to differentiate, and by what.
+        batch: A batch, or a list of them.
+        loss: The token loss.
+        num_tokens: At most this many tokens, picked by seed; all of them where None.
+        seed: Of whatever is picked.
+        route: "dense": gradients are formed, one slab of columns at a time.
+        chunk_size: Tokens a batched backward pass; the result does not depend on it beyond round-off.
+        memory_limit: In bytes, beyond the model; half of what is free where None.
+        gram_dtype: What Grams are accumulated in.
+        max_coordinates: Approximate: keep at most this many columns a block (see subsample.py).
+        coordinate_blocks: The blocks of `max_coordinates`; each parameter is one where None.
+        drop_nonfinite: Whether to leave out tokens with a loss or gradient that is not finite, and count them.
+        progress: Called as `progress(done, total)`, in backward passes of one token.
+
+    Returns:
+        One Gram a parameter, and which token each row is.
+
+    Raises:
+        ValueError: If no token is valid, an option is out of range, the memory limit is below the smallest chunk, or a
+            loss or gradient is not finite (the error names sequence, position and parameter).
+    """
+    _check_options(num_tokens, chunk_size, route)
+    begin = perf_counter()
+    sequences = split(batch)
+    found, dropped = survey(fn, params, sequences, loss, drop_nonfinite=drop_nonfinite)
+    tokens = _pick(found, num_tokens, seed)
+    num_params = {name: p.numel() for name, p in params.items()}
+    coordinates = EVERY
+    if max_coordinates is not None:
+        labels = partition(params, coordinate_blocks or (lambda name: name))
+        coordinates = sample_coordinates(num_params, labels, max_coordinates=max_coordinates, seed=seed)
+    outcome = dense_grams(
+        fn,
+        params,
+        sequences,
+        loss,
+        tokens,
+        chunk_size=chunk_size,
+        memory_limit=memory_limit,
+        gram_dtype=gram_dtype,
+        coordinates=coordinates,
+        progress=progress,
+    )
+    like = next(iter(params.values()))
+    grams = TokenGrams(
+        grams=outcome.grams,
+        tokens=tokens,
+        scale={},
+        num_params=num_params,
+        unit="token",
+        centered=False,
+        precision=like.dtype,
+        metadata={},
+    )
+    grams, lost = _sound(grams, drop_nonfinite)
+    facts: dict[str, Any] = {
+        "fisher": "empirical",
+        "targets": "observed",
+        "loss": loss.name,
+        "shift": loss.shift,
+        "mean_loss": grams.tokens.loss.double().mean().item(),
+        "num_sequences": len(sequences),
+        "num_valid_tokens": len(found.sequence),
+        "dropped_tokens": dropped + lost,
+        "seed": seed,
+        "dtype": _name(like.dtype),
+        "gram_dtype": _name(gram_dtype),
+        "device": str(like.device),
+        "route": route,
+        "method": outcome.method,
+        "chunk_size": outcome.plan.chunk_size,
+        "passes": len(outcome.plan.slabs),
+        "predicted_peak_bytes": outcome.plan.peak_bytes,
+        "approximations": [f"at most {max_coordinates} coordinates a block, seed {seed}"] if coordinates.index else [],
+        "versions": versions(),
+        "pass_time_s": perf_counter() - begin,
+    }
+    return replace(grams, metadata=facts)
+
+
+def _check_options(num_tokens: int | None, chunk_size: int | None, route: str) -> None:
+    if route not in ROUTES:
+        raise ValueError(f"route expected one of {ROUTES}, got route={route!r}")
+    for name, value in (("num_tokens", num_tokens), ("chunk_size", chunk_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} expected at least 1, got {name}={value}")
+
+
+def _pick(tokens: Tokens, num_tokens: int | None, seed: int) -> Tokens:
+    count = len(tokens.sequence)
+    if num_tokens is None or num_tokens >= count:
+        return tokens
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return tokens.select(order[:num_tokens].sort().values.to(tokens.sequence.device))
+
+
+def _sound(grams: TokenGrams, drop_nonfinite: bool) -> tuple[TokenGrams, int]:
+    """Raise at a gradient that is not finite, or leave such tokens out: they spoil their own row and column only."""
+    finite = {name: gram.diagonal().isfinite() for name, gram in grams.grams.items()}
+    if not drop_nonfinite:
+        for name, mask in finite.items():
+            raise_nonfinite(mask, grams.tokens, name)
+        return grams, 0
+    sound: Tensor = torch.stack(list(finite.values())).all(dim=0)
+    return (grams, 0) if bool(sound.all()) else (grams.select(sound), int((~sound).sum()))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,27 @@
+"""Token losses, and which of them a model was made for."""
+
+from fisherfunc.gradients.losses.infer import infer
+from fisherfunc.gradients.losses.token_losses import (
+    IGNORED,
+    TokenLoss,
+    causal_lm,
+    classification,
+    custom,
+    logits_of,
+    masked_lm,
+    regression,
+    seq2seq_lm,
+)
+
+__all__ = [
+    "IGNORED",
+    "TokenLoss",
+    "causal_lm",
+    "classification",
+    "custom",
+    "infer",
+    "logits_of",
+    "masked_lm",
+    "regression",
+    "seq2seq_lm",
+]

@@ -1,0 +1,210 @@
+"""Token losses: ℓ_n = −log p(target_n | context), one per valid token, in nats; never a mean over tokens.
+
+A `TokenLoss` is pure functions of the model's output and the batch. Axis order: predictions `(b, s, v)`, targets
+`(b, s)` or `(b, s, v)`, losses `(b, s)`; position s is where the prediction is made. A token is valid if its target
+is not −100 and both its position and its target's position are attended to.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional
+
+from fisherfunc.records.axes import Batch
+
+IGNORED = -100
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLoss:
+    """One loss a token, as pure functions.
+
+    Attributes:
+        name: The name that results carry.
+        shift: How far ahead of its position a token's target lies.
+        distribution: "categorical", "gaussian" or "custom".
+        predictions: (output, batch) → `(b, s, …)`, what the loss depends on the parameters through.
+        targets: batch → `(b, s, …)`; ids are −100 at invalid tokens.
+        valid: batch → `(b, s)`; None where every loss counts.
+        negative_log_likelihood: (predictions, targets) → `(b, s)`.
+    """
+
+    name: str
+    shift: int
+    distribution: str
+    predictions: Callable[[Any, Batch], Tensor]
+    targets: Callable[[Batch], Tensor | None]
+    valid: Callable[[Batch], Bool[Tensor, "b s"] | None]
+    negative_log_likelihood: Callable[[Tensor, Any], Float[Tensor, "b s"]]
+
+    def values(self, output: Any, batch: Batch) -> Float[Tensor, "b s"]:
+        """The loss of every position; entries at invalid tokens mean nothing."""
+        return self.negative_log_likelihood(self.predictions(output, batch), self.targets(batch))
+
+
+def causal_lm() -> TokenLoss:
+    """Cross-entropy of the token at s + 1 predicted from position s: the shift happens here, once.
+
+    Targets are `batch["labels"]`, or `batch["input_ids"]` where there are none. A token is valid if its target is
+    not −100 and `attention_mask` is set at s and at s + 1.
+    """
+
+    def targets(batch: Batch) -> Tensor:
+        ids = _entry(batch, "causal_lm", "labels", "targets", "input_ids")
+        mask = _mask(batch, "attention_mask", ids)
+        return torch.where(mask[:, :-1] & mask[:, 1:], ids[:, 1:], IGNORED)
+
+    return _categorical("causal_lm", targets, lambda output, batch: logits_of(output)[:, :-1], shift=1)
+
+
+def masked_lm() -> TokenLoss:
+    """Cross-entropy at the positions where `batch["labels"]` is not −100 and `attention_mask` is set."""
+
+    def targets(batch: Batch) -> Tensor:
+        ids = _entry(batch, "masked_lm", "labels", "targets")
+        return torch.where(_mask(batch, "attention_mask", ids), ids, IGNORED)
+
+    return _categorical("masked_lm", targets, lambda output, batch: logits_of(output))
+
+
+def seq2seq_lm() -> TokenLoss:
+    """Cross-entropy of the decoder's targets `batch["labels"]`, where not −100 and `decoder_attention_mask` is set.
+
+    `attention_mask` belongs to the encoder and says nothing about the targets.
+    """
+
+    def targets(batch: Batch) -> Tensor:
+        ids = _entry(batch, "seq2seq_lm", "labels", "targets")
+        return torch.where(_mask(batch, "decoder_attention_mask", ids), ids, IGNORED)
+
+    return _categorical("seq2seq_lm", targets, lambda output, batch: logits_of(output))
+
+
+def classification() -> TokenLoss:
+    """Cross-entropy of a class: a sample `(b, v)` is one token; with predictions `(b, s, v)` each position is."""
+
+    def targets(batch: Batch) -> Tensor:
+        ids = _entry(batch, "classification", "labels", "targets")
+        return ids[:, None] if ids.ndim == 1 else torch.where(_mask(batch, "attention_mask", ids), ids, IGNORED)
+
+    def predictions(output: Any, batch: Batch) -> Tensor:
+        logits = logits_of(output)
+        return logits[:, None] if logits.ndim == 2 else logits
+
+    return _categorical("classification", targets, predictions)
+
+
+def regression() -> TokenLoss:
+    """½ ‖f(x) − y‖², minus the log-likelihood of a Gaussian of unit variance less its constant; a sample is a token."""
+
+    def targets(batch: Batch) -> Tensor:
+        return _one_row_a_sample(_entry(batch, "regression", "labels", "targets"))
+
+    def predictions(output: Any, batch: Batch) -> Tensor:
+        return _one_row_a_sample(logits_of(output))
+
+    def negative_log_likelihood(means: Tensor, y: Tensor) -> Tensor:
+        return (means - y).square().sum(dim=-1) / 2
+
+    return TokenLoss(
+        name="regression",
+        shift=0,
+        distribution="gaussian",
+        predictions=predictions,
+        targets=targets,
+        valid=lambda batch: torch.ones_like(targets(batch)[..., 0], dtype=torch.bool),
+        negative_log_likelihood=negative_log_likelihood,
+    )
+
+
+def custom(
+    values: Callable[[Any, Batch], Tensor],
+    *,
+    valid: Callable[[Batch], Tensor] | None = None,
+    name: str | None = None,
+) -> TokenLoss:
+    """A loss of your own.
+
+    Args:
+        values: (output, batch) → losses `(b,)` or `(b, s)`, not reduced over tokens.
+        valid: batch → a mask of the same shape; every loss counts where None.
+        name: The name that results carry; the function's where None.
+    """
+
+    def per_token(losses: Tensor) -> Tensor:
+        return losses[:, None] if losses.ndim == 1 else losses
+
+    return TokenLoss(
+        name=name or str(getattr(values, "__name__", type(values).__name__)),
+        shift=0,
+        distribution="custom",
+        predictions=lambda output, batch: per_token(values(output, batch)),
+        targets=lambda batch: None,
+        valid=lambda batch: None if valid is None else per_token(valid(batch)),
+        negative_log_likelihood=lambda losses, _: losses,
+    )
+
+
+def logits_of(output: Any) -> Tensor:
+    """The predictions in a model's output: a tensor, its `.logits`, its entry "logits", or its first element.
+
+    Raises:
+        TypeError: If there are none.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping) and "logits" in output:
+        return output["logits"]
+    if isinstance(getattr(output, "logits", None), Tensor):
+        return output.logits
+    if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
+        return output[0]
+    raise TypeError(
+        f"expected a tensor or an output with `logits`, got {type(output).__name__}; a model without a head has no "
+        "loss: load it with one, or pass loss=ff.losses.custom(...)"
+    )
+
+
+def _categorical(
+    name: str, targets: Callable[[Batch], Tensor], predictions: Callable[[Any, Batch], Tensor], shift: int = 0
+) -> TokenLoss:
+    return TokenLoss(
+        name=name,
+        shift=shift,
+        distribution="categorical",
+        predictions=predictions,
+        targets=targets,
+        valid=lambda batch: targets(batch) != IGNORED,
+        negative_log_likelihood=_cross_entropy,
+    )
+
+
+def _cross_entropy(logits: Float[Tensor, "b s v"], targets: Tensor) -> Float[Tensor, "b s"]:
+    at_least_float32 = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return functional.cross_entropy(at_least_float32.mT, targets, reduction="none", ignore_index=IGNORED)
+
+
+def _one_row_a_sample(values: Tensor) -> Float[Tensor, "b 1 v"]:
+    return values.reshape(values.shape[0], 1, -1)
+
+
+def _entry(batch: Batch, loss: str, *keys: str) -> Tensor:
+    if isinstance(batch, tuple):
+        return batch[-1]
+    for key in keys:
+        if isinstance(batch.get(key), Tensor):
+            return batch[key]
+    raise ValueError(f"{loss} expected {' or '.join(map(repr, keys))} in the batch, got keys {sorted(batch)}; add one")
+
+
+def _mask(batch: Batch, key: str, ids: Tensor) -> Tensor:
+    mask = batch.get(key) if isinstance(batch, Mapping) else None
+    if mask is None:
+        return torch.ones_like(ids, dtype=torch.bool)
+    if mask.shape != ids.shape:
+        raise ValueError(f"{key} has shape {tuple(mask.shape)}, the targets {tuple(ids.shape)}; give them the same")
+    return mask.bool()

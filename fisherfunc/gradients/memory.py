@@ -1,0 +1,32 @@
+"""How much memory is free, and how much a forward pass keeps for the backward pass."""
+
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+
+def free_bytes(device: torch.device) -> int:
+    """The memory that is free on a device, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available)
+
+
+def saved_bytes(forward: Callable[[], Any]) -> tuple[int, int]:
+    """What `forward` saves for its backward pass: all tensors together, and the largest one, in bytes.
+
+    Args:
+        forward: Runs with gradients enabled; its result is thrown away.
+    """
+    sizes: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        sizes[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        forward()
+    return sum(sizes.values()), max(sizes.values(), default=0)

@@ -1,0 +1,74 @@
+"""Rows of the gradient matrix, a chunk of tokens at a time: row n is g_n = ∇_θ ℓ_n.
+
+One forward pass a sequence, one batched backward pass a chunk of its tokens. Axis order: `{name: (c, *shape)}`, rows
+in the order of sequence and position.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from fisherfunc.gradients import pullback
+from fisherfunc.gradients.losses import TokenLoss
+from fisherfunc.gradients.model_function import ModelFunction
+from fisherfunc.linalg.token_grams import Tokens
+from fisherfunc.records.axes import Batch, Params
+
+
+def gradient_chunks(
+    losses: Sequence[pullback.LossesOf], params: Params, tokens: Tokens, *, method: str, chunk_size: int
+) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+    """The gradients of the tokens by `params`, a chunk of one sequence's tokens at a time.
+
+    Args:
+        losses: For each sequence, parameters → its losses.
+        params: Where to differentiate, and by what.
+        tokens: The tokens wanted, in the order of sequence and position.
+        method: A key of `pullback.METHODS`.
+        chunk_size: Tokens a batched backward pass.
+
+    Yields:
+        The rows that a chunk fills, and `{name: (c, *shape)}`.
+    """
+    for first, last in _runs(tokens.sequence):
+        values, pull = pullback.METHODS[method](losses[int(tokens.sequence[first])], params)
+        for start in range(first, last, chunk_size):
+            rows = slice(start, min(start + chunk_size, last))
+            yield rows, pull(_one_hot(tokens.position[rows], values))
+
+
+def losses_of(
+    fn: ModelFunction, params: Params, sequences: Sequence[Batch], loss: TokenLoss
+) -> list[pullback.LossesOf]:
+    """For each sequence, a function of some of the parameters (the others stay where they are) to its losses `(s,)`."""
+
+    def of(sequence: Batch) -> pullback.LossesOf:
+        return lambda some: loss.values(fn.apply({**params, **some}, sequence), sequence)[0]
+
+    return [of(sequence) for sequence in sequences]
+
+
+def raise_nonfinite(finite: Bool[Tensor, " n"], tokens: Tokens, name: str) -> None:
+    """Raise a ValueError that names the first token whose gradient by a parameter is not finite, if there is one."""
+    if bool(finite.all()):
+        return
+    row = int((~finite).nonzero()[0, 0])
+    raise ValueError(
+        f"the gradient of sequence {int(tokens.sequence[row])}, position {int(tokens.position[row])} by parameter "
+        f"{name!r} is not finite ({int((~finite).sum())} such tokens of {len(finite)}); drop_nonfinite=True in "
+        "token_grams or fisher_spectrum leaves them out and counts them"
+    )
+
+
+def _runs(sequence: Tensor) -> Iterator[tuple[int, int]]:
+    """The bounds of the runs of equal sequence numbers."""
+    starts = (sequence.diff() != 0).nonzero().squeeze(-1) + 1
+    bounds = [0, *starts.tolist(), len(sequence)]
+    return pairwise(bounds)
+
+
+def _one_hot(position: Tensor, values: Float[Tensor, " s"]) -> Float[Tensor, "c s"]:
+    cotangents = values.new_zeros(len(position), len(values))
+    return cotangents.scatter_(1, position[:, None].to(values.device), 1.0)

@@ -1,0 +1,117 @@
+"""One forward pass of every sequence, before any gradient: which tokens there are, and their losses.
+
+Errors that a long run would meet late (no valid token, targets out of range, a loss that is not finite) are found here.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fisherfunc.gradients.losses import IGNORED, TokenLoss
+from fisherfunc.gradients.model_function import ModelFunction
+from fisherfunc.linalg.token_grams import Tokens
+from fisherfunc.records.axes import Batch, Params
+
+
+def survey(
+    fn: ModelFunction,
+    params: Params,
+    sequences: Sequence[Batch],
+    loss: TokenLoss,
+    *,
+    drop_nonfinite: bool = False,
+) -> tuple[Tokens, int]:
+    """The valid tokens in order of sequence and position, and how many were dropped. Cost: the forward passes.
+
+    Args:
+        fn: The model.
+        params: Where to evaluate it.
+        sequences: One-sequence batches.
+        loss: The token loss.
+        drop_nonfinite: Whether to leave out tokens whose loss is not finite, rather than raise.
+
+    Raises:
+        ValueError: If no token is valid, shapes differ, a target is out of range, or a loss is not finite.
+    """
+    found = [_tokens(fn, params, sequence, loss, index) for index, sequence in enumerate(sequences)]
+    tokens = Tokens(
+        sequence=torch.cat([t.sequence for t in found]),
+        position=torch.cat([t.position for t in found]),
+        loss=torch.cat([t.loss for t in found]),
+    )
+    if tokens.loss.numel() == 0:
+        raise ValueError(
+            f"no valid token in {len(sequences)} sequences: a token counts if its target is not -100 and its position "
+            "and its target's position are attended to; a causal model needs at least two tokens a sequence"
+        )
+    return _finite(tokens, drop_nonfinite)
+
+
+def _tokens(fn: ModelFunction, params: Params, sequence: Batch, loss: TokenLoss, index: int) -> Tokens:
+    with torch.no_grad():
+        predictions = loss.predictions(_output(fn, params, sequence, index), sequence)
+        targets = loss.targets(sequence)
+        _check(predictions, targets, loss, index)
+        values = loss.negative_log_likelihood(predictions, targets)
+    valid = loss.valid(sequence)
+    valid = torch.ones_like(values, dtype=torch.bool) if valid is None else valid
+    if values.shape != valid.shape or values.ndim != 2 or values.shape[0] != 1:
+        raise ValueError(
+            f"loss {loss.name!r} expected losses and mask of one shape (1, s) for sequence {index}, "
+            f"got {tuple(values.shape)} and {tuple(valid.shape)}"
+        )
+    position = valid[0].nonzero().squeeze(-1)
+    return Tokens(sequence=torch.full_like(position, index), position=position, loss=values[0, position])
+
+
+def _output(fn: ModelFunction, params: Params, sequence: Batch, index: int) -> Any:
+    try:
+        return fn.apply(params, sequence)
+    except IndexError as error:
+        raise ValueError(
+            f"the model failed on sequence {index} with IndexError: {error}; an input id beyond the vocabulary, or a "
+            "sequence longer than the position table, does this"
+        ) from error
+
+
+def _check(predictions: Tensor, targets: Tensor | None, loss: TokenLoss, index: int) -> None:
+    if targets is None:
+        return
+    categorical = loss.distribution == "categorical"
+    expected = (*targets.shape, predictions.shape[-1]) if categorical else tuple(targets.shape)
+    if tuple(predictions.shape) != expected:
+        raise ValueError(
+            f"loss {loss.name!r}: sequence {index} has predictions of shape {tuple(predictions.shape)} and targets of "
+            f"shape {tuple(targets.shape)}; expected predictions of shape {expected}"
+        )
+    if categorical:
+        _check_range(targets, predictions.shape[-1], loss, index)
+
+
+def _check_range(targets: Tensor, num_classes: int, loss: TokenLoss, index: int) -> None:
+    if targets.is_floating_point():
+        raise ValueError(f"loss {loss.name!r} expected class targets of an integer dtype, got {targets.dtype}")
+    wrong = (targets != IGNORED) & ((targets < 0) | (targets >= num_classes))
+    if bool(wrong.any()):
+        position = int(wrong[0].nonzero()[0, 0])
+        raise ValueError(
+            f"target {int(targets[0, position])} at sequence {index}, position {position} is out of range: "
+            f"expected 0 to {num_classes - 1}, or -100 for none"
+        )
+
+
+def _finite(tokens: Tokens, drop_nonfinite: bool) -> tuple[Tokens, int]:
+    finite = tokens.loss.isfinite()
+    dropped = int((~finite).sum())
+    if dropped and not drop_nonfinite:
+        row = int((~finite).nonzero()[0, 0])
+        raise ValueError(
+            f"the loss is {tokens.loss[row].item()} at sequence {int(tokens.sequence[row])}, position "
+            f"{int(tokens.position[row])} ({dropped} such tokens of {len(finite)}); "
+            "drop_nonfinite=True leaves them out and counts them"
+        )
+    if dropped == len(finite):
+        raise ValueError(f"the loss of all {dropped} tokens is not finite; check the model's weights and dtype")
+    return tokens.select(finite.nonzero().squeeze(-1)), dropped

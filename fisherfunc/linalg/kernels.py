@@ -1,0 +1,264 @@
+"""Spectral kernels: a Gram K = G Gᵀ, or a gradient matrix G itself, in; the `Spectrum` of F = (1/N) Gᵀ G out.
+
+Factories bind the options, kernels take the data, combinators wrap kernels. A method says only how it gets
+the eigenvalues of K; lifting.py makes a `Spectrum` of them. All survive `vmap`, and `jacrev` where the
+spectrum is simple. Axis order: a Gram is `(n, n)`, a gradient matrix `(n, p)`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+
+from fisherfunc.linalg.gram import gram_of
+from fisherfunc.linalg.lifting import Dtype, GramKernel, RowKernel, gram_kernel, name_of, row_kernel
+
+Device = torch.device | str | None
+
+
+def gram_eigh(*, dtype: Dtype = torch.float64, device: Device = None) -> GramKernel:
+    """eig(K)/N by a dense symmetric eigensolver, values only. Exact. Cost about 4/3 N³ operations.
+
+    Args:
+        dtype: The dtype to solve in.
+        device: Where to solve; where the Gram lies if None.
+
+    Example:
+        >>> kernel = gram_eigh()
+        >>> kernel(torch.tensor([[4.0, 0.0], [0.0, 2.0]])).eigenvalues
+        tensor([2., 1.], dtype=torch.float64)
+        >>> torch.func.vmap(kernel)(torch.eye(2).expand(3, 2, 2)).eigenvalues.shape
+        torch.Size([3, 2])
+    """
+
+    def eigenvalues(gram):
+        return torch.linalg.eigvalsh(gram.to(device=device, dtype=dtype)).flip(-1)
+
+    return gram_kernel(eigenvalues, solver=f"gram_eigh({name_of(dtype)})")
+
+
+def gram_svd(*, dtype: Dtype = torch.float64, device: Device = None) -> GramKernel:
+    """The singular values of K over N: its eigenvalues if K has no negative ones. Slower, and it converges.
+
+    Singular values hide signs. Σσ − tr K is minus twice the sum of the negative eigenvalues: that sum is
+    reported as the negative part.
+
+    Args:
+        dtype: The dtype to solve in.
+        device: Where to solve; where the Gram lies if None.
+    """
+
+    def singular_values(gram):
+        return torch.linalg.svdvals(gram.to(device=device, dtype=dtype))
+
+    unsigned = gram_kernel(singular_values, solver=f"gram_svd({name_of(dtype)})")
+
+    def kernel(gram, **context):
+        spectrum = unsigned(gram, **context)
+        trace = gram.to(dtype).diagonal(dim1=-2, dim2=-1).sum(dim=-1) / spectrum.num_tokens
+        negative = (trace - spectrum.eigenvalues.sum(dim=-1)) / 2
+        return replace(spectrum, negative_part=negative.clamp(max=0))
+
+    return kernel
+
+
+def covariance_eigh(*, dtype: Dtype = torch.float64) -> RowKernel:
+    """eig(Gᵀ G)/N from the P × P matrix. Exact; cheaper than the Gram where P < N. Cost 2 N P² + 4/3 P³.
+
+    Args:
+        dtype: The dtype to multiply and solve in.
+    """
+
+    def eigenvalues(rows):
+        return torch.linalg.eigvalsh(gram_of(rows.mT, dtype=dtype)).flip(-1)
+
+    return row_kernel(eigenvalues, solver=f"covariance_eigh({name_of(dtype)})")
+
+
+def svd(*, dtype: Dtype = torch.float64) -> RowKernel:
+    """σ(G)²/N by a dense SVD. Exact; it resolves eigenvalues down to eps² λ_max in the rows as given.
+
+    Args:
+        dtype: The dtype to solve in.
+    """
+
+    def eigenvalues(rows):
+        return torch.linalg.svdvals(rows.to(dtype)).square()
+
+    return row_kernel(eigenvalues, solver=f"svd({name_of(dtype)})")
+
+
+def svd_lowrank(
+    *,
+    rank: int,
+    oversampling: int = 10,
+    power_iterations: int = 2,
+    seed: int = 0,
+    dtype: Dtype = torch.float64,
+) -> RowKernel:
+    """An approximation of the `rank` leading eigenvalues by `torch.svd_lowrank`, marked `exact=False`.
+
+    Where `rank + oversampling` reaches min(N, P), the sketch would hold the whole spectrum: then all of it is
+    computed exactly, and marked exact. Cost about 4 N P (rank + oversampling) (power_iterations + 1).
+    Source: Halko, Martinsson and Tropp, "Finding structure with randomness", SIAM Review 2011.
+
+    Args:
+        rank: The number of eigenvalues wanted.
+        oversampling: Extra columns of the random sketch.
+        power_iterations: Subspace iterations; more are more accurate where the spectrum decays slowly.
+        seed: The seed of the sketch; the global random state is left as it was.
+        dtype: The dtype to solve in.
+
+    Raises:
+        ValueError: If `rank` < 1, `oversampling` < 0 or `power_iterations` < 0.
+    """
+    options = {"rank": rank, "oversampling": oversampling, "power_iterations": power_iterations}
+    for name, least in {"rank": 1, "oversampling": 0, "power_iterations": 0}.items():
+        if options[name] < least:
+            raise ValueError(f"svd_lowrank expected {name} >= {least}, got {name}={options[name]}")
+    sketch = rank + oversampling
+
+    def leading(rows):
+        with _seeded(rows.device, seed):
+            _, values, _ = torch.svd_lowrank(rows.to(dtype), q=sketch, niter=power_iterations)
+        return values[..., :rank].square()
+
+    described = ", ".join(f"{name}={value}" for name, value in (options | {"seed": seed}).items())
+    approximate = row_kernel(leading, solver=f"svd_lowrank({described})", exact=False)
+    exact = svd(dtype=dtype)
+
+    def kernel(rows, **context):
+        chosen = approximate if sketch < min(rows.shape[-2:]) else exact
+        return chosen(rows, **context)
+
+    return kernel
+
+
+def of_rows(inner: GramKernel, *, dtype: Dtype = torch.float64) -> RowKernel:
+    """A Gram kernel applied to G Gᵀ: so that gradients at hand go into it. Cost 2 N² P more.
+
+    Args:
+        inner: The Gram kernel.
+        dtype: The dtype to accumulate the Gram in.
+    """
+
+    def kernel(rows, *, precision=None, **context):
+        gram = gram_of(rows, dtype=dtype)
+        return inner(gram, num_params=rows.shape[-1], precision=precision or rows.dtype, **context)
+
+    return kernel
+
+
+def cheapest(*, dtype: Dtype = torch.float64) -> RowKernel:
+    """`covariance_eigh` where P < N, else `gram_eigh` of the rows: the smaller matrix; the result says which.
+
+    Args:
+        dtype: The dtype to multiply and solve in.
+    """
+    by_gram, by_covariance = of_rows(gram_eigh(dtype=dtype), dtype=dtype), covariance_eigh(dtype=dtype)
+
+    def kernel(rows, **context):
+        chosen = by_covariance if rows.shape[-1] < rows.shape[-2] else by_gram
+        return chosen(rows, **context)
+
+    return kernel
+
+
+def jittered(inner: GramKernel, *, relative: float = 1e-10, dtype: Dtype = torch.float64) -> GramKernel:
+    """Solve K + εI and take ε off the eigenvalues, ε = relative · tr K / n: where a solver did not converge.
+
+    Args:
+        inner: The kernel that solves.
+        relative: The jitter over the mean of the diagonal.
+        dtype: The dtype to add the jitter in; one that holds 1 + `relative`.
+    """
+
+    def kernel(gram, *, precision=None, **context):
+        jitter = relative * gram.to(dtype).diagonal(dim1=-2, dim2=-1).mean(dim=-1)
+        lifted = gram.to(dtype) + torch.diag_embed(jitter[..., None].expand(gram.shape[:-1]))
+        spectrum = inner(lifted, precision=precision or gram.dtype, **context)
+        shift = jitter / spectrum.num_tokens
+        shifted = spectrum.eigenvalues - shift[..., None]
+        seen = spectrum.negative_part < 0  # else the least of the lifted eigenvalues is the one to look at
+        return replace(
+            spectrum,
+            eigenvalues=shifted.clamp(min=0),
+            negative_part=torch.where(seen, spectrum.negative_part - shift, shifted[..., -1].clamp(max=0)),
+            solver=f"{spectrum.solver} after a jitter of {relative:g} tr K/n",
+        )
+
+    return kernel
+
+
+def fallback(*kernels: GramKernel) -> GramKernel:
+    """The first of the kernels that succeeds; the result records why those before it failed.
+
+    Args:
+        *kernels: In order of preference.
+    """
+
+    def kernel(gram, **context):
+        failures: list[str] = []
+        for inner in kernels:
+            try:
+                spectrum = inner(gram, **context)
+            except RuntimeError as error:  # LinAlgError, out of memory and GPU errors are all this
+                failures.append(f"{type(error).__name__}: {error}".splitlines()[0])
+            else:
+                return replace(spectrum, fallback="; ".join(failures) or None)
+        raise torch.linalg.LinAlgError(
+            f"all {len(kernels)} eigensolvers failed on a Gram of shape {tuple(gram.shape)}: "
+            f"{'; '.join(failures)}; check the gradients for NaN or Inf (drop_nonfinite=True leaves them out)"
+        )
+
+    return kernel
+
+
+def checked(inner: GramKernel) -> GramKernel:
+    """Raise where a result is no spectrum: a NaN, or a negative eigenvalue beyond round-off. Not for `vmap`.
+
+    Args:
+        inner: The kernel to check.
+    """
+
+    def kernel(gram, **context):
+        spectrum = inner(gram, **context)
+        if not bool(spectrum.eigenvalues.isfinite().all()):
+            raise torch.linalg.LinAlgError(f"{spectrum.solver} returned a NaN or infinite eigenvalue")
+        if bool(spectrum.negative_part < -spectrum.resolution):
+            raise ValueError(
+                f"the Gram has an eigenvalue {spectrum.negative_part.item():.3e} (of F), below minus "
+                f"the resolution {spectrum.resolution.item():.3e}: it is not positive semi-definite, so "
+                "it is not G Gᵀ; check how it was made"
+            )
+        return spectrum
+
+    return kernel
+
+
+def robust_eigh(*, dtype: Dtype = torch.float64, device: Device = None) -> GramKernel:
+    """`gram_eigh`; where it fails, float64 on the CPU, then a jitter, then the SVD; the result says which.
+
+    Each attempt is checked, so that a solver that returns NaN has failed like one that raises.
+
+    Args:
+        dtype: The dtype of the first attempt.
+        device: The device of the first attempt; where the Gram lies if None.
+    """
+    on_cpu = gram_eigh(dtype=torch.float64, device="cpu")
+    last = gram_svd(dtype=torch.float64, device="cpu")
+    return fallback(*map(checked, (gram_eigh(dtype=dtype, device=device), on_cpu, jittered(on_cpu), last)))
+
+
+@contextmanager
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed the one global generator that draws on `device`; put its state back on leaving."""
+    on_cuda = device.type == "cuda"
+    generator = torch.cuda.default_generators[device.index] if on_cuda else torch.default_generator
+    state = generator.get_state()
+    generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        generator.set_state(state)

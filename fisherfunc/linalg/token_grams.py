@@ -1,0 +1,234 @@
+"""The sufficient statistic: one Gram K_p = G_p G_pᵀ per parameter tensor, and which token each row is.
+
+Grams add over parameters, and every unit, selection and centring is algebra on them (gram.py). They are
+unnormalised: the spectral kernels divide by N. Axis order `(n, m)`, rows in the order of `tokens`.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fisherfunc.linalg import gram as algebra
+from fisherfunc.records.record import record
+from fisherfunc.records.storage import replacing
+
+FORMAT = "fisherfunc.token_grams.1"
+TOKEN_FIELDS = ("sequence", "position", "loss")
+
+
+@record()
+class Tokens:
+    """Which unit each row of G is.
+
+    Attributes:
+        sequence: The index of its sequence, counted over all batches.
+        position: Where in the sequence the prediction was made; −1 for a whole sequence.
+        loss: Its loss in nats (summed over the tokens of a sequence).
+    """
+
+    sequence: Int[Tensor, " n"]
+    position: Int[Tensor, " n"]
+    loss: Float[Tensor, " n"]
+
+    def select(self, index: Int[Tensor, " m"]) -> "Tokens":
+        """The rows of `index`, in its order."""
+        return Tokens(sequence=self.sequence[index], position=self.position[index], loss=self.loss[index])
+
+
+@record(static=("num_params", "unit", "centered", "precision", "metadata"))
+class TokenGrams:
+    """Unnormalised Grams {name: (N, N)} of the gradients of N units.
+
+    Attributes:
+        grams: K_p for each parameter tensor p.
+        tokens: Which unit each row is.
+        scale: The norm of K_p before a cancellation (centring, summing over tokens); empty where none was.
+        num_params: {name: P_p}.
+        unit: What a row is: "token" or "sequence".
+        centered: Whether the mean row was subtracted.
+        precision: The dtype in which the gradients were computed.
+        metadata: How they came about; plain Python values.
+    """
+
+    grams: dict[str, Float[Tensor, "n n"]]
+    tokens: Tokens
+    scale: dict[str, Float[Tensor, ""]]
+    num_params: Mapping[str, int]
+    unit: str
+    centered: bool
+    precision: torch.dtype
+    metadata: Mapping[str, Any]
+
+    @property
+    def num_units(self) -> int:
+        """N: the number of rows."""
+        return self.tokens.sequence.shape[0]
+
+    def block(self, names: Iterable[str] | None = None) -> Float[Tensor, "n n"]:
+        """K_b = Σ_{p∈b} K_p, the Gram of a block of parameters; of all of them where `names` is None.
+
+        Raises:
+            KeyError: If a name has no Gram.
+            ValueError: If there are no names.
+        """
+        chosen = self._known(names)
+        total = self.grams[chosen[0]].clone()
+        for name in chosen[1:]:
+            total += self.grams[name]
+        return total
+
+    def block_scale(self, names: Iterable[str] | None = None) -> Float[Tensor, ""] | None:
+        """The scale of a block's round-off, Σ_p scale_p; None where nothing cancelled."""
+        return (
+            sum((self.scale[name] for name in self._known(names)), start=torch.tensor(0.0))
+            if self.scale
+            else None
+        )
+
+    def center(self) -> "TokenGrams":
+        """Subtract the mean row: H K H, the Gram behind the gradient covariance."""
+        return replace(
+            self,
+            grams={name: algebra.centred(k) for name, k in self.grams.items()},
+            scale=self.scale or {name: torch.linalg.matrix_norm(k) for name, k in self.grams.items()},
+            centered=True,
+        )
+
+    def select(self, index: Tensor | Iterable[int]) -> "TokenGrams":
+        """The Grams of chosen rows (an index, or a mask of length N): a submatrix; N becomes their number.
+
+        Raises:
+            ValueError: If no row is chosen, a mask has the wrong length, or the rows are centred (a
+                selection has another mean).
+            IndexError: If an index is out of range.
+        """
+        index = self._as_index(index)
+        return replace(
+            self,
+            grams={name: algebra.selected(k, index) for name, k in self.grams.items()},
+            tokens=self.tokens.select(index),
+        )
+
+    def by_sequence(self) -> "TokenGrams":
+        """Sum the rows of each sequence: M K Mᵀ. The unit becomes the sequence.
+
+        Raises:
+            ValueError: If the rows are sequences already, or centred (sum first, then centre).
+        """
+        if self.unit != "token" or self.centered:
+            raise ValueError(
+                f"by_sequence expected uncentred rows of unit 'token', got unit={self.unit!r}, "
+                f"centered={self.centered}; call by_sequence before center, once"
+            )
+        sequences, group = torch.unique(self.tokens.sequence, return_inverse=True)
+        count = len(sequences)
+        longest = torch.bincount(group).max()
+        return replace(
+            self,
+            grams={name: algebra.regrouped(k, group, count) for name, k in self.grams.items()},
+            scale={name: longest * torch.linalg.matrix_norm(k) for name, k in self.grams.items()},
+            tokens=Tokens(
+                sequence=sequences,
+                position=torch.full_like(sequences, -1),
+                loss=self.tokens.loss.new_zeros(count).index_add(0, group, self.tokens.loss),
+            ),
+            unit="sequence",
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one safetensors file, whole or not at all. Tensors are stored as they are; no pickle.
+
+        Raises:
+            OSError: If the file cannot be written.
+        """
+        tensors = {f"gram/{name}": k for name, k in self.grams.items()}
+        tensors |= {f"scale/{name}": s for name, s in self.scale.items()}
+        tensors |= {f"tokens/{field}": getattr(self.tokens, field) for field in TOKEN_FIELDS}
+        header = {
+            "num_params": {name: self.num_params[name] for name in self.grams},
+            "unit": self.unit,
+            "centered": self.centered,
+            "precision": str(self.precision).removeprefix("torch."),
+            "metadata": dict(self.metadata),
+        }
+        with replacing(path) as temporary:
+            save_file(_apart(tensors), temporary, metadata={"format": FORMAT, "header": json.dumps(header)})
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], *, device: str = "cpu") -> "TokenGrams":
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is not one that `save` wrote, or is damaged.
+        """
+        try:
+            with safe_open(path, framework="pt", device=device) as file:
+                info = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path} is not a readable safetensors file ({error}); save the Grams again"
+            ) from error
+        if info.get("format") != FORMAT:
+            raise ValueError(
+                f"{path} has format {info.get('format')!r}, expected {FORMAT!r}; "
+                "TokenGrams.load reads what TokenGrams.save wrote"
+            )
+        header = json.loads(info["header"])
+        return TokenGrams(
+            grams={name: tensors[f"gram/{name}"] for name in header["num_params"]},
+            scale={
+                name: tensors[f"scale/{name}"] for name in header["num_params"] if f"scale/{name}" in tensors
+            },
+            tokens=Tokens(**{field: tensors[f"tokens/{field}"] for field in TOKEN_FIELDS}),
+            precision=getattr(torch, header.pop("precision")),
+            **header,
+        )
+
+    def _known(self, names: Iterable[str] | None) -> list[str]:
+        chosen = list(self.grams if names is None else names)
+        unknown = [name for name in chosen if name not in self.grams]
+        if unknown:
+            raise KeyError(f"no Gram for {unknown}; there are Grams for {list(self.grams)}")
+        if not chosen:
+            raise ValueError("a block needs at least one parameter name, got none")
+        return chosen
+
+    def _as_index(self, index: Tensor | Iterable[int]) -> Tensor:
+        if self.centered:
+            raise ValueError(
+                "select expected uncentred rows: a selection has another mean; select first, then center"
+            )
+        index = torch.as_tensor(
+            index if isinstance(index, Tensor) else list(index), device=self.tokens.sequence.device
+        )
+        if index.dtype == torch.bool:
+            if index.shape != (self.num_units,):
+                raise ValueError(f"a mask must have shape ({self.num_units},), got {tuple(index.shape)}")
+            index = index.nonzero().squeeze(-1)
+        if index.numel() == 0:
+            raise ValueError(f"select chose no row of {self.num_units}; a spectrum needs at least one")
+        if index.ndim != 1 or int(index.min()) < -self.num_units or int(index.max()) >= self.num_units:
+            raise IndexError(f"select expected a flat index into {self.num_units} rows, got {index.tolist()}")
+        return index
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors of which no two share a storage: safetensors refuses those."""
+    storages: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        own = tensor.detach().contiguous()
+        own = own.clone() if own.untyped_storage().data_ptr() in storages else own
+        storages.add(own.untyped_storage().data_ptr())
+        apart[name] = own
+    return apart

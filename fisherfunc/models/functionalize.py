@@ -1,0 +1,157 @@
+"""A module as a pure function of its parameters, without touching the module.
+
+The function runs on a private copy of the module's structure that shares its tensors (no memory), in evaluation
+mode: a dropout mask or a batch statistic would make a token's gradient depend on chance or on its neighbours.
+"""
+
+import copy
+import inspect
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from fisherfunc.gradients.model_function import ModelFunction
+from fisherfunc.records.axes import Batch
+
+Selection = str | Callable[[str], bool] | Iterable[str]
+TARGET_KEYS = ("labels", "targets")
+
+
+def functionalize(model: nn.Module, *, parameters: Selection = "trainable") -> ModelFunction:
+    """A module as `apply(params, batch) → output`, in evaluation mode.
+
+    A mapping is passed as keyword arguments, without its targets; of a tuple all but the last element are passed.
+    Tensors are shared with the module: training it afterwards changes `params`.
+
+    Args:
+        model: Any module; its mode, flags, hooks, buffers and `.grad` stay as they are.
+        parameters: What to differentiate by: "trainable" (`requires_grad`), "all", names or glob patterns, or a
+            predicate of the name. A tied tensor is one parameter, under its first name.
+
+    Raises:
+        ValueError: If no parameter is left, a pattern matches none, or a parameter is not a materialised real float.
+        TypeError: If the model is not a module, or cannot be copied.
+
+    Example:
+        >>> fn = functionalize(nn.Linear(2, 3))
+        >>> fn.apply(fn.params, (torch.zeros(4, 2), torch.zeros(4, 3))).shape
+        torch.Size([4, 3])
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model expected a torch.nn.Module, got {type(model).__name__}")
+    private = _private_copy(model)
+    everything = {name: p.detach() for name, p in private.named_parameters() if p.numel()}
+    names = _selected(dict(model.named_parameters()), parameters)
+    for name in names:
+        _check_differentiable(name, everything[name])
+    return ModelFunction(
+        params={name: everything[name] for name in names},
+        frozen={name: p for name, p in everything.items() if name not in names},
+        buffers={name: b.detach() for name, b in private.named_buffers()},
+        call=_caller(private),
+        name=type(model).__name__,
+    )
+
+
+def _private_copy(model: nn.Module) -> nn.Module:
+    memo = {id(t): t for module in model.modules() for t in _tensors(module)}
+    try:
+        private: Any = copy.deepcopy(model, memo)
+    except (TypeError, RuntimeError, AttributeError) as error:
+        raise TypeError(
+            f"cannot copy the structure of {type(model).__name__} ({error}); remove what cannot be deep-copied, "
+            "such as open files, locks or generators, from the module and its hooks"
+        ) from error
+    if getattr(getattr(private, "config", None), "_experts_implementation", None) not in (None, "eager"):
+        private.set_experts_implementation("eager")  # grouped products have no batching rule, and no float64
+    private.eval()
+    return private
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from (p for p in module.parameters(recurse=False))
+    yield from (b for b in module.buffers(recurse=False))
+    yield from (value for value in vars(module).values() if isinstance(value, Tensor))
+
+
+def _selected(parameters: Mapping[str, nn.Parameter], selection: Selection) -> list[str]:
+    names = [name for name, p in parameters.items() if p.numel()]
+    if selection == "trainable":
+        chosen = [name for name in names if parameters[name].requires_grad]
+    elif selection == "all":
+        chosen = names
+    elif callable(selection):
+        chosen = [name for name in names if selection(name)]
+    else:
+        chosen = _matching(names, [selection] if isinstance(selection, str) else list(selection))
+    if not chosen:
+        raise ValueError(
+            f"no parameter left of {len(names)} with parameters={selection!r}: requires_grad is set on "
+            f"{sum(p.requires_grad for p in parameters.values())} of them; parameters='all' takes all"
+        )
+    return chosen
+
+
+def _matching(names: list[str], patterns: list[str]) -> list[str]:
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(
+                f"parameters={pattern!r} matches none of the {len(names)} parameters, such as {names[:3]}; "
+                "expected 'trainable', 'all', names or glob patterns (a tied tensor goes by its first name)"
+            )
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def _check_differentiable(name: str, parameter: Tensor) -> None:
+    if nn.parameter.is_lazy(parameter) or parameter.is_meta or not parameter.is_floating_point():
+        raise ValueError(
+            f"parameter {name!r} is {parameter.dtype} on {parameter.device}; expected a materialised real float: run "
+            "lazy modules once, load weights from the meta device, dequantise integers"
+        )
+
+
+def _caller(private: nn.Module) -> Callable[[dict[str, Tensor], Batch], Any]:
+    accepted = inspect.signature(private.forward).parameters
+    fixed = {"use_cache": False} if "use_cache" in accepted else {}
+    recurrent = any(isinstance(module, nn.RNNBase) for module in private.modules())
+
+    def call(tensors: dict[str, Tensor], batch: Batch) -> Any:
+        arguments, keywords = _arguments(private, batch)
+        with sdpa_kernel(SDPBackend.MATH), _plain_recurrence() if recurrent else nullcontext():
+            return torch.func.functional_call(private, tensors, arguments, {**fixed, **keywords})
+
+    return call
+
+
+def _arguments(module: nn.Module, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(batch, tuple):
+        return batch[:-1], {}
+    keywords = {key: value for key, value in batch.items() if key not in TARGET_KEYS}
+    encoder_decoder = getattr(getattr(module, "config", None), "is_encoder_decoder", False)
+    if encoder_decoder and not {"decoder_input_ids", "decoder_inputs_embeds"} & set(keywords):
+        keywords |= _decoder_inputs(module, batch)
+    return (), keywords
+
+
+def _decoder_inputs(module: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The decoder reads the targets, shifted right: by the model's own method, or inside its forward pass."""
+    targets = next((batch[key] for key in TARGET_KEYS if key in batch), None)
+    if targets is None:
+        return {}
+    shift_right = getattr(module, "prepare_decoder_input_ids_from_labels", None)
+    return {"labels": targets} if shift_right is None else {"decoder_input_ids": shift_right(labels=targets)}
+
+
+@contextmanager
+def _plain_recurrence() -> Iterator[None]:
+    """Recurrent layers from elementary operations: fused kernels have no batching rule, cuDNN's no evaluation mode."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="TF32 acceleration")  # setting the flags warns on some CPUs
+        with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
+            yield

@@ -1,0 +1,265 @@
+"""Hugging Face language models: a folder or a hub id in; the model, its tokenizer and its task out.
+
+A model comes with the weights that its files hold, or not at all: a tensor that the files lack is an error,
+never a random initialisation. Transformers is imported when a function is called, not before. Text becomes
+batches in windows.py.
+"""
+
+import json
+import re
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from types import ModuleType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from fisherfunc.models.windows import num_valid_tokens, text_batches
+
+__all__ = ["TASKS", "LoadedModel", "load", "max_context", "num_valid_tokens", "task_of", "text_batches"]
+
+TASKS = {
+    "causal_lm": "AutoModelForCausalLM",
+    "masked_lm": "AutoModelForMaskedLM",
+    "seq2seq_lm": "AutoModelForSeq2SeqLM",
+}
+_SUFFIXES = (("ForMaskedLM", "masked_lm"), ("ForCausalLM", "causal_lm"), ("LMHeadModel", "causal_lm"))
+_HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
+_UNLIMITED = 1_000_000
+_NAMES_SHOWN = 5
+_LONGEST_REASON = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A language model, ready to be differentiated, and what goes with it.
+
+    Attributes:
+        model: The model, in evaluation mode.
+        tokenizer: Its tokenizer.
+        task: A key of `TASKS`.
+        name: The folder or the hub id that it came from.
+        max_context: The most positions it takes, or None where its files name no limit.
+    """
+
+    model: Any
+    tokenizer: Any
+    task: str
+    name: str
+    max_context: int | None
+
+
+def load(
+    model_id_or_folder: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> LoadedModel:
+    """Read a causal, masked or sequence-to-sequence language model and its tokenizer.
+
+    Args:
+        model_id_or_folder: A folder that `save_pretrained` wrote, or else a hub id.
+        dtype: The dtype of the weights.
+        device: Where to put them.
+
+    Raises:
+        ImportError: If Transformers, or something that this model needs, is not installed.
+        FileNotFoundError: If there is no such folder, or it lacks a file.
+        OSError: If the hub does not give the model.
+        ValueError: If a file is corrupt, a weight is missing or misshapen, the model is quantised or no
+            language model, or the device cannot be used.
+    """
+    transformers = _transformers()
+    name = str(model_id_or_folder)
+    place = _located(model_id_or_folder)
+    _check_device(device)
+    with _reading("configuration", name):
+        config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False)
+    task = task_of(config, name=name)
+    model = _weights(getattr(transformers, TASKS[task]), place, name, dtype)
+    tokenizer = _tokenizer(transformers, place, name)
+    return LoadedModel(
+        model=model.to(device).eval(),
+        tokenizer=tokenizer,
+        task=task,
+        name=name,
+        max_context=max_context(model, tokenizer),
+    )
+
+
+def task_of(config: Any, *, name: str = "the model") -> str:
+    """What a model was made for, from its configuration: a key of `TASKS`.
+
+    Args:
+        config: A Transformers configuration.
+        name: What an error calls the model.
+
+    Raises:
+        ValueError: If it is quantised, or no causal, masked or sequence-to-sequence language model.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> task_of(SimpleNamespace(architectures=["GPT2LMHeadModel"]))
+        'causal_lm'
+    """
+    quantisation = getattr(config, "quantization_config", None)
+    if quantisation is not None:
+        settings = quantisation if isinstance(quantisation, dict) else vars(quantisation)
+        raise ValueError(
+            f"{name} is quantised ({settings.get('quant_method')}), and such weights have no gradient; "
+            "give the checkpoint that it was made from"
+        )
+    if getattr(config, "is_encoder_decoder", False):
+        return "seq2seq_lm"
+    architectures = getattr(config, "architectures", None) or []
+    for suffix, task in _SUFFIXES:
+        if architectures and architectures[0].endswith(suffix):
+            return task
+    raise ValueError(
+        f"{name} has architectures={architectures} in its config.json; expected a causal (…ForCausalLM, "
+        "…LMHeadModel), masked (…ForMaskedLM) or sequence-to-sequence (is_encoder_decoder) language model; "
+        "for any other model call fisherfunc.fisher_spectrum with its own batch and loss"
+    )
+
+
+def max_context(model: Any, tokenizer: Any) -> int | None:
+    """The most positions that model and tokenizer take; None where nothing names a limit.
+
+    Args:
+        model: A Transformers model.
+        tokenizer: Its tokenizer.
+    """
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    limits = [getattr(config, key, None) for key in ("max_position_embeddings", "n_positions", "max_seq_len")]
+    limits += [getattr(tokenizer, "model_max_length", None), *_offset_tables(model)]
+    sane = [int(limit) for limit in limits if isinstance(limit, int | float) and 0 < limit < _UNLIMITED]
+    return min(sane, default=None)
+
+
+def _offset_tables(model: Any) -> list[int]:
+    """The usable rows of position tables that, like RoBERTa's, start counting after the padding id."""
+    tables = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
+    return [
+        table.num_embeddings - table.padding_idx - 1
+        for table in tables
+        if isinstance(table, torch.nn.Embedding) and table.padding_idx is not None
+    ]
+
+
+def _transformers() -> ModuleType:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError(
+            f'Hugging Face models need Transformers ({error}); install it with pip install "fisherfunc[hf]"'
+        ) from error
+    return transformers
+
+
+def _located(model_id_or_folder: str | Path) -> str:
+    """The folder, checked as far as no library is needed for that, or the hub id."""
+    name = str(model_id_or_folder)
+    folder = Path(name).expanduser()
+    if not name or not folder.exists():
+        if isinstance(model_id_or_folder, Path) or not _HUB_ID.fullmatch(name):
+            raise FileNotFoundError(
+                f"there is no model folder {name!r}; give an existing folder or a hub id (owner/name)"
+            )
+        return name
+    if not folder.is_dir():
+        raise ValueError(f"{name} is a file; give the folder that holds config.json, weights and tokenizer")
+    config = folder / "config.json"
+    if not config.is_file():
+        raise FileNotFoundError(f"{name} has no config.json; give a folder written by save_pretrained")
+    _read_json(config)
+    return str(folder)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); restore the file") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a JSON object; restore the file")
+    return content
+
+
+def _check_device(device: str | torch.device) -> None:
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {str(device)!r} cannot be used ({_brief(error)}); try 'cpu'") from error
+
+
+@contextmanager
+def _reading(what: str, name: str) -> Iterator[None]:
+    """Say what was read, and from where, in any failure of the libraries that read it."""
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(f"the {what} of {name} needs an absent package: {_brief(error)}") from error
+    except Exception as error:  # safetensors, pickle and the hub raise types that share no other base
+        if Path(name).expanduser().exists():
+            raise ValueError(_unreadable(what, Path(name).expanduser(), error)) from error
+        raise OSError(
+            f"no folder is called {name!r}, and the hub did not give its {what}: {_brief(error)}"
+        ) from error
+
+
+def _unreadable(what: str, folder: Path, error: Exception) -> str:
+    damaged = [reason for path in sorted(folder.glob("*.safetensors")) if (reason := _damage(path))]
+    reason = "; ".join(damaged) if what == "weights" and damaged else _brief(error)
+    return (
+        f"the {what} in {folder} cannot be read ({reason}); restore the files, or install the Transformers "
+        "that wrote them"
+    )
+
+
+def _damage(path: Path) -> str | None:
+    try:
+        with safe_open(path, framework="pt"):
+            return None
+    except SafetensorError as error:
+        return f"{path.name} is corrupt: {error}"
+
+
+def _brief(error: BaseException) -> str:
+    if isinstance(error, UnpicklingError):  # its own text advises to load the file unsafely
+        return "UnpicklingError: the .bin file is corrupt, or holds more than tensors"
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {textwrap.shorten(message, _LONGEST_REASON, placeholder=' …')}"
+
+
+def _weights(auto_class: Any, place: str, name: str, dtype: torch.dtype) -> Any:
+    with _reading("weights", name):
+        model, report = auto_class.from_pretrained(
+            place,
+            dtype=dtype,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that the report names them all
+        )
+    for problem in ("missing", "mismatched"):
+        names = sorted(key if isinstance(key, str) else key[0] for key in report[f"{problem}_keys"])
+        if names:
+            shown = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
+            raise ValueError(
+                f"{len(names)} tensor(s) of {type(model).__name__} are {problem} in the weights of {name}: "
+                f"{shown}; they would be left at random; give a checkpoint saved with this configuration"
+            )
+    return model
+
+
+def _tokenizer(transformers: ModuleType, place: str, name: str) -> Any:
+    with _reading("tokenizer", name):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    ordinary = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+    if len(ordinary) < 2:  # without files, Transformers makes an empty tokenizer of the model's kind
+        raise FileNotFoundError(
+            f"{name} has no tokenizer (its vocabulary holds special tokens only); save one into the folder "
+            "(tokenizer.save_pretrained writes tokenizer.json)"
+        )
+    return tokenizer

@@ -1,0 +1,14 @@
+"""The partition layer: parameter names to block labels. Pure strings and tables; knows no torch."""
+
+from fisherfunc.partitioning.partition import partition
+from fisherfunc.partitioning.rules import (
+    OTHER,
+    RULES,
+    Rule,
+    by_layer,
+    by_module,
+    by_parameter,
+    whole,
+)
+
+__all__ = ["OTHER", "RULES", "Rule", "by_layer", "by_module", "by_parameter", "partition", "whole"]

@@ -1,0 +1,135 @@
+"""`fisher_spectrum`: a model and a batch in, the spectra of its empirical Fisher information out."""
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from fisherfunc.gradients.grams import token_grams
+from fisherfunc.gradients.losses import TokenLoss, custom, infer
+from fisherfunc.gradients.sequences import cast
+from fisherfunc.linalg.kernels import robust_eigh
+from fisherfunc.models.functionalize import Selection, functionalize
+from fisherfunc.partitioning import by_layer
+from fisherfunc.pipeline.result import FisherSpectrum
+from fisherfunc.pipeline.solve import spectrum_of_grams
+from fisherfunc.records.axes import Batch, Progress
+
+
+def fisher_spectrum(
+    model: nn.Module,
+    batch: Batch,
+    *,
+    loss: TokenLoss | Callable[[Any, Batch], torch.Tensor] | None = None,
+    blocks: Callable[[str], str] = by_layer,
+    center: bool = False,
+    unit: str = "token",
+    num_tokens: int | None = None,
+    seed: int = 0,
+    route: str = "dense",
+    parameters: Selection = "trainable",
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    memory_limit: int | None = None,
+    chunk_size: int | None = None,
+    eigensolve_device: torch.device | str = "auto",
+    eigensolve_dtype: torch.dtype = torch.float64,
+    max_coordinates: int | None = None,
+    drop_nonfinite: bool = False,
+    progress: Progress | None = None,
+) -> FisherSpectrum:
+    """The spectrum of the empirical Fisher information F = (1/N) Σ_n g_n g_nᵀ, g_n = ∇ℓ_n, one term a valid token.
+
+    Exact by default. Cost: one backward pass a token (and one more for each further slab of columns where the memory
+    limit asks for slabs), 2 N² P operations for the Grams, 4/3 N³ a block for the eigenvalues.
+
+    Args:
+        model: Any module; it is left as it was. Evaluated in evaluation mode.
+        batch: Keyword arguments of the model with `labels`, or a tuple (*inputs, targets), or a list of these.
+        loss: A token loss, or a function (output, batch) → losses not reduced over tokens; inferred where None.
+        blocks: Parameter name → block label.
+        center: Whether to subtract the mean gradient: the gradient covariance.
+        unit: "token", or "sequence" (rows are summed over the tokens of a sequence).
+        num_tokens: At most this many tokens, picked by seed.
+        seed: Of whatever is picked.
+        route: How the Grams are computed: "dense".
+        parameters: "trainable", "all", names or glob patterns, or a predicate (see `functionalize`).
+        dtype: What the pass runs in; that of the model where None.
+        device: Where the pass runs; where the model lies if None.
+        memory_limit: In bytes, beyond the model; half of what is free where None.
+        chunk_size: Tokens a batched backward pass.
+        eigensolve_device: Where eigenvalues are solved; "auto" is where the Grams lie, or the CPU where that device has
+            no float64.
+        eigensolve_dtype: What eigenvalues are solved in.
+        max_coordinates: Approximate: at most this many gradient coordinates a block; named in the metadata.
+        drop_nonfinite: Whether to leave out tokens with a loss or gradient that is not finite, and count them.
+        progress: Called as `progress(done, total)`.
+
+    Returns:
+        Spectra by block, of the block-diagonal and of the full matrix, with metadata.
+
+    Raises:
+        ValueError: If an option or the batch is unusable, or a loss or gradient is not finite; it says what and where.
+        TypeError: If the model or the batch is of a kind that it cannot be.
+        torch.linalg.LinAlgError: If every eigensolver failed.
+
+    Example:
+        >>> result = fisher_spectrum(nn.Linear(2, 3), (torch.randn(5, 2), torch.tensor([0, 1, 2, 0, 1])))
+        >>> result.full.num_tokens, result.full.num_params
+        (5, 9)
+    """
+    begin = perf_counter()
+    if unit not in ("token", "sequence"):
+        raise ValueError(f"unit expected 'token' or 'sequence', got unit={unit!r}")
+    fn = functionalize(model, parameters=parameters).to(dtype=dtype, device=device)
+    like = next(iter(fn.params.values()))
+    grams = token_grams(
+        fn,
+        fn.params,
+        cast(batch, dtype=like.dtype, device=like.device),
+        _token_loss(loss, model, batch),
+        num_tokens=num_tokens,
+        seed=seed,
+        route=route,
+        chunk_size=chunk_size,
+        memory_limit=memory_limit,
+        max_coordinates=max_coordinates,
+        coordinate_blocks=blocks,
+        drop_nonfinite=drop_nonfinite,
+        progress=progress,
+    )
+    kernel = robust_eigh(dtype=eigensolve_dtype, device=_eigensolve_device(eigensolve_device, like.device))
+    result = spectrum_of_grams(grams, blocks=blocks, center=center, unit=unit, kernel=kernel)
+    facts = {
+        "model": fn.name,
+        "mode": "evaluation",
+        "num_frozen_params": sum(p.numel() for p in fn.frozen.values()),
+        "eigensolve_dtype": str(eigensolve_dtype).removeprefix("torch."),
+        "wall_time_s": perf_counter() - begin,
+    }
+    return FisherSpectrum(
+        blocks=result.blocks,
+        block_diagonal=result.block_diagonal,
+        full=result.full,
+        metadata={**result.metadata, **facts},
+    )
+
+
+def _token_loss(loss: Any, model: nn.Module, batch: Batch) -> TokenLoss:
+    if loss is None:
+        return infer(model, batch)
+    if isinstance(loss, TokenLoss):
+        return loss
+    if callable(loss):
+        return custom(loss)
+    raise TypeError(
+        f"loss expected one of ff.losses, a function (output, batch) -> losses, or None, got {type(loss).__name__}"
+    )
+
+
+def _eigensolve_device(choice: torch.device | str, grams_on: torch.device) -> torch.device:
+    if str(choice) != "auto":
+        return torch.device(choice)
+    return torch.device("cpu") if grams_on.type == "mps" else grams_on

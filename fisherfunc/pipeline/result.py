@@ -1,0 +1,60 @@
+"""The result of a run: the spectra of the blocks, of the block-diagonal matrix and of the full matrix."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from fisherfunc.linalg import metrics
+from fisherfunc.linalg.spectrum import Spectrum
+from fisherfunc.records.record import record
+
+
+@record(static=("metadata",))
+class FisherSpectrum:
+    """Spectra of F = (1/N) Gᵀ G, by block and as a whole.
+
+    Attributes:
+        blocks: The spectrum of each diagonal block of F.
+        block_diagonal: The union of the block spectra: the spectrum of F with zero off-diagonal blocks.
+        full: The spectrum of F itself.
+        metadata: What was computed and how: unit, normalisation, loss, seed, dtype …; plain Python values.
+    """
+
+    blocks: Mapping[str, Spectrum]
+    block_diagonal: Spectrum
+    full: Spectrum
+    metadata: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the eigenvalues as plain Python values that survive JSON; what is undefined is None.
+
+        Returns:
+            `{"metadata", "per_block": {label: metrics}, "global": metrics of the block-diagonal matrix,
+            "full": metrics of the full matrix}`.
+        """
+        return {
+            "metadata": dict(self.metadata),
+            "per_block": {label: metrics.summary(spectrum) for label, spectrum in self.blocks.items()},
+            "global": metrics.summary(self.block_diagonal),
+            "full": metrics.summary(self.full),
+        }
+
+
+def union(blocks: Mapping[str, Spectrum]) -> Spectrum:
+    """The spectrum of the block-diagonal matrix: all eigenvalues of all blocks, sorted.
+
+    Its resolution is that of the coarsest block, its negative part the most negative one.
+    """
+    spectra = list(blocks.values())
+    sizes = [spectrum.num_params for spectrum in spectra]
+    return Spectrum(
+        eigenvalues=torch.cat([s.eigenvalues for s in spectra]).sort(descending=True).values,
+        resolution=torch.stack([s.resolution for s in spectra]).amax(),
+        negative_part=torch.stack([s.negative_part for s in spectra]).amin(),
+        num_tokens=spectra[0].num_tokens,
+        num_params=None if None in sizes else sum(size for size in sizes if size is not None),
+        solver=f"union of {len(spectra)} blocks",
+        fallback="; ".join(f"{label}: {s.fallback}" for label, s in blocks.items() if s.fallback) or None,
+        exact=all(s.exact for s in spectra),
+    )

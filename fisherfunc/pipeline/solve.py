@@ -1,0 +1,187 @@
+"""From Grams, or from gradients already at hand, to spectra: no model, no pass, any partition.
+
+Grams add, so the partition, the unit and the centring are chosen here, after the pass, at no further pass.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from fisherfunc.linalg.gram import gram_norm
+from fisherfunc.linalg.kernels import cheapest, robust_eigh
+from fisherfunc.linalg.lifting import GramKernel, RowKernel
+from fisherfunc.linalg.spectrum import Spectrum
+from fisherfunc.linalg.token_grams import TokenGrams
+from fisherfunc.partitioning import by_layer, partition
+from fisherfunc.pipeline.result import FisherSpectrum, union
+from fisherfunc.records.versions import versions
+
+NORMALIZATION = "F = (1/N) GᵀG, N = number of units"
+
+
+def spectrum_of_grams(
+    grams: TokenGrams,
+    *,
+    blocks: Callable[[str], str] = by_layer,
+    center: bool = False,
+    unit: str = "token",
+    kernel: GramKernel | None = None,
+) -> FisherSpectrum:
+    """The spectra of a partition, from Grams. Cost about 4/3 N³ operations a block and for the full matrix.
+
+    Args:
+        grams: The Grams of a pass.
+        blocks: Parameter name → block label.
+        center: Whether to subtract the mean row: the gradient covariance in place of the Fisher.
+        unit: What a row is: "token", or "sequence" (the sum of its tokens' rows).
+        kernel: Gram → spectrum; `kernels.robust_eigh()` where None.
+
+    Returns:
+        The spectra of the blocks, of their union and of the full matrix.
+
+    Raises:
+        ValueError: If the unit is unknown or finer than that of the Grams, or a Gram is indefinite.
+        torch.linalg.LinAlgError: If every eigensolver failed.
+    """
+    grams = _in_unit(grams, unit)
+    grams = grams.center() if center and not grams.centered else grams
+    kernel = kernel or robust_eigh()
+    labels = partition(grams.grams, blocks)
+
+    def solve(names: Sequence[str]) -> Spectrum:
+        return kernel(
+            grams.block(names),
+            num_params=sum(grams.num_params[name] for name in names),
+            precision=grams.precision,
+            scale=grams.block_scale(names),
+        )
+
+    spectra = {label: solve(names) for label, names in labels.items()}
+    full = next(iter(spectra.values())) if len(spectra) == 1 else solve(list(grams.grams))
+    return _result(spectra, full, dict(grams.metadata) | _facts(grams, blocks))
+
+
+def spectrum_of_gradients(
+    gradients: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]],
+    *,
+    blocks: Callable[[str], str] = by_layer,
+    center: bool = False,
+    kernel: RowKernel | None = None,
+) -> FisherSpectrum:
+    """The spectra of a partition, from per-token gradients already at hand. Cost that of the kernel a block.
+
+    Args:
+        gradients: `{name: (N, *shape)}`, or one dict `{name: shape}` a sample.
+        blocks: Parameter name → block label.
+        center: Whether to subtract the mean row.
+        kernel: Gradient matrix → spectrum; `kernels.cheapest()` where None.
+
+    Raises:
+        ValueError: If there are no gradients, their names or numbers of rows differ, or one is not finite.
+
+    Example:
+        >>> result = spectrum_of_gradients({"weight": torch.tensor([[3.0], [4.0]])})
+        >>> result.full.eigenvalues
+        tensor([12.5000], dtype=torch.float64)
+    """
+    rows = {name: rearrange(g, "n ... -> n (...)") for name, g in _stacked(gradients).items()}
+    kernel = kernel or cheapest()
+
+    def solve(names: Iterable[str]) -> Spectrum:
+        block = [rows[name] for name in names]
+        if not center:
+            return kernel(torch.cat(block, dim=-1))
+        scale = torch.stack([gram_norm(g) for g in block]).sum()  # as TokenGrams.block_scale has it
+        return kernel(torch.cat([g - g.mean(dim=0) for g in block], dim=-1), scale=scale)
+
+    spectra = {label: solve(names) for label, names in partition(rows, blocks).items()}
+    full = next(iter(spectra.values())) if len(spectra) == 1 else solve(rows)
+    some = next(iter(rows.values()))
+    facts = {
+        "unit": "row",
+        "centered": center,
+        "num_tokens": some.shape[0],
+        "num_params": sum(g.shape[1] for g in rows.values()),
+        "blocks": _rule_name(blocks),
+        "dtype": str(some.dtype).removeprefix("torch."),
+        "device": str(some.device),
+        "route": "gradients given",
+        "versions": versions(),
+    }
+    return _result(spectra, full, facts)
+
+
+def _in_unit(grams: TokenGrams, unit: str) -> TokenGrams:
+    if unit not in ("token", "sequence"):
+        raise ValueError(f"unit expected 'token' or 'sequence', got unit={unit!r}")
+    if unit == "token" and grams.unit == "sequence":
+        raise ValueError("unit='token' cannot be had from Grams of unit 'sequence'; keep those of the tokens")
+    return grams.by_sequence() if unit == "sequence" and grams.unit == "token" else grams
+
+
+def _result(spectra: dict[str, Spectrum], full: Spectrum, metadata: dict[str, Any]) -> FisherSpectrum:
+    named = spectra | {"full": full}
+    diagnostics = {
+        "normalization": NORMALIZATION,
+        "solver": {label: s.solver for label, s in named.items()},
+        "fallback": {label: s.fallback for label, s in named.items() if s.fallback},
+        "resolution": {label: s.resolution.item() for label, s in named.items()},
+        "approximations": [
+            *metadata.get("approximations", ()),
+            *(f"{label}: {s.solver}" for label, s in named.items() if not s.exact),
+        ],
+    }
+    metadata = metadata | diagnostics
+    return FisherSpectrum(blocks=spectra, block_diagonal=union(spectra), full=full, metadata=metadata)
+
+
+def _facts(grams: TokenGrams, blocks: Callable[[str], str]) -> dict[str, Any]:
+    return {
+        "unit": grams.unit,
+        "centered": grams.centered,
+        "num_tokens": grams.num_units,
+        "num_params": sum(grams.num_params.values()),
+        "blocks": _rule_name(blocks),
+    }
+
+
+def _rule_name(blocks: Callable[[str], str]) -> str:
+    return getattr(blocks, "__name__", type(blocks).__name__)
+
+
+def _stacked(gradients: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    if not isinstance(gradients, Mapping):
+        gradients = _stack_samples(list(gradients))
+    if not gradients:
+        raise ValueError("gradients expected at least one parameter, got none")
+    lengths = {name: (g.shape[0] if g.ndim else None) for name, g in gradients.items()}
+    if len(set(lengths.values())) > 1 or not all(lengths.values()):
+        raise ValueError(f"gradients expected (N, *shape) with one N >= 1 for all, got N={lengths}")
+    for name, g in gradients.items():
+        _check_values(name, g)
+    return dict(gradients)
+
+
+def _check_values(name: str, gradient: Tensor) -> None:
+    if not gradient.is_floating_point():
+        raise ValueError(f"the gradient of {name!r} expected a floating-point dtype, got {gradient.dtype}")
+    rows = (~gradient.isfinite()).reshape(gradient.shape[0], -1).any(dim=1).nonzero().flatten().tolist()
+    if rows:
+        raise ValueError(f"the gradient of {name!r} is not finite in row {rows[0]}; leave that row out")
+
+
+def _stack_samples(samples: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    if not samples:
+        raise ValueError("gradients expected at least one sample, got an empty list")
+    shapes = [{name: tuple(g.shape) for name, g in sample.items()} for sample in samples]
+    for index, shape in enumerate(shapes):
+        differing = sorted(dict(shape.items() ^ shapes[0].items()))
+        if differing:
+            raise ValueError(
+                f"sample {index} has other parameters or shapes than sample 0: {differing}; "
+                "give each sample all parameters, alike"
+            )
+    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}

@@ -1,0 +1,266 @@
+"""Plots of a result. Figures are drawn without pyplot: no global state, no window, the same bytes every time.
+
+`plot_spectrum` draws eigenvalue λ_k against rank k, both logarithmic, so that a power law is a straight line.
+Each line is solid down to its own resolution floor and faint below it, where eigenvalues are round-off.
+"""
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from fisherfunc.linalg.spectrum import Spectrum
+from fisherfunc.pipeline.result import FisherSpectrum
+from fisherfunc.surface.files import write_files
+from fisherfunc.surface.wording import count_of_units, matrix_name, model_name
+
+FORMATS = ("png", "svg")
+LEGEND_LIMIT = 12
+_FEW_POINTS = 12
+_NEAR = 100.0
+_INK = "#1a1a1a"
+_WARNING = "#b3261e"
+_STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.titlesize": 11.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": "#666666",
+    "axes.labelcolor": _INK,
+    "text.color": _INK,
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "svg.hashsalt": "fisherfunc",
+    "svg.fonttype": "path",
+    "savefig.dpi": 160,
+}
+
+
+def plot_spectrum(result: FisherSpectrum) -> Any:
+    """The spectra of all blocks, of the block-diagonal and of the full matrix, as a matplotlib `Figure`.
+
+    Up to twelve blocks have a legend; more have a colour bar, in the order of the model.
+
+    Args:
+        result: What to draw.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    matplotlib = _matplotlib()
+    with _styled(matplotlib):
+        figure = matplotlib.figure.Figure(figsize=(7.6, 4.7), layout="constrained")
+        matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
+        axes = figure.add_subplot(
+            xscale="log", yscale="log", xlabel="rank $k$", ylabel=r"eigenvalue $\lambda_k$"
+        )
+        _draw(matplotlib, figure, axes, result)
+        _titles(axes, result)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # the layout is settled: every save gives the same picture
+    return figure
+
+
+def save_plot(figure: Any, path: str | os.PathLike[str]) -> list[Path]:
+    """Write a figure as PNG and SVG, both or neither; the same figure gives the same bytes.
+
+    Args:
+        figure: A figure of this module.
+        path: Where; the suffix is replaced by .png and .svg.
+
+    Returns:
+        The two paths.
+
+    Raises:
+        OSError: If a file cannot be written.
+    """
+    target = Path(path)
+    contents = {f"{target.stem}.{kind}": rendered(figure, kind) for kind in FORMATS}
+    return write_files(target.parent, contents)
+
+
+def rendered(figure: Any, kind: str) -> bytes:
+    """A figure as the bytes of a "png" or "svg" file, without a date."""
+    metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}[kind]
+    buffer = io.BytesIO()
+    with _styled(_matplotlib()):
+        figure.savefig(buffer, format=kind, metadata=metadata)
+    return buffer.getvalue()
+
+
+def _draw(matplotlib: ModuleType, figure: Any, axes: Any, result: FisherSpectrum) -> None:
+    palette = _palette(matplotlib, len(result.blocks))
+    many = len(result.blocks) > LEGEND_LIMIT
+    if len(result.blocks) == 1:
+        _line(
+            axes,
+            result.full,
+            color=_INK,
+            label=f"{_shortened(next(iter(result.blocks)))} (full matrix)",
+            linewidth=2.0,
+        )
+    else:
+        for index, (label, spectrum) in enumerate(result.blocks.items()):
+            _line(
+                axes, spectrum, color=palette(index), label=_shortened(label), linewidth=1.0 if many else 1.5
+            )
+        _line(
+            axes,
+            result.block_diagonal,
+            color=_INK,
+            label="block-diagonal",
+            linewidth=1.6,
+            dashes=(4, 2),
+            zorder=4,
+        )
+        _line(axes, result.full, color=_INK, label="full matrix", linewidth=2.0, zorder=5)
+    _limits(axes, result)
+    _key(matplotlib, figure, axes, list(result.blocks))
+    if len(result.block_diagonal.eigenvalues) <= _FEW_POINTS:
+        axes.set_xscale("linear")
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_formatter(lambda rank, _: f"{rank:,.0f}")
+    axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+
+
+def _line(axes: Any, spectrum: Spectrum, *, label: str, color: Any, dashes: Any = (), **style: Any) -> None:
+    values = spectrum.eigenvalues.tolist()
+    positive = [(rank, value) for rank, value in enumerate(values, start=1) if value > 0]
+    resolved = [point for point in positive if point[1] > spectrum.resolution.item()]
+    look = {"color": color, "dashes": dashes, "solid_capstyle": "round", **style}
+    ring = {"markersize": 8, "markerfacecolor": "none", "markeredgewidth": 1.3}
+    dot = {"marker": "o", "markersize": 4.5, **(ring if dashes else {})}
+    dots = dot if len(resolved) <= _FEW_POINTS else {}
+    axes.plot(*_columns(resolved), label=label, **look, **dots)
+    if len(resolved) < len(positive):
+        tail = positive[max(0, len(resolved) - 1) :]
+        axes.plot(*_columns(tail), **(look | {"linewidth": 1.0, "alpha": 0.22}))
+
+
+def _columns(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    return [rank for rank, _ in points], [value for _, value in points]
+
+
+def _limits(axes: Any, result: FisherSpectrum) -> None:
+    """Down to half a decade below the lowest floor of all: what lies deeper is round-off."""
+    spectra = [
+        s for s in (*result.blocks.values(), result.block_diagonal, result.full) if s.eigenvalues[0] > 0
+    ]
+    if not spectra:
+        axes.text(0.5, 0.5, "all eigenvalues are zero", transform=axes.transAxes, ha="center", va="center")
+        axes.set(xlim=(0.85, 10), ylim=(0.1, 10), yticks=[])
+        axes.minorticks_off()
+        return
+    least = min(s.eigenvalues[s.eigenvalues > 0].min().item() for s in spectra)
+    bottom = max(least, min(s.resolution.item() for s in spectra))
+    floor = result.full.resolution.item()
+    bottom = min(bottom, floor) if floor * _NEAR > bottom else bottom
+    longest = max(len(s.eigenvalues) for s in spectra)
+    axes.set(
+        xlim=(0.85, max(longest, 2) * 1.18),
+        ylim=(bottom / 3, 3 * max(s.eigenvalues[0].item() for s in spectra)),
+    )
+    if floor >= bottom:
+        _floor(axes, floor)
+
+
+def _floor(axes: Any, floor: float) -> None:
+    axes.axhline(floor, color=_WARNING, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1.5)
+    axes.annotate(
+        "resolution of the full matrix",
+        (0.012, floor),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, -3),
+        textcoords="offset points",
+        color=_WARNING,
+        fontsize=8,
+        va="top",
+    )
+
+
+def _key(matplotlib: ModuleType, figure: Any, axes: Any, labels: list[str]) -> None:
+    handles, names = axes.get_legend_handles_labels()
+    if len(handles) == 1:
+        axes.legend(loc="upper right", fontsize=8.5)
+    elif len(labels) <= LEGEND_LIMIT:
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8.5)
+    else:
+        axes.legend(handles[len(labels) :], names[len(labels) :], loc="upper right", fontsize=8.5)
+        _colorbar(matplotlib, figure, axes, labels)
+
+
+def _colorbar(matplotlib: ModuleType, figure: Any, axes: Any, labels: list[str]) -> None:
+    count = len(labels)
+    palette = _palette(matplotlib, count)
+    mappable = matplotlib.cm.ScalarMappable(
+        norm=matplotlib.colors.Normalize(-0.5, count - 0.5),
+        cmap=matplotlib.colors.ListedColormap([palette(index) for index in range(count)]),
+    )
+    ticks = sorted({round(step * (count - 1) / 6) for step in range(7)})
+    bar = figure.colorbar(mappable, ax=axes, ticks=ticks, pad=0.02, aspect=32)
+    bar.ax.set_yticklabels([_shortened(labels[tick]) for tick in ticks], fontsize=8)
+    bar.ax.invert_yaxis()
+    bar.outline.set_visible(False)
+
+
+def _palette(matplotlib: ModuleType, count: int) -> Callable[[int], Any]:
+    """The colour of each block: sequential in the order of the model, neither black nor too light."""
+    colors = matplotlib.colormaps["plasma"]
+    return lambda index: colors(0.05 + 0.80 * (index / max(1, count - 1)))
+
+
+def _shortened(label: str, longest: int = 34) -> str:
+    return label if len(label) <= longest else f"{label[: longest // 2 - 1]}…{label[-longest // 2 :]}"
+
+
+def _titles(axes: Any, result: FisherSpectrum) -> None:
+    facts = result.metadata
+    model = model_name(facts)
+    parts = [_shortened(model, 60)] if model else []
+    parts += [count_of_units(facts), *(str(facts[key]) for key in ("loss", "dtype") if facts.get(key))]
+    axes.set_title(f"Spectrum of the {matrix_name(facts)}", pad=23)
+    axes.annotate(
+        "  ·  ".join(parts),
+        (0, 1),
+        xycoords="axes fraction",
+        xytext=(0, 9),
+        textcoords="offset points",
+        fontsize=8.5,
+        color="#5f5f5f",
+    )
+
+
+@contextmanager
+def _styled(matplotlib: ModuleType) -> Iterator[None]:
+    """Matplotlib's own defaults and this style, whatever the user's settings are; they are restored."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
+
+
+def _matplotlib() -> ModuleType:
+    try:
+        import matplotlib
+        import matplotlib.backends.backend_agg
+        import matplotlib.cm
+        import matplotlib.colors
+        import matplotlib.figure
+        import matplotlib.ticker
+    except ImportError as error:
+        raise ImportError(
+            f'plots need matplotlib ({error}); install it with pip install "fisherfunc[plot]"'
+        ) from error
+    return matplotlib

@@ -1,0 +1,111 @@
+"""The table of a result, for a terminal: one line a block, then the block-diagonal and the full matrix.
+
+Below the table stand what the numbers mean (unit, normalisation, loss, resolution) and whatever made the
+result other than plain and exact. The columns hold metrics of `fisherfunc.metrics.summary`.
+"""
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from fisherfunc.linalg.metrics import summary
+from fisherfunc.linalg.spectrum import Spectrum
+from fisherfunc.pipeline.result import FisherSpectrum
+from fisherfunc.surface.wording import compact, count_of_units, matrix_name, model_name, notes, number
+
+WIDE = 96
+COLUMNS = (
+    ("λ_max", "largest"),
+    ("λ_2", "second"),
+    ("gap", "gap"),
+    ("condition\nnumber", "condition_number"),
+    ("eff.\nrank", "effective_rank"),
+    ("trace", "trace"),
+)
+PLAIN = ("effective_rank",)
+_FIGURES: dict[str, Any] = {"justify": "right", "vertical": "bottom", "overflow": "fold"}
+
+
+def report(result: FisherSpectrum, *, width: int = 100) -> Any:
+    """The table with its caption and notes, as something that a rich console prints.
+
+    Args:
+        result: What to show.
+        width: The columns of the terminal; below 96, numbers have 3 digits in place of 4.
+
+    Raises:
+        ImportError: If rich is not installed.
+    """
+    rich = _rich()
+    table = _table(rich, result, wide=width >= WIDE)
+    lines = [caption(result), *notes(result.metadata)]
+    return rich.console.Group(table, "", *(rich.text.Text(line, style="dim") for line in lines))
+
+
+def caption(result: FisherSpectrum) -> str:
+    """What the numbers are: the matrix and its normalisation, the unit, the loss, and what is resolved."""
+    facts = result.metadata
+    unit, loss, mean = facts.get("unit", "token"), facts.get("loss"), facts.get("mean_loss")
+    sentences = [f"{_capital(matrix_name(facts))} per {unit}: {facts.get('normalization', 'F = (1/N) GᵀG')}"]
+    sentences[0] += f" ({count_of_units(facts)})"
+    if loss:
+        sentences.append(f"Loss: {loss}" + (f", mean {mean:.3f} nats a token" if mean is not None else ""))
+    floor = _relative_resolution(result.full)
+    if floor is not None:
+        sentences.append(f"Eigenvalues of the full matrix below {floor:.1e} λ_max are not resolved")
+    return ". ".join(sentences) + "."
+
+
+def _table(rich: ModuleType, result: FisherSpectrum, *, wide: bool) -> Any:
+    table = rich.table.Table(
+        title=_title(result.metadata),
+        title_justify="left",
+        box=rich.box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 0),
+        pad_edge=False,
+    )
+    table.add_column("block", overflow="fold", vertical="bottom")
+    for heading in ("tokens", "parameters" if wide else "params", *(heading for heading, _ in COLUMNS)):
+        table.add_column(heading if wide else heading.replace("condition", "cond."), **_FIGURES)
+    for label, spectrum in result.blocks.items():
+        table.add_row(rich.text.Text(label), *_cells(spectrum, wide=wide))
+    table.add_section()
+    table.add_row("block-diagonal", *_cells(result.block_diagonal, wide=wide), style="bold")
+    table.add_row("full matrix", *_cells(result.full, wide=wide), style="bold")
+    return table
+
+
+def _title(metadata: Mapping[str, Any]) -> str:
+    model = model_name(metadata)
+    return _capital(matrix_name(metadata)) + (f" of {model}" if model else "")
+
+
+def _cells(spectrum: Spectrum, *, wide: bool) -> list[str]:
+    values: dict[str, Any] = summary(spectrum)
+    digits = 4 if wide else 3
+    figures = [number(values[key], digits=digits, scientific=key not in PLAIN) for _, key in COLUMNS]
+    params = values["num_params"]
+    return [str(values["num_tokens"]), f"{params:,}" if wide and params else compact(params), *figures]
+
+
+def _relative_resolution(spectrum: Spectrum) -> float | None:
+    largest = spectrum.eigenvalues.amax().item()
+    return spectrum.resolution.item() / largest if largest > 0 else None
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _rich() -> ModuleType:
+    try:
+        import rich.box
+        import rich.console
+        import rich.table
+        import rich.text
+    except ImportError as error:
+        raise ImportError(
+            f'the report needs rich ({error}); install it with pip install "fisherfunc[cli]"'
+        ) from error
+    return rich

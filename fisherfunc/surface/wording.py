@@ -1,0 +1,83 @@
+"""What report, plot and command line call things: the matrix, its units, numbers, and the notes on a result.
+
+Every function takes the metadata of a result; a key that is absent is passed over.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+NOTHING = "–"
+
+
+def matrix_name(metadata: Mapping[str, Any]) -> str:
+    """Which matrix the spectrum is of. "Fisher" never stands alone.
+
+    Example:
+        >>> matrix_name({"fisher": "empirical"})
+        'empirical Fisher'
+        >>> matrix_name({"centered": True})
+        'gradient covariance'
+    """
+    return (
+        "gradient covariance" if metadata.get("centered") else f"{metadata.get('fisher', 'empirical')} Fisher"
+    )
+
+
+def model_name(metadata: Mapping[str, Any]) -> str | None:
+    """The name of the model, else of its class; None where neither is known."""
+    return metadata.get("model_id") or metadata.get("model")
+
+
+def count_of_units(metadata: Mapping[str, Any]) -> str:
+    """How many units, and of what.
+
+    Example:
+        >>> count_of_units({"num_tokens": 512, "unit": "token"})
+        '512 tokens'
+    """
+    count, unit = metadata.get("num_tokens", 0), metadata.get("unit", "token")
+    return f"{count:,} {unit}" + ("" if count == 1 else "s")
+
+
+def number(value: float | None, *, digits: int = 4, scientific: bool = True) -> str:
+    """A number to so many significant digits; a dash where there is none.
+
+    Example:
+        >>> number(0.0012345), number(12.346, scientific=False), number(None), number(0.0)
+        ('1.234e-03', '12.35', '–', '0')
+        >>> number(1023.7, scientific=False)
+        '1024'
+    """
+    if value is None:
+        return NOTHING
+    if value == 0:
+        return "0"
+    if scientific:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:.{max(0, digits - len(str(int(abs(value)))))}f}"
+
+
+def compact(count: int | None) -> str:
+    """A count in at most six characters.
+
+    Example:
+        >>> compact(512), compact(163_037_184), compact(None)
+        ('512', '163.0M', '–')
+    """
+    if count is None:
+        return NOTHING
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= max(size, 1e4):
+            return f"{count / size:.1f}{letter}"
+    return str(count)
+
+
+def notes(metadata: Mapping[str, Any]) -> list[str]:
+    """One sentence for everything that made a result other than plain and exact."""
+    dropped = metadata.get("dropped_tokens") or 0
+    dropped = dropped if isinstance(dropped, int) else len(dropped)
+    found = [f"approximation: {text}" for text in metadata.get("approximations") or ()]
+    found += [f"solver fallback in {label}: {why}" for label, why in (metadata.get("fallback") or {}).items()]
+    if dropped:
+        found.append(f"{dropped:,} token(s) with a non-finite loss or gradient were dropped")
+    return found

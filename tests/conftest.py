@@ -1,0 +1,25 @@
+"""Before any test: shape and type checks on, no network, no torchvision, Hypothesis profiles."""
+
+import os
+import sys
+
+# curvlinops depends on BackPACK, which pulls a torchvision that does not match a CPU-only torch; Transformers would
+# import it and fail. Nothing here uses it, so it is made unimportable before anything imports Transformers.
+sys.modules["torchvision"] = None
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+from hypothesis import HealthCheck, settings  # noqa: E402 (what is above comes first)
+from jaxtyping import install_import_hook  # noqa: E402
+
+# Not fisherfunc.testing: beartype cannot check against Hypothesis' DrawFn, a protocol not meant for isinstance.
+LAYERS = ("records", "linalg", "partitioning", "gradients", "models", "pipeline", "surface")
+install_import_hook([f"fisherfunc.{layer}" for layer in LAYERS], "beartype.beartype")
+
+# Torch's first calls take longer than Hypothesis' default deadline.
+SLOW_DRAWS = [HealthCheck.too_slow]
+settings.register_profile("dev", deadline=None, max_examples=50, suppress_health_check=SLOW_DRAWS)
+settings.register_profile(
+    "ci", deadline=None, max_examples=50, derandomize=True, print_blob=True, suppress_health_check=SLOW_DRAWS
+)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
