@@ -4,7 +4,6 @@
 meta device: only the names of their parameters matter.
 """
 
-import sys
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -24,7 +23,6 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 
 @cache
 def names_of(family: str) -> tuple[str, ...]:
-    sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]
     transformers = pytest.importorskip("transformers")
     case = FAMILIES[family]
     model_class = getattr(transformers, case["model"])

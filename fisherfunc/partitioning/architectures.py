@@ -68,9 +68,7 @@ ADAPTERS: Final = _any_of("base_layer lora_* ia3_* modules_to_save original_modu
 NORMALIZATION: Final = _any_of("*norm* ln ln[0-9_]* *_ln bn bn[0-9]*")
 
 # Norms that close a stack when they stand outside it; numbered ones (bn1, norm1) belong elsewhere.
-FINAL_NORM: Final = _any_of(
-    "norm norm_f ln_f ln_out ln_post ln_final layernorm layer_norm *final*norm post_layernorm"
-)
+FINAL_NORM: Final = _any_of("norm norm_f ln_f ln_out ln_post ln_final layernorm layer_norm *final*norm post_layernorm")
 
 _ATTENTION: Final = """
     *attn* *attention* *qkv* [qkvo]_proj out_proj in_proj_weight in_proj_bias [qkv]_proj_weight bias_[kv]

@@ -54,7 +54,7 @@ def parse(name: str) -> Path:
         Path(modules=('fc1',), tensor='weight', stack=None)
     """
     *parents, tensor = name.split(".")
-    modules = tuple(part for part in parents if part and part not in words.WRAPPERS)
+    modules = tuple(part for part in parents if part not in words.WRAPPERS)
     for prefix in words.WRAPPING_PREFIXES:
         if modules[: len(prefix)] == prefix:
             modules = modules[len(prefix) :]

@@ -129,10 +129,9 @@ RULES: Final[Mapping[str, Rule]] = MappingProxyType(
 def _first_role(parts: Iterable[str], vocabulary: words.Vocabulary) -> tuple[str | None, int]:
     """Return the role of the outermost part that the vocabulary knows, and how far in it stands."""
     for depth, part in enumerate(parts):
-        if part not in _KNOWN_PREFIXES:
-            for role, pattern in vocabulary.items():
-                if pattern.match(part.lower()):
-                    return role, depth
+        for role, pattern in vocabulary.items():
+            if pattern.match(part.lower()):
+                return role, depth
     return None, -1
 
 
