@@ -18,8 +18,8 @@ install_import_hook([f"fisherfunc.{layer}" for layer in LAYERS], "beartype.beart
 
 # Torch's first calls take longer than Hypothesis' default deadline.
 SLOW_DRAWS = [HealthCheck.too_slow]
-settings.register_profile("dev", deadline=None, max_examples=50, suppress_health_check=SLOW_DRAWS)
+settings.register_profile("dev", deadline=None, max_examples=30, suppress_health_check=SLOW_DRAWS)
 settings.register_profile(
-    "ci", deadline=None, max_examples=50, derandomize=True, print_blob=True, suppress_health_check=SLOW_DRAWS
+    "ci", deadline=None, max_examples=30, derandomize=True, print_blob=True, suppress_health_check=SLOW_DRAWS
 )
 settings.load_profile("ci" if os.environ.get("CI") else "dev")

@@ -9,9 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def gram_of(
-    rows: Float[Tensor, "*stack n p"], *, dtype: torch.dtype | None = None
-) -> Float[Tensor, "*stack n n"]:
+def gram_of(rows: Float[Tensor, "*stack n p"], *, dtype: torch.dtype | None = None) -> Float[Tensor, "*stack n n"]:
     """K = G Gᵀ. Cost 2 N² P operations.
 
     Args:

@@ -176,7 +176,7 @@ def jittered(inner: GramKernel, *, relative: float = 1e-10, dtype: Dtype = torch
 
     def kernel(gram, *, precision=None, **context):
         jitter = relative * gram.to(dtype).diagonal(dim1=-2, dim2=-1).mean(dim=-1)
-        lifted = gram.to(dtype) + torch.diag_embed(jitter[..., None].expand(gram.shape[:-1]))
+        lifted = gram + torch.diag_embed(jitter[..., None].expand(gram.shape[:-1]))
         spectrum = inner(lifted, precision=precision or gram.dtype, **context)
         shift = jitter / spectrum.num_tokens
         shifted = spectrum.eigenvalues - shift[..., None]

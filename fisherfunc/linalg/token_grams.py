@@ -87,11 +87,7 @@ class TokenGrams:
 
     def block_scale(self, names: Iterable[str] | None = None) -> Float[Tensor, ""] | None:
         """The scale of a block's round-off, Σ_p scale_p; None where nothing cancelled."""
-        return (
-            sum((self.scale[name] for name in self._known(names)), start=torch.tensor(0.0))
-            if self.scale
-            else None
-        )
+        return sum((self.scale[name] for name in self._known(names)), start=torch.tensor(0.0)) if self.scale else None
 
     def center(self) -> "TokenGrams":
         """Subtract the mean row: H K H, the Gram behind the gradient covariance."""
@@ -175,9 +171,7 @@ class TokenGrams:
                 info = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
         except SafetensorError as error:
-            raise ValueError(
-                f"{path} is not a readable safetensors file ({error}); save the Grams again"
-            ) from error
+            raise ValueError(f"{path} is not a readable safetensors file ({error}); save the Grams again") from error
         if info.get("format") != FORMAT:
             raise ValueError(
                 f"{path} has format {info.get('format')!r}, expected {FORMAT!r}; "
@@ -186,9 +180,7 @@ class TokenGrams:
         header = json.loads(info["header"])
         return TokenGrams(
             grams={name: tensors[f"gram/{name}"] for name in header["num_params"]},
-            scale={
-                name: tensors[f"scale/{name}"] for name in header["num_params"] if f"scale/{name}" in tensors
-            },
+            scale={name: tensors[f"scale/{name}"] for name in header["num_params"] if f"scale/{name}" in tensors},
             tokens=Tokens(**{field: tensors[f"tokens/{field}"] for field in TOKEN_FIELDS}),
             precision=getattr(torch, header.pop("precision")),
             **header,
@@ -205,20 +197,19 @@ class TokenGrams:
 
     def _as_index(self, index: Tensor | Iterable[int]) -> Tensor:
         if self.centered:
-            raise ValueError(
-                "select expected uncentred rows: a selection has another mean; select first, then center"
-            )
-        index = torch.as_tensor(
-            index if isinstance(index, Tensor) else list(index), device=self.tokens.sequence.device
-        )
+            raise ValueError("select expected uncentred rows: a selection has another mean; select first, then center")
+        index = torch.as_tensor(index if isinstance(index, Tensor) else list(index), device=self.tokens.sequence.device)
         if index.dtype == torch.bool:
             if index.shape != (self.num_units,):
                 raise ValueError(f"a mask must have shape ({self.num_units},), got {tuple(index.shape)}")
             index = index.nonzero().squeeze(-1)
         if index.numel() == 0:
             raise ValueError(f"select chose no row of {self.num_units}; a spectrum needs at least one")
-        if index.ndim != 1 or int(index.min()) < -self.num_units or int(index.max()) >= self.num_units:
-            raise IndexError(f"select expected a flat index into {self.num_units} rows, got {index.tolist()}")
+        known = -self.num_units <= int(index.min()) and int(index.max()) < self.num_units
+        if index.ndim != 1 or index.is_floating_point() or not known:
+            raise IndexError(
+                f"select expected a flat index of integers into {self.num_units} rows, got {index.tolist()}"
+            )
         return index
 
 

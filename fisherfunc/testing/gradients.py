@@ -86,9 +86,7 @@ def gradient_trees(
     @st.composite
     def trees(draw: st.DrawFn) -> dict[str, Tensor]:
         num_rows = draw(st.integers(1, max_rows))
-        names = draw(
-            st.lists(st.sampled_from(PARAMETER_NAMES), min_size=1, max_size=max_tensors, unique=True)
-        )
+        names = draw(st.lists(st.sampled_from(PARAMETER_NAMES), min_size=1, max_size=max_tensors, unique=True))
         tree = {}
         for name in names:
             shape = draw(shapes)

@@ -82,12 +82,11 @@ def language_models(*, dtype: torch.dtype = torch.float64) -> st.SearchStrategy[
 
     @st.composite
     def models(draw: st.DrawFn) -> TinyModel:
-        vocabulary, width = draw(st.integers(2, 6)), draw(st.integers(1, 3))
+        # Of one or two entries a layer norm leaves nothing but signs: no gradient would pass it.
+        vocabulary, width = draw(st.integers(2, 6)), draw(st.integers(3, 4))
         lengths = [draw(st.integers(2, 5)), *draw(st.lists(st.integers(1, 5), max_size=2))]
         tied, named = draw(st.booleans()), draw(st.booleans())
-        module = _initialized(
-            draw, lambda: TinyForCausalLM(vocabulary, width, max(lengths), tied, named), dtype
-        )
+        module = _initialized(draw, lambda: TinyForCausalLM(vocabulary, width, max(lengths), tied, named), dtype)
         return TinyModel(module, _token_batch(draw, lengths, vocabulary), None)
 
     return models()

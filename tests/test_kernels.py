@@ -1,0 +1,179 @@
+"""Every kernel gives the same spectrum of F = (1/N) Gᵀ G, and obeys the same laws."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.func import jacrev, vmap
+from torch.testing import assert_close
+
+from fisherfunc.linalg import kernels, metrics
+from fisherfunc.linalg.gram import gram_of
+from fisherfunc.testing import gradient_matrices, prescribed_spectra
+
+KERNELS = {
+    "gram_eigh": kernels.of_rows(kernels.gram_eigh()),
+    "gram_svd": kernels.of_rows(kernels.gram_svd()),
+    "jittered": kernels.of_rows(kernels.jittered(kernels.gram_eigh())),
+    "robust_eigh": kernels.of_rows(kernels.robust_eigh()),
+    "covariance_eigh": kernels.covariance_eigh(),
+    "svd": kernels.svd(),
+    "svd_lowrank": kernels.svd_lowrank(rank=12),
+    "cheapest": kernels.cheapest(),
+}
+every_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+PURE = {name: kernel for name, kernel in KERNELS.items() if name != "robust_eigh"}  # the one that looks at values
+every_pure_kernel = pytest.mark.parametrize("kernel", PURE.values(), ids=PURE)
+
+
+def assert_spectrum(got, want, *, largest=None, relative=1e-13):
+    """Equal up to round-off, which is relative to the largest eigenvalue."""
+    largest = float(want.max()) if largest is None else largest
+    assert_close(got.eigenvalues, want, atol=relative * largest, rtol=0)
+
+
+@every_kernel
+@given(prescribed_spectra())
+def test_a_prescribed_spectrum_is_found(kernel, pair):
+    rows, eigenvalues = pair
+    assert_spectrum(kernel(rows), eigenvalues)
+
+
+@every_kernel
+@given(prescribed_spectra(dtype=torch.float32))
+def test_a_prescribed_spectrum_is_found_in_float32_within_its_resolution(kernel, pair):
+    rows, eigenvalues = pair
+    spectrum = kernel(rows)
+    assert_close(spectrum.eigenvalues, eigenvalues, atol=4 * float(spectrum.resolution), rtol=0)
+    assert spectrum.eigenvalues.dtype == torch.float64
+
+
+@every_kernel
+@given(st.floats(1e-60, 1e60) | st.floats(-1e60, -1e-60) | st.just(0.0))
+def test_one_row_of_one_parameter_gives_its_square(kernel, g):
+    spectrum = kernel(torch.tensor([[g]], dtype=torch.float64))
+    assert_close(spectrum.eigenvalues, torch.tensor([g * g], dtype=torch.float64), atol=0, rtol=1e-15)
+    assert spectrum.exact and (spectrum.num_tokens, spectrum.num_params) == (1, 1)
+
+
+@pytest.mark.parametrize("name", set(KERNELS) - {"jittered"})
+def test_one_row_of_one_parameter_loses_no_bit(name):
+    assert KERNELS[name](torch.tensor([[0.1]], dtype=torch.float64)).eigenvalues.tolist() == [0.1 * 0.1]
+
+
+@every_kernel
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (4, 1), (3, 5), (5, 3)])
+def test_zero_gradients_have_a_zero_spectrum(kernel, shape):
+    spectrum = kernel(torch.zeros(shape))
+    assert_close(spectrum.eigenvalues, torch.zeros(min(shape), dtype=torch.float64), atol=0, rtol=0)
+    assert (spectrum.resolution.item(), spectrum.negative_part.item()) == (0.0, 0.0)
+    assert (metrics.effective_rank(spectrum).item(), metrics.numerical_rank(spectrum).item()) == (0.0, 0)
+
+
+@every_kernel
+@given(gradient_matrices())
+def test_eigenvalues_are_min_of_n_and_p_many_descending_and_none_negative(kernel, rows):
+    eigenvalues = kernel(rows).eigenvalues
+    assert eigenvalues.shape == (min(rows.shape),)
+    assert bool((eigenvalues[:-1] >= eigenvalues[1:]).all()) and bool((eigenvalues >= 0).all())
+
+
+@every_kernel
+@given(gradient_matrices())
+def test_the_trace_is_the_mean_square_norm_of_the_rows(kernel, rows):
+    want = rows.square().sum() / len(rows)
+    assert_close(metrics.trace(kernel(rows)), want, atol=0, rtol=1e-12)
+
+
+@every_kernel
+@given(gradient_matrices(), st.floats(1e-3, 1e3))
+def test_scaling_the_loss_by_c_scales_eigenvalues_by_its_square(kernel, rows, c):
+    want = c**2 * kernel(rows).eigenvalues
+    assert_spectrum(kernel(c * rows), want)
+
+
+@every_kernel
+@given(gradient_matrices(), st.randoms(use_true_random=False))
+def test_the_order_of_tokens_does_not_matter(kernel, rows, random):
+    order = random.sample(range(len(rows)), len(rows))
+    assert_spectrum(kernel(rows[order]), kernel(rows).eigenvalues)
+
+
+@every_kernel
+@given(gradient_matrices())
+def test_repeating_all_tokens_changes_nothing_but_n(kernel, rows):
+    twice = kernel(torch.cat([rows, rows])).eigenvalues[: min(rows.shape)]
+    assert_close(twice, kernel(rows).eigenvalues, atol=1e-12 * float(rows.square().sum()), rtol=0)
+
+
+@given(gradient_matrices())
+def test_the_routes_share_their_nonzero_spectrum(rows):
+    reference = KERNELS["svd"](rows)
+    for name, kernel in KERNELS.items():
+        assert_spectrum(kernel(rows), reference.eigenvalues)
+        assert kernel(rows).resolution.item() == pytest.approx(reference.resolution.item(), rel=1e-9), name
+
+
+@every_kernel
+def test_num_tokens_is_what_the_gram_is_divided_by(kernel):
+    rows = torch.eye(4, 6)
+    assert_close(kernel(rows, num_tokens=2).eigenvalues, torch.full((4,), 0.5).double(), atol=1e-15, rtol=0)
+    assert kernel(rows, num_tokens=2).num_tokens == 2 and kernel(rows).num_tokens == 4
+
+
+@every_kernel
+def test_precision_and_scale_set_the_resolution(kernel):
+    rows = torch.eye(3, 6, dtype=torch.float64)
+    eps, sums = torch.finfo(torch.float32).eps, 6**0.5 * torch.finfo(torch.float64).eps
+    fine, coarse = kernel(rows).resolution, kernel(rows, precision=torch.float32).resolution
+    assert_close(fine.item() * 3, 3 * torch.finfo(torch.float64).eps + sums, atol=0, rtol=1e-6)
+    assert_close(coarse.item() * 3, 3 * eps + sums, atol=0, rtol=1e-6)
+    cancelled = kernel(rows, scale=torch.tensor(100.0)).resolution
+    assert_close(cancelled, 100 * fine, atol=0, rtol=1e-6)
+    assert_close(kernel(rows, scale=torch.tensor(1e-3)).resolution, fine, atol=0, rtol=1e-6)
+
+
+def test_without_the_number_of_parameters_all_n_eigenvalues_are_kept():
+    gram = gram_of(torch.ones(4, 2))
+    assert kernels.gram_eigh()(gram).eigenvalues.shape == (4,)
+    assert kernels.gram_eigh()(gram, num_params=2).eigenvalues.shape == (2,)
+
+
+def test_the_solver_says_which_matrix_was_solved():
+    wide, tall = torch.ones(2, 5), torch.ones(5, 2)
+    assert KERNELS["cheapest"](wide).solver == "gram_eigh(float64)"
+    assert KERNELS["cheapest"](tall).solver == "covariance_eigh(float64)"
+    assert kernels.gram_eigh(dtype=torch.float32)(gram_of(wide)).solver == "gram_eigh(float32)"
+    assert kernels.gram_eigh(dtype=torch.float32)(gram_of(wide)).eigenvalues.dtype == torch.float32
+
+
+@every_pure_kernel
+@pytest.mark.parametrize("shape", [(4, 6), (6, 4), (1, 3), (3, 1)])
+def test_kernels_survive_vmap(kernel, shape):
+    stack = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    together = vmap(kernel)(stack)
+    for index, rows in enumerate(stack):
+        alone = kernel(rows)
+        assert_spectrum(alone, together.eigenvalues[index])
+        assert_close(together.resolution[index], alone.resolution, atol=0, rtol=1e-9)
+    assert together.solver == alone.solver and together.num_tokens == shape[0]
+
+
+@pytest.mark.parametrize("inner", [kernels.gram_eigh(), kernels.gram_svd(), kernels.jittered(kernels.gram_eigh())])
+def test_the_derivative_of_a_simple_eigenvalue_by_the_gram_is_u_uT_over_n(inner):
+    rows = torch.randn(4, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    gram = gram_of(rows)
+    derivative = jacrev(lambda k: inner(k).eigenvalues)(gram)
+    vectors = torch.linalg.eigh(gram).eigenvectors.flip(-1)
+    want = torch.stack([torch.outer(u, u) / 4 for u in vectors.mT])
+    assert_close((derivative + derivative.mT) / 2, want, atol=1e-9, rtol=0)
+
+
+@every_pure_kernel
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3)])
+def test_the_derivative_of_a_simple_eigenvalue_by_the_rows_is_2_sigma_u_vT_over_n(kernel, shape):
+    rows = torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    derivative = jacrev(lambda g: kernel(g).eigenvalues)(rows)
+    left, sigma, right = torch.linalg.svd(rows, full_matrices=False)
+    want = torch.stack([2 * s * torch.outer(u, v) / shape[0] for u, s, v in zip(left.mT, sigma, right, strict=True)])
+    assert_close(derivative, want, atol=1e-9, rtol=0)
