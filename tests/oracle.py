@@ -83,7 +83,7 @@ def gradient_rows(model: torch.nn.Module, kind: str, batch: Any) -> dict[str, to
 
 
 def gram_errors(grams: dict[str, torch.Tensor], rows: dict[str, torch.Tensor], floor: float) -> dict[str, float]:
-    """‖K − K*‖/‖K*‖ a parameter; one that is zero up to rounding (a key bias) is measured against `floor` · ‖K_full‖."""
+    """‖K − K*‖/‖K*‖ a parameter; one zero up to rounding (a key bias) is measured against `floor` · ‖K_full‖."""
     assert set(grams) == set(rows), set(grams) ^ set(rows)
     truth = {name: g @ g.T for name, g in rows.items()}
     everything = torch.linalg.matrix_norm(torch.stack(list(truth.values())).sum(0))

@@ -17,23 +17,25 @@ def grams_of(model: torch.nn.Module, batch, kind: str, **options) -> ff.TokenGra
     return ff.token_grams(fn, fn.params, batch, losses_of(kind), **options)
 
 
+@pytest.mark.parametrize("route", ["dense", "factored"])
 @pytest.mark.parametrize("name", CASES)
-def test_float64_grams_equal_those_of_a_loop_of_backward_passes(name):
+def test_float64_grams_equal_those_of_a_loop_of_backward_passes(name, route):
     case = CASES[name]
     model, batch = build(name, dtype=torch.float64)
     rows = gradient_rows(model, case.kind, batch)
-    grams = grams_of(model, batch, case.kind)
+    grams = grams_of(model, batch, case.kind, route=route, self_check=True)
     # A model that casts to float32 inside does so for the oracle too; what is left is float32 round-off.
     tolerance = 1e-5 if case.casts else 1e-10
     errors = gram_errors(grams.grams, rows, floor=torch.finfo(torch.float64).eps)
     assert max(errors.values()) < tolerance, {n: e for n, e in errors.items() if e >= tolerance}
 
 
+@pytest.mark.parametrize("route", ["dense", "factored"])
 @pytest.mark.parametrize("name", CASES)
-def test_float32_grams_equal_those_of_a_float64_loop(name):
+def test_float32_grams_equal_those_of_a_float64_loop(name, route):
     case = CASES[name]
     model, batch = build(name)
-    grams = grams_of(model, batch, case.kind)
+    grams = grams_of(model, batch, case.kind, route=route)
     exact, exact_batch = build(name, dtype=torch.float64)
     exact.load_state_dict(model.state_dict())
     errors = gram_errors(

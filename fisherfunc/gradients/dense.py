@@ -16,13 +16,15 @@ from fisherfunc.gradients.memory import free_bytes, saved_bytes
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.rows import gradient_chunks, losses_of, raise_nonfinite
 from fisherfunc.gradients.sequences import split
-from fisherfunc.gradients.slabs import DEFAULT_CHUNK, TILE, Columns, DensePlan, Footprint, cut
+from fisherfunc.gradients.slabs import DEFAULT_CHUNK, Columns, DensePlan, Footprint, cut
 from fisherfunc.gradients.subsample import EVERY, Coordinates
 from fisherfunc.gradients.survey import survey
-from fisherfunc.linalg.token_grams import Tokens
-from fisherfunc.records.axes import Batch, Params, Progress
+from fisherfunc.gradients.workload import PassOptions, Workload
+from fisherfunc.linalg.gram import accumulate_rows
+from fisherfunc.records.axes import Batch, Params
 
 
+@torch.inference_mode(mode=False)
 def per_token_gradients(
     fn: ModelFunction, params: Params, batch: Batch, loss: TokenLoss, *, chunk_size: int | None = None
 ) -> dict[str, Tensor]:
@@ -41,7 +43,8 @@ def per_token_gradients(
         `{name: (N, *shape)}`, rows in the order of sequence and position, in the dtype of the parameters.
 
     Raises:
-        ValueError: If no token is valid, or a loss or a gradient is not finite (the error names where).
+        ValueError: If no token is valid, an option or a parameter is unusable, or a loss or a gradient is not finite
+            (the error names where).
 
     Example:
         >>> import fisherfunc as ff
@@ -51,10 +54,14 @@ def per_token_gradients(
         >>> rows["weight"].flatten()
         tensor([ 3., 12.])
     """
-    sequences = split(batch)
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size expected at least 1, got chunk_size={chunk_size}")
+    params, sequences = fn.at(params), split(batch)
     tokens, _ = survey(fn, params, sequences, loss)
     losses = losses_of(fn, params, sequences, loss)
-    method = pullback.choose(losses[int(tokens.sequence[0])], params)
+    first = losses[int(tokens.sequence[0])]
+    pullback.check_reach(first, params)
+    method = pullback.choose(first, params)
     chunk_size = DEFAULT_CHUNK if chunk_size is None else chunk_size
     chunks = [c for _, c in gradient_chunks(losses, params, tokens, method=method, chunk_size=chunk_size)]
     gradients = {name: torch.cat([chunk[name] for chunk in chunks]) for name in params}
@@ -72,63 +79,38 @@ class DenseOutcome:
     method: str
 
 
-def dense_grams(
-    fn: ModelFunction,
-    params: Params,
-    sequences: Sequence[Batch],
-    loss: TokenLoss,
-    tokens: Tokens,
-    *,
-    chunk_size: int | None = None,
-    memory_limit: int | None = None,
-    gram_dtype: torch.dtype = torch.float64,
-    coordinates: Coordinates = EVERY,
-    progress: Progress | None = None,
-) -> DenseOutcome:
-    """The Grams of the given tokens, {name: (N, N)}; a row that is not finite spoils its row and column only.
+def dense_grams(work: Workload, options: PassOptions, *, coordinates: Coordinates = EVERY) -> DenseOutcome:
+    """The Grams of the tokens, {name: (N, N)}; a row that is not finite spoils its row and column only.
 
-    Cost: one forward and N backward passes a slab, 2 N² P operations in `gram_dtype`.
+    Cost: one forward and N backward passes a slab, 2 N² P operations in the dtype of the Grams.
 
     Args:
-        fn: The model as a pure function.
-        params: Where to differentiate, and by what.
-        sequences: One-sequence batches.
-        loss: The token loss.
-        tokens: The tokens wanted, in the order of sequence and position.
-        chunk_size: Tokens a batched backward pass.
-        memory_limit: In bytes, beyond the model; half of what is free where None.
-        gram_dtype: What Grams are accumulated in.
+        work: What to pass over.
+        options: How.
         coordinates: The columns to keep.
-        progress: Called with the token passes done and their total.
 
     Raises:
         ValueError: If the memory limit is below the smallest chunk.
     """
-    losses = losses_of(fn, params, sequences, loss)
-    plan = _plan(losses, params, tokens, chunk_size, memory_limit, gram_dtype, coordinates)
-    count = len(tokens.sequence)
-    grams = {name: torch.zeros(count, count, dtype=gram_dtype, device=p.device) for name, p in params.items()}
+    losses = losses_of(work.fn, work.params, work.sequences, work.loss)
+    plan = _plan(losses, work, options, coordinates)
+    count = work.num_tokens
+    grams = {n: torch.zeros(count, count, dtype=options.gram_dtype, device=p.device) for n, p in work.params.items()}
     methods: set[str] = set()
     for done, slab in enumerate(plan.slabs):
-        some = {columns.name: params[columns.name] for columns in slab}
-        method = pullback.choose(losses[int(tokens.sequence[0])], some)
+        some = {columns.name: work.params[columns.name] for columns in slab}
+        method = pullback.choose(losses[int(work.tokens.sequence[0])], some)
         methods.add(method)
-        buffers = [next(iter(some.values())).new_empty(count, columns.width) for columns in slab]
-        for rows, chunk in gradient_chunks(losses, some, tokens, method=method, chunk_size=plan.chunk_size):
+        buffers = [some[columns.name].new_empty(count, columns.width) for columns in slab]
+        for rows, chunk in gradient_chunks(losses, some, work.tokens, method=method, chunk_size=plan.chunk_size):
             for columns, buffer in zip(slab, buffers, strict=True):
                 buffer[rows] = _columns_of(chunk[columns.name], columns, coordinates)
-            if progress is not None:
-                progress(done * count + rows.stop, len(plan.slabs) * count)
+            del chunk  # or two would be held while the next one is computed
+            if options.progress is not None:
+                options.progress(done * count + rows.stop, len(plan.slabs) * count)
         for columns, buffer in zip(slab, buffers, strict=True):
-            _accumulate(grams[columns.name], buffer)
+            accumulate_rows(grams[columns.name], buffer)
     return DenseOutcome(grams=grams, plan=plan, method="+".join(sorted(methods)))
-
-
-def _accumulate(gram: Tensor, rows: Tensor) -> None:
-    """K += G Gᵀ, tile by tile of columns: the order of the sum does not depend on how columns were cut into slabs."""
-    for tile in rows.split(TILE, dim=1):
-        widened = tile.to(gram.dtype)
-        gram.addmm_(widened, widened.mT)
 
 
 def _columns_of(gradient: Tensor, columns: Columns, coordinates: Coordinates) -> Tensor:
@@ -140,32 +122,26 @@ def _columns_of(gradient: Tensor, columns: Columns, coordinates: Coordinates) ->
 
 
 def _plan(
-    losses: Sequence[pullback.LossesOf],
-    params: Params,
-    tokens: Tokens,
-    chunk_size: int | None,
-    memory_limit: int | None,
-    gram_dtype: torch.dtype,
-    coordinates: Coordinates,
+    losses: Sequence[pullback.LossesOf], work: Workload, options: PassOptions, coordinates: Coordinates
 ) -> DensePlan:
-    like = next(iter(params.values()))
-    num_params = {name: p.numel() for name, p in params.items()}
-    leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
-    longest = int(tokens.sequence[tokens.position.argmax()])
-    graph, largest = saved_bytes(lambda: losses[longest](leaves))
+    leaves = {name: p.detach().requires_grad_() for name, p in work.params.items()}
+    longest = int(work.tokens.sequence[work.tokens.position.argmax()])
+    graph, largest = saved_bytes(lambda: losses[longest](leaves), beside=leaves.values())
     footprint = Footprint(
-        num_tokens=len(tokens.sequence),
-        itemsize=like.element_size(),
-        gram_itemsize=torch.empty((), dtype=gram_dtype).element_size(),
+        num_tokens=work.num_tokens,
+        itemsize=max(p.element_size() for p in leaves.values()),
+        gram_itemsize=torch.empty((), dtype=options.gram_dtype).element_size(),
         graph=graph,
-        cotangent=4 * largest,
+        largest=max(work.num_params.values()),
+        cotangent=3 * largest,  # as measured on GPT-2: logits, their softmax, the cotangent
     )
+    free = free_bytes(next(iter(leaves.values())).device)
     return cut(
-        num_params,
-        _num_columns(num_params, coordinates),
+        work.num_params,
+        _num_columns(work.num_params, coordinates),
         footprint,
-        memory_limit=free_bytes(like.device) // 2 if memory_limit is None else memory_limit,
-        chunk_size=chunk_size,
+        memory_limit=free // 2 if options.memory_limit is None else options.memory_limit,
+        chunk_size=options.chunk_size,
     )
 
 

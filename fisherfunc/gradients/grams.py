@@ -9,20 +9,25 @@ import torch
 from torch import Tensor
 
 from fisherfunc.gradients.dense import dense_grams
+from fisherfunc.gradients.factored import factored_grams
 from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.model_function import ModelFunction
-from fisherfunc.gradients.rows import raise_nonfinite
+from fisherfunc.gradients.pullback import check_reach
+from fisherfunc.gradients.rows import losses_of, raise_nonfinite
+from fisherfunc.gradients.self_check import check_grams
 from fisherfunc.gradients.sequences import split
-from fisherfunc.gradients.subsample import EVERY, sample_coordinates
+from fisherfunc.gradients.subsample import EVERY, Coordinates, sample_coordinates
 from fisherfunc.gradients.survey import survey
+from fisherfunc.gradients.workload import PassOptions, Workload
 from fisherfunc.linalg.token_grams import TokenGrams, Tokens
 from fisherfunc.partitioning import partition
 from fisherfunc.records.axes import Batch, Params, Progress
 from fisherfunc.records.versions import versions
 
-ROUTES = ("dense",)
+ROUTES = ("factored", "dense")
 
 
+@torch.inference_mode(mode=False)
 def token_grams(
     fn: ModelFunction,
     params: Params,
@@ -31,13 +36,14 @@ def token_grams(
     *,
     num_tokens: int | None = None,
     seed: int = 0,
-    route: str = "dense",
+    route: str = "factored",
     chunk_size: int | None = None,
     memory_limit: int | None = None,
     gram_dtype: torch.dtype = torch.float64,
     max_coordinates: int | None = None,
     coordinate_blocks: Callable[[str], str] | None = None,
     drop_nonfinite: bool = False,
+    self_check: bool = False,
     progress: Progress | None = None,
 ) -> TokenGrams:
     """The Gram matrix K_p = G_p G_pᵀ of every parameter tensor: unnormalised, exact.
@@ -49,13 +55,15 @@ def token_grams(
         loss: The token loss.
         num_tokens: At most this many tokens, picked by seed; all of them where None.
         seed: Of whatever is picked.
-        route: "dense": gradients are formed, one slab of columns at a time.
+        route: "factored": from output cotangents and inputs of linear maps; or "dense": gradients are formed, one slab
+            of columns at a time. Both are exact; coordinates are sampled by the dense one.
         chunk_size: Tokens a batched backward pass; the result does not depend on it beyond round-off.
         memory_limit: In bytes, beyond the model; half of what is free where None.
         gram_dtype: What Grams are accumulated in.
         max_coordinates: Approximate: keep at most this many columns a block (see subsample.py).
         coordinate_blocks: The blocks of `max_coordinates`; each parameter is one where None.
         drop_nonfinite: Whether to leave out tokens with a loss or gradient that is not finite, and count them.
+        self_check: Whether to compare the Grams with ordinary backward passes on a few tokens (see self_check.py).
         progress: Called as `progress(done, total)`, in backward passes of one token.
 
     Returns:
@@ -67,38 +75,31 @@ def token_grams(
     """
     _check_options(num_tokens, chunk_size, route)
     begin = perf_counter()
-    sequences = split(batch)
+    params, sequences = fn.at(params), split(batch)
     found, dropped = survey(fn, params, sequences, loss, drop_nonfinite=drop_nonfinite)
     tokens = _pick(found, num_tokens, seed)
+    check_reach(losses_of(fn, params, sequences, loss)[int(tokens.sequence[0])], params)
     num_params = {name: p.numel() for name, p in params.items()}
     coordinates = EVERY
     if max_coordinates is not None:
         labels = partition(params, coordinate_blocks or (lambda name: name))
         coordinates = sample_coordinates(num_params, labels, max_coordinates=max_coordinates, seed=seed)
-    outcome = dense_grams(
-        fn,
-        params,
-        sequences,
-        loss,
-        tokens,
-        chunk_size=chunk_size,
-        memory_limit=memory_limit,
-        gram_dtype=gram_dtype,
-        coordinates=coordinates,
-        progress=progress,
-    )
+    work = Workload(fn=fn, params=params, sequences=sequences, loss=loss, tokens=tokens)
+    options = PassOptions(chunk_size=chunk_size, memory_limit=memory_limit, gram_dtype=gram_dtype, progress=progress)
+    matrices, how = _passed(work, options, route, coordinates)
     like = next(iter(params.values()))
     grams = TokenGrams(
-        grams=outcome.grams,
+        grams=matrices,
         tokens=tokens,
         scale={},
         num_params=num_params,
         unit="token",
         centered=False,
-        precision=like.dtype,
+        precision=max((p.dtype for p in params.values()), key=lambda dtype: torch.finfo(dtype).eps),
         metadata={},
     )
     grams, lost = _sound(grams, drop_nonfinite)
+    checked = check_grams(grams.grams, replace(work, tokens=grams.tokens), seed=seed) if self_check else None
     facts: dict[str, Any] = {
         "fisher": "empirical",
         "targets": "observed",
@@ -109,19 +110,42 @@ def token_grams(
         "num_valid_tokens": len(found.sequence),
         "dropped_tokens": dropped + lost,
         "seed": seed,
-        "dtype": _name(like.dtype),
+        "dtype": "+".join(sorted({_name(p.dtype) for p in params.values()})),
         "gram_dtype": _name(gram_dtype),
         "device": str(like.device),
-        "route": route,
-        "method": outcome.method,
-        "chunk_size": outcome.plan.chunk_size,
-        "passes": len(outcome.plan.slabs),
-        "predicted_peak_bytes": outcome.plan.peak_bytes,
+        **how,
+        "self_check": checked,
         "approximations": [f"at most {max_coordinates} coordinates a block, seed {seed}"] if coordinates.index else [],
         "versions": versions(),
         "pass_time_s": perf_counter() - begin,
     }
     return replace(grams, metadata=facts)
+
+
+def _passed(
+    work: Workload, options: PassOptions, route: str, coordinates: Coordinates
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The Grams by a route, and how they were computed."""
+    found = factored_grams(work, options) if route == "factored" and not coordinates.index else None
+    if found is not None:
+        grams, plan = found
+        return grams, {
+            "route": "factored",
+            "passes": len(plan.groups) + len(plan.slabbed),
+            "chunk_size": plan.chunk_size,
+            "predicted_peak_bytes": plan.peak_bytes,
+            "causal_prefixes": plan.structure.causal,
+            "output_layer": plan.structure.head,
+            "formed_parameters": dict(plan.structure.dense),
+        }
+    outcome = dense_grams(work, options, coordinates=coordinates)
+    return outcome.grams, {
+        "route": "dense",
+        "passes": len(outcome.plan.slabs),
+        "chunk_size": outcome.plan.chunk_size,
+        "predicted_peak_bytes": outcome.plan.peak_bytes,
+        "method": outcome.method,
+    }
 
 
 def _check_options(num_tokens: int | None, chunk_size: int | None, route: str) -> None:
@@ -148,6 +172,8 @@ def _sound(grams: TokenGrams, drop_nonfinite: bool) -> tuple[TokenGrams, int]:
             raise_nonfinite(mask, grams.tokens, name)
         return grams, 0
     sound: Tensor = torch.stack(list(finite.values())).all(dim=0)
+    if not bool(sound.any()):
+        raise ValueError(f"the gradient of all {len(sound)} tokens is not finite; check the model's weights and dtype")
     return (grams, 0) if bool(sound.all()) else (grams.select(sound), int((~sound).sum()))
 
 

@@ -1,6 +1,6 @@
 """How much memory is free, and how much a forward pass keeps for the backward pass."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import psutil
@@ -15,16 +15,19 @@ def free_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def saved_bytes(forward: Callable[[], Any]) -> tuple[int, int]:
+def saved_bytes(forward: Callable[[], Any], *, beside: Iterable[Tensor] = ()) -> tuple[int, int]:
     """What `forward` saves for its backward pass: all tensors together, and the largest one, in bytes.
 
     Args:
         forward: Runs with gradients enabled; its result is thrown away.
+        beside: Tensors that are there anyway, such as the parameters; what shares their memory does not count.
     """
     sizes: dict[int, int] = {}
+    there = {tensor.untyped_storage().data_ptr() for tensor in beside}
 
     def pack(tensor: Tensor) -> Tensor:
-        sizes[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        if tensor.layout == torch.strided and tensor.untyped_storage().data_ptr() not in there:
+            sizes[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from fisherfunc.records.axes import Batch, Params
 from fisherfunc.records.record import record
@@ -18,7 +19,8 @@ class ModelFunction:
     Attributes:
         params: The parameters to differentiate by; a tied tensor appears once.
         frozen: The other parameters.
-        buffers: The buffers; each call works on copies, so a model that writes them changes nothing.
+        buffers: The buffers; each call works on copies of these and of the batch, so a model that writes to them
+            changes nothing.
         call: (all tensors by name, batch) → output.
         name: The class of the model.
     """
@@ -32,10 +34,36 @@ class ModelFunction:
     def apply(self, params: Params, batch: Batch) -> Any:
         """The model's output on a batch at these parameters; those not given are the model's own."""
         buffers = {name: buffer.clone() for name, buffer in self.buffers.items()}
-        return self.call({**self.frozen, **self.params, **buffers, **params}, batch)
+        inputs = pytree.tree_map_only(Tensor, torch.clone, batch)
+        return self.call({**self.frozen, **self.params, **buffers, **params}, inputs)
+
+    def at(self, params: Params) -> dict[str, Tensor]:
+        """Parameters to differentiate by, detached from whatever computed them.
+
+        Raises:
+            ValueError: If there are none, or one is not a parameter of the model, or has another shape.
+        """
+        if not params:
+            raise ValueError("params is empty; expected at least one parameter, such as those of fn.params")
+        own = {**self.frozen, **self.params}
+        for name, value in params.items():
+            if name not in own:
+                raise ValueError(f"params has {name!r}, which {self.name} has not; it has {list(own)}")
+            if value.shape != own[name].shape:
+                raise ValueError(
+                    f"params[{name!r}] has shape {tuple(value.shape)}, expected {tuple(own[name].shape)} "
+                    f"as in {self.name}"
+                )
+        return {name: ordinary(value) for name, value in params.items()}
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "ModelFunction":
-        """The same function with its floating-point tensors in `dtype`, all of them on `device`."""
+        """The same function with its floating-point tensors in `dtype`, all of them on `device`.
+
+        Raises:
+            ValueError: If `dtype` is not a floating-point one.
+        """
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"dtype expected a floating-point dtype such as torch.float64, got {dtype}")
 
         def moved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             return {
@@ -43,3 +71,8 @@ class ModelFunction:
             }
 
         return replace(self, params=moved(self.params), frozen=moved(self.frozen), buffers=moved(self.buffers))
+
+
+def ordinary(tensor: Tensor) -> Tensor:
+    """The tensor outside any graph; a copy where it was made in inference mode, as autograd takes none of those."""
+    return tensor.clone() if tensor.is_inference() else tensor.detach()

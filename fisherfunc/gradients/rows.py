@@ -32,11 +32,11 @@ def gradient_chunks(
     Yields:
         The rows that a chunk fills, and `{name: (c, *shape)}`.
     """
-    for first, last in _runs(tokens.sequence):
+    for first, last in runs(tokens.sequence):
         values, pull = pullback.METHODS[method](losses[int(tokens.sequence[first])], params)
         for start in range(first, last, chunk_size):
             rows = slice(start, min(start + chunk_size, last))
-            yield rows, pull(_one_hot(tokens.position[rows], values))
+            yield rows, pull(one_hot(tokens.position[rows], values))
 
 
 def losses_of(
@@ -62,13 +62,14 @@ def raise_nonfinite(finite: Bool[Tensor, " n"], tokens: Tokens, name: str) -> No
     )
 
 
-def _runs(sequence: Tensor) -> Iterator[tuple[int, int]]:
+def runs(sequence: Tensor) -> Iterator[tuple[int, int]]:
     """The bounds of the runs of equal sequence numbers."""
     starts = (sequence.diff() != 0).nonzero().squeeze(-1) + 1
     bounds = [0, *starts.tolist(), len(sequence)]
     return pairwise(bounds)
 
 
-def _one_hot(position: Tensor, values: Float[Tensor, " s"]) -> Float[Tensor, "c s"]:
+def one_hot(position: Tensor, values: Float[Tensor, " s"]) -> Float[Tensor, "c s"]:
+    """One cotangent a token: 1 at its own loss."""
     cotangents = values.new_zeros(len(position), len(values))
     return cotangents.scatter_(1, position[:, None].to(values.device), 1.0)

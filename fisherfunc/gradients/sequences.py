@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fisherfunc.gradients.model_function import ordinary
 from fisherfunc.records.axes import Batch
 
 
@@ -24,8 +25,10 @@ def split(batch: Batch) -> list[Batch]:
         ValueError: If there is no sequence, or a tensor has another number of rows.
     """
     if isinstance(batch, list):
+        if not batch:
+            raise ValueError("the batch is empty: a list of no batches; give it a batch")
         return [sequence for one in batch for sequence in split(one)]
-    batch = _plain(batch)
+    batch = pytree.tree_map_only(Tensor, ordinary, _plain(batch))
     count = _num_sequences(batch)
     for path, leaf in pytree.tree_flatten_with_path(batch)[0]:
         if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] not in (1, count):
@@ -49,6 +52,22 @@ def cast(batch: Batch, *, dtype: torch.dtype | None, device: torch.device | str 
     return pytree.tree_map(moved, _plain(batch))
 
 
+def shortened(sequence: Batch, length: int) -> Batch | None:
+    """The first `length` positions of a one-sequence batch of token ids; None where it is not clear what to cut.
+
+    Tensors whose second axis is as long as that of `input_ids` are cut there; a later axis of that length is not clear.
+    """
+    ids = sequence.get("input_ids") if isinstance(sequence, dict) else None
+    if ids is None or any(ids.shape[1] in value.shape[2:] for value in sequence.values() if isinstance(value, Tensor)):
+        return None
+
+    def cut(value: Any) -> Any:
+        along = isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] == ids.shape[1]
+        return value[:, :length] if along else value
+
+    return {key: cut(value) for key, value in sequence.items()}
+
+
 def _plain(batch: Batch) -> Batch:
     if isinstance(batch, Mapping):
         return dict(batch)
@@ -68,7 +87,7 @@ def _num_sequences(batch: Batch) -> int:
     tensors = [leaf for leaf in leading + pytree.tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim]
     if not tensors:
         raise ValueError(f"the batch holds no tensor: {batch!r}; expected at least input_ids, or inputs and targets")
-    if tensors[0].shape[0] == 0:
+    if tensors[0].numel() == 0:
         raise ValueError(
             f"the batch is empty: its first tensor has shape {tuple(tensors[0].shape)}; give it a sequence"
         )

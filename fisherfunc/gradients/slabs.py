@@ -8,7 +8,8 @@ columns, the unit in which Grams are accumulated, so that the order of summation
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-TILE = 4096
+from fisherfunc.linalg.gram import TILE
+
 DEFAULT_CHUNK = 16
 
 
@@ -50,6 +51,7 @@ class Footprint:
         itemsize: Of a gradient entry.
         gram_itemsize: Of a Gram entry.
         graph: The tensors that a forward pass saves.
+        largest: Entries of the largest parameter: of a tied one, two gradients are held beside their sum.
         cotangent: What a backward pass holds a token beside the gradients.
     """
 
@@ -57,6 +59,7 @@ class Footprint:
     itemsize: int
     gram_itemsize: int
     graph: int
+    largest: int
     cotangent: int
 
     def fixed(self, num_tensors: int) -> int:
@@ -65,8 +68,8 @@ class Footprint:
         return grams + self.num_tokens * TILE * self.gram_itemsize + self.graph
 
     def backward(self, chunk_size: int, num_params: int) -> int:
-        """A batched backward pass for a chunk: its gradients, a flattened copy, its cotangents."""
-        return chunk_size * (2 * num_params * self.itemsize + self.cotangent)
+        """A batched backward pass for a chunk: its gradients, two in the making, its cotangents."""
+        return chunk_size * ((num_params + 2 * self.largest) * self.itemsize + self.cotangent)
 
     def rows(self, width: int) -> int:
         """The rows of all tokens for `width` columns."""
@@ -93,6 +96,7 @@ def cut(
     Raises:
         ValueError: If the limit is below the smallest chunk; it says how much is needed.
     """
+    chunk_size = None if chunk_size is None else min(chunk_size, footprint.num_tokens)
     fixed = footprint.fixed(len(num_params))
     largest = max(num_params.values())
     widest = min(TILE, max(num_columns.values()))
@@ -112,7 +116,8 @@ def cut(
 
 
 def _largest_chunk(footprint: Footprint, largest: int, free: int) -> int:
-    affordable = [c for c in range(1, DEFAULT_CHUNK + 1) if footprint.backward(c, largest) <= max(free // 2, 1)]
+    most = min(DEFAULT_CHUNK, footprint.num_tokens)
+    affordable = [c for c in range(1, most + 1) if footprint.backward(c, largest) <= max(free // 2, 1)]
     return max(affordable, default=1)
 
 

@@ -53,7 +53,7 @@ def sample_coordinates(
             continue
         chosen = torch.tensor(sorted(_draw(label, seed, total, max_coordinates)))
         start = 0
-        for name in names:
+        for name in sorted(names):  # whatever their order
             stop = start + num_params[name]
             index[name] = chosen[(chosen >= start) & (chosen < stop)] - start
             weight[name] = (total / max_coordinates) ** 0.5

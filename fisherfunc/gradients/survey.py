@@ -51,8 +51,8 @@ def survey(
 
 def _tokens(fn: ModelFunction, params: Params, sequence: Batch, loss: TokenLoss, index: int) -> Tokens:
     with torch.no_grad():
-        predictions = loss.predictions(_output(fn, params, sequence, index), sequence)
         targets = loss.targets(sequence)
+        predictions = loss.predictions(_output(fn, params, sequence, index), sequence)
         _check(predictions, targets, loss, index)
         values = loss.negative_log_likelihood(predictions, targets)
     valid = loss.valid(sequence)

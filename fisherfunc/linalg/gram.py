@@ -8,6 +8,8 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
+TILE = 4096
+
 
 def gram_of(rows: Float[Tensor, "*stack n p"], *, dtype: torch.dtype | None = None) -> Float[Tensor, "*stack n n"]:
     """K = G Gᵀ. Cost 2 N² P operations.
@@ -29,6 +31,13 @@ def gram_norm(rows: Float[Tensor, "n p"], *, dtype: torch.dtype = torch.float64)
     """
     narrow = rows if rows.shape[0] <= rows.shape[1] else rows.mT
     return torch.linalg.matrix_norm(gram_of(narrow, dtype=dtype))
+
+
+def accumulate_rows(gram: Float[Tensor, "n n"], rows: Float[Tensor, "n p"]) -> None:
+    """K += G Gᵀ in the dtype of K, tile by tile of columns, so that no wide copy is made. `gram` is written to."""
+    for tile in rows.split(TILE, dim=1):
+        widened = tile.to(gram.dtype)
+        gram.addmm_(widened, widened.mT)
 
 
 def centred(gram: Float[Tensor, "*stack n n"]) -> Float[Tensor, "*stack n n"]:

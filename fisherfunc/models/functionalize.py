@@ -1,7 +1,9 @@
 """A module as a pure function of its parameters, without touching the module.
 
-The function runs on a private copy of the module's structure that shares its tensors (no memory), in evaluation
-mode: a dropout mask or a batch statistic would make a token's gradient depend on chance or on its neighbours.
+The function runs on a private copy of the module's structure that shares its parameters and buffers (no memory), in
+evaluation mode: a dropout mask or a batch statistic would make a token's gradient depend on chance or on its
+neighbours. What a model draws at random all the same, it draws alike in each call, from generators of its own. Forward
+hooks run, for they may be part of the function; backward hooks do not, for they cannot be.
 """
 
 import copy
@@ -15,14 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
 
-from fisherfunc.gradients.model_function import ModelFunction
+from fisherfunc.gradients.model_function import ModelFunction, ordinary
 from fisherfunc.records.axes import Batch
 
 Selection = str | Callable[[str], bool] | Iterable[str]
 TARGET_KEYS = ("labels", "targets")
 
 
+@torch.inference_mode(mode=False)
 def functionalize(model: nn.Module, *, parameters: Selection = "trainable") -> ModelFunction:
     """A module as `apply(params, batch) → output`, in evaluation mode.
 
@@ -36,31 +40,42 @@ def functionalize(model: nn.Module, *, parameters: Selection = "trainable") -> M
 
     Raises:
         ValueError: If no parameter is left, a pattern matches none, or a parameter is not a materialised real float.
-        TypeError: If the model is not a module, or cannot be copied.
+        TypeError: If the model is not a module, is one that torch.func cannot call, or cannot be copied.
 
     Example:
         >>> fn = functionalize(nn.Linear(2, 3))
         >>> fn.apply(fn.params, (torch.zeros(4, 2), torch.zeros(4, 3))).shape
         torch.Size([4, 3])
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model expected a torch.nn.Module, got {type(model).__name__}")
+    _check_kind(model)
+    originals = dict(model.named_parameters())
+    for name, parameter in originals.items():
+        _check_materialised(name, parameter)
     private = _private_copy(model)
-    everything = {name: p.detach() for name, p in private.named_parameters() if p.numel()}
-    names = _selected(dict(model.named_parameters()), parameters)
+    everything = {name: ordinary(p) for name, p in private.named_parameters() if p.numel()}
+    names = _selected(originals, parameters)
     for name in names:
         _check_differentiable(name, everything[name])
     return ModelFunction(
         params={name: everything[name] for name in names},
         frozen={name: p for name, p in everything.items() if name not in names},
-        buffers={name: b.detach() for name, b in private.named_buffers()},
+        buffers={name: ordinary(b) for name, b in private.named_buffers()},
         call=_caller(private),
         name=type(model).__name__,
     )
 
 
+def _check_kind(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model expected a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(f"{type(model).__name__} is TorchScript, which torch.func cannot call; pass the Python module")
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise TypeError(f"{type(model).__name__} wraps the model; pass its .module")
+
+
 def _private_copy(model: nn.Module) -> nn.Module:
-    memo = {id(t): t for module in model.modules() for t in _tensors(module)}
+    memo = _shared_tensors(model)
     try:
         private: Any = copy.deepcopy(model, memo)
     except (TypeError, RuntimeError, AttributeError) as error:
@@ -70,14 +85,19 @@ def _private_copy(model: nn.Module) -> nn.Module:
         ) from error
     if getattr(getattr(private, "config", None), "_experts_implementation", None) not in (None, "eager"):
         private.set_experts_implementation("eager")  # grouped products have no batching rule, and no float64
+    for module in private.modules():
+        module._backward_hooks.clear()
+        module._backward_pre_hooks.clear()
     private.eval()
     return private
 
 
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    yield from (p for p in module.parameters(recurse=False))
-    yield from (b for b in module.buffers(recurse=False))
-    yield from (value for value in vars(module).values() if isinstance(value, Tensor))
+def _shared_tensors(model: nn.Module) -> dict[int, Any]:
+    """A memo for deepcopy: parameters and buffers stay themselves, other tensors are cloned, in a graph or not."""
+    others = (
+        leaf for module in model.modules() for leaf in pytree.tree_leaves(vars(module)) if isinstance(leaf, Tensor)
+    )
+    return {id(t): t.clone() for t in others} | {id(t): t for t in (*model.parameters(), *model.buffers())}
 
 
 def _selected(parameters: Mapping[str, nn.Parameter], selection: Selection) -> list[str]:
@@ -108,11 +128,19 @@ def _matching(names: list[str], patterns: list[str]) -> list[str]:
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
-def _check_differentiable(name: str, parameter: Tensor) -> None:
-    if nn.parameter.is_lazy(parameter) or parameter.is_meta or not parameter.is_floating_point():
+def _check_materialised(name: str, parameter: Tensor) -> None:
+    if nn.parameter.is_lazy(parameter) or parameter.is_meta:
         raise ValueError(
-            f"parameter {name!r} is {parameter.dtype} on {parameter.device}; expected a materialised real float: run "
-            "lazy modules once, load weights from the meta device, dequantise integers"
+            f"parameter {name!r} holds no values yet ({type(parameter).__name__} on {parameter.device}); run lazy "
+            "modules once, load weights from the meta device"
+        )
+
+
+def _check_differentiable(name: str, parameter: Tensor) -> None:
+    if not parameter.is_floating_point():
+        raise ValueError(
+            f"parameter {name!r} is {parameter.dtype}, expected a real float; leave it out by parameters=, or "
+            "dequantise integers"
         )
 
 
@@ -120,13 +148,23 @@ def _caller(private: nn.Module) -> Callable[[dict[str, Tensor], Batch], Any]:
     accepted = inspect.signature(private.forward).parameters
     fixed = {"use_cache": False} if "use_cache" in accepted else {}
     recurrent = any(isinstance(module, nn.RNNBase) for module in private.modules())
+    rescaled = _rescaled(private)
 
     def call(tensors: dict[str, Tensor], batch: Batch) -> Any:
         arguments, keywords = _arguments(private, batch)
-        with sdpa_kernel(SDPBackend.MATH), _plain_recurrence() if recurrent else nullcontext():
+        tensors = {name: t.clone() if name in rescaled else t for name, t in tensors.items()}
+        device = next(iter(tensors.values())).device
+        with _same_draws(device), sdpa_kernel(SDPBackend.MATH), _plain_recurrence() if recurrent else nullcontext():
             return torch.func.functional_call(private, tensors, arguments, {**fixed, **keywords})
 
     return call
+
+
+def _rescaled(private: nn.Module) -> set[str]:
+    """The weights that the forward pass writes to: those of embeddings with `max_norm`."""
+    embeddings = [m for m in private.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.max_norm]
+    weights = {id(module.weight) for module in embeddings}
+    return {name for name, parameter in private.named_parameters() if id(parameter) in weights}
 
 
 def _arguments(module: nn.Module, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -146,6 +184,17 @@ def _decoder_inputs(module: nn.Module, batch: Mapping[str, Any]) -> dict[str, An
         return {}
     shift_right = getattr(module, "prepare_decoder_input_ids_from_labels", None)
     return {"labels": targets} if shift_right is None else {"decoder_input_ids": shift_right(labels=targets)}
+
+
+@contextmanager
+def _same_draws(device: torch.device) -> Iterator[None]:
+    """The same random numbers each time, and no global generator moves."""
+    on_cuda = device.type == "cuda"
+    with torch.random.fork_rng([device] if on_cuda else []):
+        torch.default_generator.manual_seed(0)
+        if on_cuda:
+            torch.cuda.manual_seed(0)
+        yield
 
 
 @contextmanager

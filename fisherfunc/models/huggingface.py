@@ -200,13 +200,18 @@ def _reading(what: str, name: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise ImportError(f"the {what} of {name} needs an absent package: {_brief(error)}") from error
+        reason = f"{_brief(error)}; {_brief(_root(error))}" if _root(error) is not error else _brief(error)
+        raise ImportError(f"reading the {what} of {name} failed on an import: {reason}") from error
     except Exception as error:  # safetensors, pickle and the hub raise types that share no other base
         if Path(name).expanduser().exists():
             raise ValueError(_unreadable(what, Path(name).expanduser(), error)) from error
-        raise OSError(
-            f"no folder is called {name!r}, and the hub did not give its {what}: {_brief(error)}"
-        ) from error
+        raise OSError(f"no folder is called {name!r}, and the hub did not give its {what}: {_brief(error)}") from error
+
+
+def _root(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _unreadable(what: str, folder: Path, error: Exception) -> str:

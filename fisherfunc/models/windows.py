@@ -68,8 +68,7 @@ def text_batches(
     windows = _enough(ids, size, least, make, num_tokens)
     if not windows:
         raise ValueError(
-            f"the text has {len(ids)} token(s), and {task} needs {least} for one prediction; "
-            "give a longer text"
+            f"the text has {len(ids)} token(s), and {task} needs {least} for one prediction; give a longer text"
         )
     return _stacked(windows)
 

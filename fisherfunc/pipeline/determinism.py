@@ -14,9 +14,9 @@ _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 def deterministic(seed: int = 0) -> Iterator[None]:
     """Seed Python's and torch's global generators and let torch use deterministic algorithms only, inside the context.
 
-    `fisher_spectrum` draws nothing from global generators; this is for models that do, and for GPU kernels whose order
-    of summation varies. Cost: on a GPU some kernels are slower, and one without a deterministic form raises. On entry
-    and exit the states of all generators are copied.
+    `fisher_spectrum` draws nothing from global generators, and lets a model draw from none; this is for GPU kernels
+    whose order of summation varies, and for what is around the call. Cost: on a GPU some kernels are slower, and one
+    without a deterministic form raises. On entry and exit the states of all generators are copied.
 
     Args:
         seed: For the global generators.

@@ -9,6 +9,7 @@ from torch import nn
 
 from fisherfunc.gradients.grams import token_grams
 from fisherfunc.gradients.losses import TokenLoss, custom, infer
+from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.sequences import cast
 from fisherfunc.linalg.kernels import robust_eigh
 from fisherfunc.models.functionalize import Selection, functionalize
@@ -18,6 +19,7 @@ from fisherfunc.pipeline.solve import spectrum_of_grams
 from fisherfunc.records.axes import Batch, Progress
 
 
+@torch.inference_mode(mode=False)
 def fisher_spectrum(
     model: nn.Module,
     batch: Batch,
@@ -28,7 +30,7 @@ def fisher_spectrum(
     unit: str = "token",
     num_tokens: int | None = None,
     seed: int = 0,
-    route: str = "dense",
+    route: str = "factored",
     parameters: Selection = "trainable",
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
@@ -38,6 +40,7 @@ def fisher_spectrum(
     eigensolve_dtype: torch.dtype = torch.float64,
     max_coordinates: int | None = None,
     drop_nonfinite: bool = False,
+    self_check: bool = False,
     progress: Progress | None = None,
 ) -> FisherSpectrum:
     """The spectrum of the empirical Fisher information F = (1/N) Σ_n g_n g_nᵀ, g_n = ∇ℓ_n, one term a valid token.
@@ -54,7 +57,7 @@ def fisher_spectrum(
         unit: "token", or "sequence" (rows are summed over the tokens of a sequence).
         num_tokens: At most this many tokens, picked by seed.
         seed: Of whatever is picked.
-        route: How the Grams are computed: "dense".
+        route: How the Grams are computed, exactly either way: "factored", or "dense" (see `token_grams`).
         parameters: "trainable", "all", names or glob patterns, or a predicate (see `functionalize`).
         dtype: What the pass runs in; that of the model where None.
         device: Where the pass runs; where the model lies if None.
@@ -65,6 +68,8 @@ def fisher_spectrum(
         eigensolve_dtype: What eigenvalues are solved in.
         max_coordinates: Approximate: at most this many gradient coordinates a block; named in the metadata.
         drop_nonfinite: Whether to leave out tokens with a loss or gradient that is not finite, and count them.
+        self_check: Whether to compare the Grams with ordinary backward passes on a few tokens; an error names a
+            tensor that differs.
         progress: Called as `progress(done, total)`.
 
     Returns:
@@ -88,7 +93,7 @@ def fisher_spectrum(
     grams = token_grams(
         fn,
         fn.params,
-        cast(batch, dtype=like.dtype, device=like.device),
+        cast(batch, dtype=_input_dtype(fn), device=like.device),
         _token_loss(loss, model, batch),
         num_tokens=num_tokens,
         seed=seed,
@@ -98,6 +103,7 @@ def fisher_spectrum(
         max_coordinates=max_coordinates,
         coordinate_blocks=blocks,
         drop_nonfinite=drop_nonfinite,
+        self_check=self_check,
         progress=progress,
     )
     kernel = robust_eigh(dtype=eigensolve_dtype, device=_eigensolve_device(eigensolve_device, like.device))
@@ -115,6 +121,12 @@ def fisher_spectrum(
         full=result.full,
         metadata={**result.metadata, **facts},
     )
+
+
+def _input_dtype(fn: ModelFunction) -> torch.dtype | None:
+    """What floating-point inputs are cast to: the dtype of the parameters, or None where these differ."""
+    dtypes = {t.dtype for t in (fn.params | fn.frozen).values() if t.is_floating_point()}
+    return next(iter(dtypes)) if len(dtypes) == 1 else None
 
 
 def _token_loss(loss: Any, model: nn.Module, batch: Batch) -> TokenLoss:

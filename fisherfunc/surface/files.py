@@ -122,9 +122,7 @@ def read_spectrum(path: str | os.PathLike[str]) -> FisherSpectrum:
         raise ValueError(f"{file} is not valid JSON ({error}); run `fisherfunc spectrum` again") from error
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
-        raise ValueError(
-            f"{file} has format {found!r}, expected {FORMAT!r}; give a {JSON_NAME} of fisherfunc"
-        )
+        raise ValueError(f"{file} has format {found!r}, expected {FORMAT!r}; give a {JSON_NAME} of fisherfunc")
     try:
         return _result(content)
     except (KeyError, TypeError, AttributeError) as error:
@@ -155,10 +153,7 @@ def _result(content: Mapping[str, Any]) -> FisherSpectrum:
         )
 
     return FisherSpectrum(
-        blocks={
-            label: spectrum(values["per_block"][label], facts)
-            for label, facts in content["per_block"].items()
-        },
+        blocks={label: spectrum(values["per_block"][label], facts) for label, facts in content["per_block"].items()},
         block_diagonal=spectrum(values["global"], content["global"]),
         full=spectrum(values["full"], content["full"]),
         metadata=content["metadata"],

@@ -59,13 +59,11 @@ def plot_spectrum(result: FisherSpectrum) -> Any:
     Raises:
         ImportError: If matplotlib is not installed.
     """
-    matplotlib = _matplotlib()
+    matplotlib = require_matplotlib()
     with _styled(matplotlib):
         figure = matplotlib.figure.Figure(figsize=(7.6, 4.7), layout="constrained")
         matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
-        axes = figure.add_subplot(
-            xscale="log", yscale="log", xlabel="rank $k$", ylabel=r"eigenvalue $\lambda_k$"
-        )
+        axes = figure.add_subplot(xscale="log", yscale="log", xlabel="rank $k$", ylabel=r"eigenvalue $\lambda_k$")
         _draw(matplotlib, figure, axes, result)
         _titles(axes, result)
         figure.draw_without_rendering()
@@ -95,7 +93,7 @@ def rendered(figure: Any, kind: str) -> bytes:
     """A figure as the bytes of a "png" or "svg" file, without a date."""
     metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}[kind]
     buffer = io.BytesIO()
-    with _styled(_matplotlib()):
+    with _styled(require_matplotlib()):
         figure.savefig(buffer, format=kind, metadata=metadata)
     return buffer.getvalue()
 
@@ -113,9 +111,7 @@ def _draw(matplotlib: ModuleType, figure: Any, axes: Any, result: FisherSpectrum
         )
     else:
         for index, (label, spectrum) in enumerate(result.blocks.items()):
-            _line(
-                axes, spectrum, color=palette(index), label=_shortened(label), linewidth=1.0 if many else 1.5
-            )
+            _line(axes, spectrum, color=palette(index), label=_shortened(label), linewidth=1.0 if many else 1.5)
         _line(
             axes,
             result.block_diagonal,
@@ -154,17 +150,14 @@ def _columns(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:
 
 
 def _limits(axes: Any, result: FisherSpectrum) -> None:
-    """Down to half a decade below the lowest floor of all: what lies deeper is round-off."""
-    spectra = [
-        s for s in (*result.blocks.values(), result.block_diagonal, result.full) if s.eigenvalues[0] > 0
-    ]
+    """From half a decade above λ_max to half a decade below all that is resolved: the rest is round-off."""
+    spectra = [s for s in (*result.blocks.values(), result.block_diagonal, result.full) if s.eigenvalues[0] > 0]
     if not spectra:
         axes.text(0.5, 0.5, "all eigenvalues are zero", transform=axes.transAxes, ha="center", va="center")
         axes.set(xlim=(0.85, 10), ylim=(0.1, 10), yticks=[])
         axes.minorticks_off()
         return
-    least = min(s.eigenvalues[s.eigenvalues > 0].min().item() for s in spectra)
-    bottom = max(least, min(s.resolution.item() for s in spectra))
+    bottom = min(max(s.eigenvalues[s.eigenvalues > 0].min(), s.resolution).item() for s in spectra)
     floor = result.full.resolution.item()
     bottom = min(bottom, floor) if floor * _NEAR > bottom else bottom
     longest = max(len(s.eigenvalues) for s in spectra)
@@ -187,6 +180,7 @@ def _floor(axes: Any, floor: float) -> None:
         color=_WARNING,
         fontsize=8,
         va="top",
+        bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1},
     )
 
 
@@ -251,7 +245,12 @@ def _styled(matplotlib: ModuleType) -> Iterator[None]:
         yield
 
 
-def _matplotlib() -> ModuleType:
+def require_matplotlib() -> ModuleType:
+    """Matplotlib, or an error that names the extra.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
     try:
         import matplotlib
         import matplotlib.backends.backend_agg
@@ -260,7 +259,5 @@ def _matplotlib() -> ModuleType:
         import matplotlib.figure
         import matplotlib.ticker
     except ImportError as error:
-        raise ImportError(
-            f'plots need matplotlib ({error}); install it with pip install "fisherfunc[plot]"'
-        ) from error
+        raise ImportError(f'plots need matplotlib ({error}); install it with pip install "fisherfunc[plot]"') from error
     return matplotlib

@@ -38,22 +38,22 @@ def report(result: FisherSpectrum, *, width: int = 100) -> Any:
     """
     rich = _rich()
     table = _table(rich, result, wide=width >= WIDE)
-    lines = [caption(result), *notes(result.metadata)]
+    lines = [*caption(result), *notes(result.metadata)]
     return rich.console.Group(table, "", *(rich.text.Text(line, style="dim") for line in lines))
 
 
-def caption(result: FisherSpectrum) -> str:
-    """What the numbers are: the matrix and its normalisation, the unit, the loss, and what is resolved."""
+def caption(result: FisherSpectrum) -> list[str]:
+    """What the numbers are, a line each: the matrix and its normalisation, the loss, and what is resolved."""
     facts = result.metadata
     unit, loss, mean = facts.get("unit", "token"), facts.get("loss"), facts.get("mean_loss")
-    sentences = [f"{_capital(matrix_name(facts))} per {unit}: {facts.get('normalization', 'F = (1/N) GᵀG')}"]
-    sentences[0] += f" ({count_of_units(facts)})"
+    scale = facts.get("normalization", "F = (1/N) GᵀG")
+    lines = [f"{_capital(matrix_name(facts))} per {unit}: {scale} ({count_of_units(facts)})"]
     if loss:
-        sentences.append(f"Loss: {loss}" + (f", mean {mean:.3f} nats a token" if mean is not None else ""))
+        lines.append(f"Loss: {loss}" + (f", mean {mean:.3f} nats a token" if mean is not None else ""))
     floor = _relative_resolution(result.full)
     if floor is not None:
-        sentences.append(f"Eigenvalues of the full matrix below {floor:.1e} λ_max are not resolved")
-    return ". ".join(sentences) + "."
+        lines.append(f"Eigenvalues of the full matrix below {floor:.1e} λ_max are not resolved")
+    return lines
 
 
 def _table(rich: ModuleType, result: FisherSpectrum, *, wide: bool) -> Any:
@@ -105,7 +105,5 @@ def _rich() -> ModuleType:
         import rich.table
         import rich.text
     except ImportError as error:
-        raise ImportError(
-            f'the report needs rich ({error}); install it with pip install "fisherfunc[cli]"'
-        ) from error
+        raise ImportError(f'the report needs rich ({error}); install it with pip install "fisherfunc[cli]"') from error
     return rich

@@ -18,9 +18,7 @@ def matrix_name(metadata: Mapping[str, Any]) -> str:
         >>> matrix_name({"centered": True})
         'gradient covariance'
     """
-    return (
-        "gradient covariance" if metadata.get("centered") else f"{metadata.get('fisher', 'empirical')} Fisher"
-    )
+    return "gradient covariance" if metadata.get("centered") else f"{metadata.get('fisher', 'empirical')} Fisher"
 
 
 def model_name(metadata: Mapping[str, Any]) -> str | None:

@@ -54,7 +54,7 @@ def causal_lm() -> TokenLoss:
     """
 
     def targets(batch: Batch) -> Tensor:
-        ids = _entry(batch, "causal_lm", "labels", "targets", "input_ids")
+        ids = _ids(batch, "causal_lm", "labels", "targets", "input_ids")
         mask = _mask(batch, "attention_mask", ids)
         return torch.where(mask[:, :-1] & mask[:, 1:], ids[:, 1:], IGNORED)
 
@@ -65,7 +65,7 @@ def masked_lm() -> TokenLoss:
     """Cross-entropy at the positions where `batch["labels"]` is not −100 and `attention_mask` is set."""
 
     def targets(batch: Batch) -> Tensor:
-        ids = _entry(batch, "masked_lm", "labels", "targets")
+        ids = _ids(batch, "masked_lm", "labels", "targets")
         return torch.where(_mask(batch, "attention_mask", ids), ids, IGNORED)
 
     return _categorical("masked_lm", targets, lambda output, batch: logits_of(output))
@@ -78,7 +78,7 @@ def seq2seq_lm() -> TokenLoss:
     """
 
     def targets(batch: Batch) -> Tensor:
-        ids = _entry(batch, "seq2seq_lm", "labels", "targets")
+        ids = _ids(batch, "seq2seq_lm", "labels", "targets")
         return torch.where(_mask(batch, "decoder_attention_mask", ids), ids, IGNORED)
 
     return _categorical("seq2seq_lm", targets, lambda output, batch: logits_of(output))
@@ -185,7 +185,7 @@ def _categorical(
 
 def _cross_entropy(logits: Float[Tensor, "b s v"], targets: Tensor) -> Float[Tensor, "b s"]:
     at_least_float32 = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return functional.cross_entropy(at_least_float32.mT, targets, reduction="none", ignore_index=IGNORED)
+    return functional.cross_entropy(at_least_float32.mT, targets.long(), reduction="none", ignore_index=IGNORED)
 
 
 def _one_row_a_sample(values: Tensor) -> Float[Tensor, "b 1 v"]:
@@ -199,6 +199,13 @@ def _entry(batch: Batch, loss: str, *keys: str) -> Tensor:
         if isinstance(batch.get(key), Tensor):
             return batch[key]
     raise ValueError(f"{loss} expected {' or '.join(map(repr, keys))} in the batch, got keys {sorted(batch)}; add one")
+
+
+def _ids(batch: Batch, loss: str, *keys: str) -> Tensor:
+    ids = _entry(batch, loss, *keys)
+    if ids.ndim != 2:
+        raise ValueError(f"{loss} expected targets of shape (sequences, positions), got {tuple(ids.shape)}")
+    return ids
 
 
 def _mask(batch: Batch, key: str, ids: Tensor) -> Tensor:

@@ -1,0 +1,146 @@
+"""The factored route: Grams of all parameters without forming their gradients, exact for every model.
+
+A weight that enters through linear maps only has gradients Σ_s δ_{n,s} ⊗ a_s: collect.py pulls the output cotangents δ
+back, contract.py turns them and the inputs a into Grams. Any other parameter, and one whose gradient is small next to
+its factors, is formed in the same backward passes. The parameters are taken in groups whose factors fit the memory.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fisherfunc.gradients.collect import Unsettled, sequence_pieces
+from fisherfunc.gradients.contract import Holder
+from fisherfunc.gradients.dense import dense_grams
+from fisherfunc.gradients.loads import Tally, backward_bytes, formed_cheaper, grouped, held_bytes, largest_group
+from fisherfunc.gradients.memory import free_bytes, saved_bytes
+from fisherfunc.gradients.rows import runs
+from fisherfunc.gradients.self_check import NUM_TOKENS, gram_errors, wrong
+from fisherfunc.gradients.structure import Structure, formed, probe, trace
+from fisherfunc.gradients.workload import PassOptions, Workload
+
+DEFAULT_CHUNK = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactoredPlan:
+    """How a factored pass is done.
+
+    Attributes:
+        structure: What is exploited, and which parameters are formed and why.
+        chunk_size: Tokens a batched backward pass.
+        groups: The parameters of each pass over all tokens.
+        slabbed: Parameters too large for the memory limit: the dense route takes them, slab by slab.
+        peak_bytes: The estimated peak beyond the model itself.
+    """
+
+    structure: Structure
+    chunk_size: int
+    groups: tuple[frozenset[str], ...]
+    slabbed: tuple[str, ...]
+    peak_bytes: int
+
+
+def plan_factored(work: Workload, options: PassOptions, *, structure: Structure | None = None) -> FactoredPlan:
+    """Choose what is formed and what is passed together.
+
+    Args:
+        work: What to pass over.
+        options: How.
+        structure: What is known of the model; found by a probe on the longest sequence where None.
+    """
+    structure = structure or probe(work)
+    like = next(iter(work.params.values()))
+    num_sequences = len(torch.unique(work.tokens.sequence))
+    tally = Tally(num_tokens=work.num_tokens, num_sequences=num_sequences, itemsize=like.element_size())
+    cheaper = formed_cheaper(trace(work, work.longest, structure, ()), structure, work.num_params, tally)
+    structure = formed(structure, cheaper, "cheaper formed than factored")
+    chunk_size = DEFAULT_CHUNK if options.chunk_size is None else options.chunk_size
+    limit = free_bytes(like.device) // 2 if options.memory_limit is None else options.memory_limit
+    gram = work.num_tokens**2 * torch.empty((), dtype=options.gram_dtype).element_size()
+    saved = saved_bytes(lambda: trace(work, work.longest, structure))
+    traced = trace(work, work.longest, structure, ())
+    held = held_bytes(traced, structure, work.num_params, tally)
+    fixed = len(work.params) * gram + backward_bytes(traced, frozenset(work.params), chunk_size, saved)
+    groups, slabbed = grouped(held, limit - fixed)
+    return FactoredPlan(
+        structure=structure,
+        chunk_size=chunk_size,
+        groups=groups,
+        slabbed=tuple(slabbed),
+        peak_bytes=fixed + largest_group(groups, held),
+    )
+
+
+def factored_grams(work: Workload, options: PassOptions) -> tuple[dict[str, Tensor], FactoredPlan] | None:
+    """The Grams of the tokens, {name: (N, N)}; a row that is not finite spoils its row and column only.
+
+    Cost: a backward pass from the output layer down, a token and group, at half the length for a causal model; and
+    N² S d_out operations a weight of d_out outputs, for sequences of S places.
+
+    Args:
+        work: What to pass over.
+        options: How.
+
+    Returns:
+        The Grams and how they were computed; None where the model is one that this route is not right for.
+
+    Raises:
+        ValueError: If the memory limit is below what the dense route needs for the largest tensor.
+    """
+    plan = verified(work, options, plan_factored(work, options))
+    while plan is not None:
+        try:
+            grams = _grams(work, plan, options)
+        except Unsettled as found:
+            plan = verified(work, options, plan_factored(work, options, structure=found.structure))
+            continue
+        if plan.slabbed:
+            large = {name: work.params[name] for name in plan.slabbed}
+            others = replace(work.fn, params={**work.fn.params, **work.params})
+            grams |= dense_grams(replace(work, fn=others, params=large), options).grams
+        return {name: grams[name] for name in work.params}, plan
+    return None
+
+
+def verified(work: Workload, options: PassOptions, plan: FactoredPlan) -> FactoredPlan | None:
+    """Pass over a few tokens of the longest sequence and compare with ordinary backward passes, before any other.
+
+    A weight whose factors do not tell its gradient (one that a backward pass inside the model reads, say) is formed
+    from then on. Where that does not help, or the model's own backward rules cannot be batched: None.
+    """
+    mine = (work.tokens.sequence == work.tokens.sequence.bincount().argmax()).nonzero().squeeze(-1)
+    few = work.select(mine[torch.linspace(0, len(mine) - 1, min(NUM_TOKENS, len(mine))).long().unique()])
+    trial = replace(plan, groups=(frozenset(work.params),))
+    try:
+        errors = gram_errors(_grams(few, trial, replace(options, progress=None)), few)
+    except Unsettled as found:
+        return verified(work, options, plan_factored(work, options, structure=found.structure))
+    except RuntimeError:  # what autograd raises for a rule that it cannot batch: the dense route has a way for each
+        return None
+    bad = wrong(errors, work)
+    if not bad:
+        return plan
+    if not plan.structure.factored & set(bad):
+        return None
+    structure = formed(plan.structure, bad, "its factors do not give its gradient")
+    return verified(work, options, plan_factored(work, options, structure=structure))
+
+
+def _grams(work: Workload, plan: FactoredPlan, options: PassOptions) -> dict[str, Tensor]:
+    grams: dict[str, Tensor] = {}
+    total = work.num_tokens * len(plan.groups)
+    for done, group in enumerate(plan.groups):
+        holders = {name: Holder(work.num_tokens) for name in group}
+        for first, last in runs(work.tokens.sequence):
+            rows = slice(first, last)
+            for piece in sequence_pieces(
+                work, rows, structure=plan.structure, wanted=group, chunk_size=plan.chunk_size
+            ):
+                holders[piece.name].put(piece, rows)
+            if options.progress is not None:
+                options.progress(done * work.num_tokens + last, total)
+        for name in group:
+            grams[name] = holders.pop(name).gram(dtype=options.gram_dtype, device=work.params[name].device)
+    return grams

@@ -1,0 +1,75 @@
+"""A check of Grams by ordinary backward passes, one a sequence.
+
+For random weights c on a few tokens, cᵀ K_p c = ‖Σ_n c_n ∇_p ℓ_n‖², and the right side is the squared gradient of the
+weighted loss: what every training step computes, with no batching, factor or assumption of sparsity in it.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fisherfunc.gradients.rows import losses_of, runs
+from fisherfunc.gradients.workload import Workload
+
+NUM_TOKENS = 8
+
+
+def check_grams(grams: Mapping[str, Tensor], work: Workload, *, seed: int = 0) -> float:
+    """Compare the Grams of a pass with ordinary backward passes, on at most 8 tokens picked by seed.
+
+    Cost: one forward and one backward pass for each sequence that has one of the tokens; a gradient is held.
+
+    Returns:
+        The largest difference found, relative to the size of its Gram.
+
+    Raises:
+        RuntimeError: If a Gram is off by more than round-off; it names the tensor.
+    """
+    order = torch.randperm(work.num_tokens, generator=torch.Generator().manual_seed(seed))
+    index = order[:NUM_TOKENS].sort().values
+    chosen = {name: gram[index.to(gram.device)][:, index.to(gram.device)] for name, gram in grams.items()}
+    errors = gram_errors(chosen, work.select(index), seed=seed)
+    for name in wrong(errors, work):
+        raise RuntimeError(
+            f"self-check: the Gram of {name!r} differs from ordinary backward passes by {errors[name]:.1e} of its "
+            "size; please report this model, and use route='dense' for it"
+        )
+    return max(errors.values())
+
+
+def gram_errors(grams: Mapping[str, Tensor], work: Workload, *, seed: int = 0) -> dict[str, float]:
+    """|cᵀ K c − ‖Σ_n c_n ∇ℓ_n‖²| over Σ_n c_n² K_nn a parameter, c drawn by seed, one entry a token."""
+    weights = torch.randn(work.num_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    gradient = _weighted_gradient(work, weights)
+    matrices = {name: gram.double().cpu() for name, gram in grams.items()}
+    sizes = {name: float(weights.square() @ matrix.diagonal()) for name, matrix in matrices.items()}
+    floor = torch.finfo(weights.dtype).tiny + sum(sizes.values()) * _eps(work)
+    found = {name: float(weights @ matrix @ weights) for name, matrix in matrices.items()}
+    expected = {name: float(g.double().square().sum()) for name, g in gradient.items()}
+    return {name: abs(found[name] - expected[name]) / (sizes[name] + floor) for name in matrices}
+
+
+def wrong(errors: Mapping[str, float], work: Workload) -> list[str]:
+    """The parameters whose error is beyond round-off: a wrong rule is off by percents (or by NaN)."""
+    tolerance = max(_eps(work) ** 0.5, 1e-3)
+    return [name for name, error in errors.items() if not error <= tolerance]
+
+
+def _eps(work: Workload) -> float:
+    return max(torch.finfo(p.dtype).eps for p in work.params.values())
+
+
+def _weighted_gradient(work: Workload, weights: Tensor) -> dict[str, Tensor]:
+    leaves = {name: p.detach().requires_grad_() for name, p in work.params.items()}
+    losses = losses_of(work.fn, work.params, work.sequences, work.loss)
+    total = {name: torch.zeros_like(p) for name, p in work.params.items()}
+    for first, last in runs(work.tokens.sequence):
+        with torch.enable_grad():
+            values = losses[int(work.tokens.sequence[first])](leaves)[work.tokens.position[first:last]]
+        weighted = weights[first:last].to(values) @ values
+        found = torch.autograd.grad(weighted, list(leaves.values()), allow_unused=True)
+        for name, gradient in zip(leaves, found, strict=True):
+            if gradient is not None:
+                total[name] += gradient.to_dense() if gradient.is_sparse else gradient
+    return total

@@ -1,0 +1,67 @@
+"""What a pass works on, and how: the two bundles that every route takes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fisherfunc.gradients.losses import TokenLoss
+from fisherfunc.gradients.model_function import ModelFunction
+from fisherfunc.linalg.token_grams import Tokens
+from fisherfunc.records.axes import Batch, Params, Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """The rows and columns of the gradient matrix.
+
+    Attributes:
+        fn: The model as a pure function.
+        params: Where to differentiate, and by what.
+        sequences: One-sequence batches.
+        loss: The token loss.
+        tokens: The tokens wanted, in the order of sequence and position.
+    """
+
+    fn: ModelFunction
+    params: Params
+    sequences: Sequence[Batch]
+    loss: TokenLoss
+    tokens: Tokens
+
+    def select(self, index: Tensor) -> "Workload":
+        """The same with the tokens of `index` alone."""
+        return replace(self, tokens=self.tokens.select(index.to(self.tokens.sequence.device)))
+
+    @property
+    def num_tokens(self) -> int:
+        """N."""
+        return len(self.tokens.sequence)
+
+    @property
+    def num_params(self) -> dict[str, int]:
+        """{name: P_p}."""
+        return {name: p.numel() for name, p in self.params.items()}
+
+    @property
+    def longest(self) -> Batch:
+        """The sequence with the most tokens."""
+        return self.sequences[int(torch.bincount(self.tokens.sequence).argmax())]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassOptions:
+    """How to pass.
+
+    Attributes:
+        chunk_size: Tokens a batched backward pass; chosen by the route where None.
+        memory_limit: In bytes, beyond the model; half of what is free where None.
+        gram_dtype: What Grams are accumulated in.
+        progress: Called with the token passes done and their total.
+    """
+
+    chunk_size: int | None = None
+    memory_limit: int | None = None
+    gram_dtype: torch.dtype = torch.float64
+    progress: Progress | None = None

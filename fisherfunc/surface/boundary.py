@@ -1,0 +1,82 @@
+"""Where exceptions of the package become one readable line and an exit status; the only place that catches them.
+
+| what happened | on standard error | status |
+| --- | --- | --- |
+| bad input, a missing file or package | `fisherfunc: error: …` (with --debug: the traceback) | 1 |
+| wrong options | `fisherfunc: error: …` and where the help is | 2 |
+| interrupted | `fisherfunc: interrupted; nothing was written` | 130 |
+"""
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import click
+
+EXPECTED = (ValueError, TypeError, KeyError, RuntimeError, OSError, ImportError)
+
+
+class Failure(click.ClickException):
+    """An expected failure of a command."""
+
+
+class Interrupted(click.ClickException):
+    """The user stopped the command."""
+
+    exit_code = 130
+
+
+class Group(click.Group):
+    """A click group whose every failure is one line on standard error."""
+
+    def main(self, *args: Any, **settings: Any) -> Any:
+        """Run a command and exit; errors become one line."""
+        settings["standalone_mode"] = False
+        try:
+            status = super().main(*args, **settings)
+        except click.UsageError as error:
+            help_hint = f"; see {error.ctx.command_path} --help" if error.ctx else ""
+            message = _one_line(error.format_message()).rstrip(".")
+            _leave(f"error: {message}{help_hint}", error.exit_code)
+        except Interrupted as error:
+            _leave(error.message, error.exit_code)
+        except click.Abort:
+            _leave("interrupted; nothing was written", Interrupted.exit_code)
+        except click.ClickException as error:
+            _leave(f"error: {_one_line(error.format_message())}", error.exit_code)
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn the expected exceptions of a command into a `Failure`, unless its option `debug` is set."""
+
+    @wraps(command)
+    def run(*, debug: bool, **options: Any) -> None:
+        try:
+            command(**options)
+        except BrokenPipeError:  # the reader of our output has closed it: not an error
+            raise
+        except EXPECTED as error:
+            if debug:
+                raise
+            raise Failure(_message(error)) from error
+
+    return run
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, KeyError) and error.args:
+        return str(error.args[0])  # str(KeyError) is a repr
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"  # without the number
+    return str(error) or type(error).__name__
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())
+
+
+def _leave(message: str, status: int) -> None:
+    click.echo(f"fisherfunc: {message}", err=True)
+    sys.exit(status)

@@ -1,0 +1,221 @@
+"""The main job: a model and a text in, the spectrum and its files out. `spectrum` of the command line is this."""
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fisherfunc import assets
+from fisherfunc.gradients import losses
+from fisherfunc.models.huggingface import LoadedModel, load, num_valid_tokens, text_batches
+from fisherfunc.partitioning import RULES
+from fisherfunc.pipeline.fisher import fisher_spectrum
+from fisherfunc.pipeline.result import FisherSpectrum
+from fisherfunc.records.axes import Progress
+from fisherfunc.surface import plots
+from fisherfunc.surface.files import CSV_NAME, JSON_NAME, check_writable, to_csv, to_json, write_files
+
+DEFAULT_TOKENS = 512
+DEFAULT_CONTEXT = 128
+EMBEDDED_CONTEXT = 64
+PLOT_NAME = "spectrum"
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What to compute; None is the default that the command line's help states.
+
+    Attributes:
+        model: A folder or a hub id; the embedded model where None.
+        checkpoint: Which checkpoint of the embedded model.
+        text: A file of UTF-8 text, "-" for standard input; the embedded sample where None.
+        blocks: A name in `fisherfunc.partitioning.RULES`.
+        num_tokens: How many predictions.
+        context: The positions of a window of text.
+        memory_limit: In bytes.
+    """
+
+    model: str | None = None
+    checkpoint: str = "final"
+    text: str | None = None
+    blocks: str = "layer"
+    num_tokens: int | None = None
+    context: int | None = None
+    seed: int = 0
+    center: bool = False
+    unit: str = "token"
+    dtype: str = "float32"
+    device: str = "auto"
+    memory_limit: int | None = None
+
+    @property
+    def source(self) -> str:
+        """The folder or hub id that is loaded."""
+        return str(assets.checkpoint(self.checkpoint)) if self.model is None else self.model
+
+    @property
+    def name(self) -> str:
+        """What results call the model; the embedded one has no machine-dependent path in it."""
+        folder = Path(self.source)
+        return f"{folder.parent.name}/{folder.name}" if self.model is None else self.source
+
+    @property
+    def folder(self) -> Path:
+        """Where results go by default: a folder named after the model, here, but never the model's own."""
+        parts = Path(self.name).parts if self.model is None else Path(self.name).resolve().parts[-1:]
+        name = re.sub(r"[^\w.-]+", "-", "-".join(parts)).strip("-.") or "model"
+        taken = Path(name).resolve() == Path(self.source).resolve()
+        return Path(f"{name}-spectrum" if taken else name)
+
+
+def compute(job: Job, *, progress: Progress | None = None) -> FisherSpectrum:
+    """Load the model, cut the text into batches, and compute the spectrum.
+
+    Args:
+        job: What to compute.
+        progress: Called as `progress(done, total)`.
+
+    Raises:
+        ValueError: If the text, the model or an option cannot be used; it says which and why.
+        OSError: If a file cannot be read.
+        ImportError: If Transformers is not installed.
+    """
+    text = read_text(job.text)
+    device = _device(job.device)
+    loaded = load(job.source, dtype=getattr(torch, job.dtype), device=device)
+    context = _context(job, loaded)
+    batches = text_batches(
+        loaded.tokenizer,
+        text,
+        task=loaded.task,
+        context=context,
+        num_tokens=job.num_tokens or DEFAULT_TOKENS,
+        seed=job.seed,
+    )
+    _check_enough(job, num_valid_tokens(batches))
+    _check_vocabulary(loaded, batches)
+    result = fisher_spectrum(
+        loaded.model,
+        batches,
+        loss=_LOSSES[loaded.task](),
+        blocks=RULES[job.blocks],
+        center=job.center,
+        unit=job.unit,
+        num_tokens=job.num_tokens or DEFAULT_TOKENS,
+        seed=job.seed,
+        memory_limit=job.memory_limit,
+        progress=progress,
+    )
+    facts = {
+        "model_id": job.name,
+        "text": job.text or "embedded sample",
+        "context": context,
+    }
+    return replace(result, metadata={**result.metadata, **facts})
+
+
+def check_output(folder: str | os.PathLike[str]) -> None:
+    """Find out before the computation whether `save` can work.
+
+    Raises:
+        OSError: If the folder cannot be written.
+        ImportError: If matplotlib is not installed.
+    """
+    check_writable(folder)
+    plots.require_matplotlib()
+
+
+def save(result: FisherSpectrum, folder: str | os.PathLike[str]) -> list[Path]:
+    """Write `spectrum.json`, `eigenvalues.csv`, `spectrum.png` and `spectrum.svg`, all or none.
+
+    Raises:
+        OSError: If a file cannot be written.
+        ImportError: If matplotlib is not installed.
+    """
+    figure = plots.plot_spectrum(result)
+    pictures = {f"{PLOT_NAME}.{kind}": plots.rendered(figure, kind) for kind in plots.FORMATS}
+    return write_files(folder, {JSON_NAME: to_json(result), CSV_NAME: to_csv(result), **pictures})
+
+
+def read_text(path: str | None) -> str:
+    """The text of a file, of standard input for "-", or of the embedded sample for None.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it is not UTF-8.
+    """
+    try:
+        if path == "-":
+            return sys.stdin.buffer.read().decode()
+        return (assets.sample_text() if path is None else Path(path)).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        name = "standard input" if path == "-" else path
+        raise ValueError(f"{name} is not UTF-8 text (see byte {error.start}); convert it") from error
+
+
+def parse_bytes(text: str) -> int:
+    """A size in bytes from "2GB", "500 MB", "1.5GiB" or plain bytes.
+
+    Raises:
+        ValueError: If it is not such a size, or not positive.
+
+    Example:
+        >>> parse_bytes("2GB"), parse_bytes("1.5GiB"), parse_bytes("4096")
+        (2000000000, 1610612736, 4096)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    size = int(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
+    if size < 1:
+        raise ValueError(f"a memory size like 2GB, 500MB or 1.5GiB was expected, got {text!r}")
+    return size
+
+
+_LOSSES: dict[str, Callable[[], losses.TokenLoss]] = {
+    "causal_lm": losses.causal_lm,
+    "masked_lm": losses.masked_lm,
+    "seq2seq_lm": losses.seq2seq_lm,
+}
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
+def _context(job: Job, loaded: LoadedModel) -> int:
+    limit = loaded.max_context
+    if job.context is not None:
+        if limit is not None and job.context > limit:
+            raise ValueError(
+                f"--context {job.context} is more than {loaded.name} takes; its maximum is {limit} positions"
+            )
+        return job.context
+    default = EMBEDDED_CONTEXT if job.model is None else DEFAULT_CONTEXT
+    return default if limit is None else min(default, limit)
+
+
+def _check_enough(job: Job, found: int) -> None:
+    if job.num_tokens is not None and found < job.num_tokens:
+        raise ValueError(
+            f"--tokens {job.num_tokens} asks for more predictions than the text gives, {found}; "
+            f"give a longer text, or --tokens {found}"
+        )
+
+
+def _check_vocabulary(loaded: LoadedModel, batches: list[dict[str, Any]]) -> None:
+    rows = loaded.model.get_input_embeddings().num_embeddings
+    tensors = [batch[key] for batch in batches for key in ("input_ids", "labels") if key in batch]
+    largest = max(int(tensor.max()) for tensor in tensors)
+    if largest >= rows:
+        raise ValueError(
+            f"the tokenizer of {loaded.name} gives token {largest}, and the model has {rows} embeddings; "
+            "tokenizer and model do not belong together"
+        )

@@ -1,0 +1,47 @@
+"""A progress bar on standard error, where that is a terminal."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fisherfunc.records.axes import Progress
+
+
+@contextmanager
+def progress_bar(*, quiet: bool = False) -> Iterator[Progress]:
+    """A bar with counts and the remaining time, on standard error; nothing where that is a file or a pipe.
+
+    Args:
+        quiet: Whether to show nothing in a terminal either.
+
+    Yields:
+        The function to call as `progress(done, total)`.
+
+    Raises:
+        ImportError: If rich is not installed.
+    """
+    try:
+        from rich import progress
+        from rich.console import Console
+    except ImportError as error:
+        raise ImportError(
+            f'the progress bar needs rich ({error}); install it with pip install "fisherfunc[cli]"'
+        ) from error
+    console = Console(stderr=True)
+    bar = progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(bar_width=32),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=quiet or not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task("reading the model", total=None)
+
+        def report(done: int, total: int) -> None:
+            description = "eigenvalues" if done >= total else "gradients"
+            bar.update(task, completed=done, total=total, description=description)
+
+        yield report

@@ -1,0 +1,39 @@
+"""Small spectra with metadata, as the surface gets them."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from fisherfunc.linalg.kernels import gram_eigh, of_rows
+from fisherfunc.pipeline.result import FisherSpectrum
+from fisherfunc.pipeline.solve import spectrum_of_gradients
+
+FACTS = {
+    "model_id": "tiny/model",
+    "fisher": "empirical",
+    "unit": "token",
+    "loss": "causal_lm",
+    "mean_loss": 3.25,
+}
+
+
+def spectrum(
+    labels: tuple[str, ...] = ("embedding", "layer.0", "output"),
+    *,
+    num_tokens: int = 6,
+    num_params: int = 9,
+    scale: float = 1.0,
+    dtype: torch.dtype = torch.float64,
+    **facts: Any,
+) -> FisherSpectrum:
+    """The spectrum of random gradients, one block a label, each of another size; all zero where `scale` is 0."""
+    generator = torch.Generator().manual_seed(len(labels) + num_tokens)
+    gradients = {
+        label: scale * torch.randn(num_tokens, num_params + index, generator=generator)
+        for index, label in enumerate(labels)
+    }
+    result = spectrum_of_gradients(
+        gradients, blocks=lambda name: name, kernel=of_rows(gram_eigh(dtype=dtype), dtype=dtype)
+    )
+    return replace(result, metadata={**result.metadata, **FACTS, **facts})

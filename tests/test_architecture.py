@@ -1,0 +1,230 @@
+"""The shape of the code, read from its source: imports point down the layers, and effects stay where they belong."""
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fisherfunc as ff
+
+PACKAGE = Path(ff.__file__).parent
+REPOSITORY = Path(__file__).parents[1]
+LAYERS = ("records", "linalg", "partitioning", "gradients", "models", "pipeline", "surface")
+EXTRAS = ("transformers", "tokenizers", "matplotlib", "click", "rich", "hypothesis")
+WITH_EXTRAS = ("surface", "testing", "assets")
+WITH_EFFECTS = ("surface.", "assets.train.", "assets._corpus.", "records.storage.", "__main__.")
+LINES = 300
+CONTRACT = {
+    "": "fisher_spectrum FisherSpectrum Spectrum functionalize ModelFunction per_token_gradients token_grams "
+    "TokenGrams partition by_layer by_module by_parameter whole deterministic",
+    "losses": "causal_lm masked_lm seq2seq_lm classification regression infer",
+    "kernels": "gram_eigh covariance_eigh svd svd_lowrank",
+    "metrics": "largest second smallest gap relative_gap condition_number trace effective_rank stable_rank "
+    "participation_ratio numerical_rank effective_dimension",
+    "testing": "gradient_matrices partitions tiny_models",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file of the package; `name` is that of its module within the package, "" for the package itself."""
+
+    name: str
+    tree: ast.Module
+    text: str
+
+    @property
+    def layer(self) -> str:
+        return self.name.split(".")[0]
+
+
+@cache
+def sources(package: Path = PACKAGE) -> dict[str, Source]:
+    found = {}
+    for path in sorted(package.rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        parts = path.relative_to(package).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = Source(name, ast.parse(text), text)
+    return found
+
+
+def imported(source: Source, modules: dict[str, Source]) -> Iterator[str]:
+    """The modules of the package that a file imports, anywhere in it, by their names within the package."""
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{source.name} has a relative import; write it out"
+            both = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name.removeprefix("fisherfunc.") in modules else str(node.module) for name in both]
+        else:
+            continue
+        for name in names:
+            if name.split(".")[0] == "fisherfunc":
+                yield name.removeprefix("fisherfunc").removeprefix(".")
+
+
+def allowed(layer: str) -> set[str]:
+    """What files of a layer, or of what stands beside the layers, may import."""
+    below_surface = set(LAYERS[:-1])
+    special = {
+        "": {*below_surface, "testing"},
+        "__main__": {"surface"},
+        "testing": {*below_surface, "testing"},
+        "assets": {"assets"},
+        "surface": {*LAYERS, "assets"},
+    }
+    return special[layer] if layer in special else set(LAYERS[: LAYERS.index(layer) + 1])
+
+
+def upward_imports(modules: dict[str, Source]) -> list[str]:
+    return [
+        f"{source.name or 'fisherfunc'} imports {target or 'fisherfunc'}"
+        for source in modules.values()
+        for target in imported(source, modules)
+        if target.split(".")[0] not in allowed(source.layer)
+    ]
+
+
+def test_imports_point_down_the_layers():
+    assert {source.layer for source in sources().values()} == {*LAYERS, "", "__main__", "testing", "assets"}
+    assert upward_imports(sources()) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("linalg/gram.py", "from fisherfunc.gradients.dense import dense_grams"),
+        ("records/axes.py", "import fisherfunc.surface.files"),
+        ("gradients/dense.py", "import fisherfunc"),
+        ("pipeline/solve.py", "from fisherfunc import assets"),
+        ("testing/models.py", "from fisherfunc.surface import report"),
+        ("assets/train.py", "from fisherfunc.gradients import losses"),
+    ],
+)
+def test_an_upward_import_is_seen(tmp_path, file, line):
+    for path in PACKAGE.rglob("*.py"):
+        copy = tmp_path / path.relative_to(PACKAGE)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(path.read_text(encoding="utf-8") + (f"\n{line}\n" if copy == tmp_path / file else ""))
+    assert len(upward_imports(sources(tmp_path))) == 1
+
+
+def test_no_import_cycles():
+    graph = {name: set(imported(source, sources())) for name, source in sources().items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"import cycle: {' -> '.join(error.args[1])}")
+
+
+def at_import(tree: ast.AST) -> Iterator[ast.AST]:
+    """The nodes that run when a module is imported: not the bodies of functions."""
+    for node in ast.iter_child_nodes(tree):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield node
+            yield from at_import(node)
+
+
+def test_the_core_needs_no_extra_when_imported():
+    for source in sources().values():
+        if source.layer in WITH_EXTRAS:
+            continue
+        nodes = list(at_import(source.tree))
+        names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        names += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)]
+        assert not {name.split(".")[0] for name in names} & set(EXTRAS), source.name
+
+
+def test_the_core_works_where_no_extra_is_installed():
+    code = f"""
+import sys
+for name in {EXTRAS!r}: sys.modules[name] = None
+import torch, fisherfunc as ff
+result = ff.fisher_spectrum(torch.nn.Linear(2, 3), (torch.randn(5, 2), torch.tensor([0, 1, 2, 0, 1])))
+print(result.full.num_tokens)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.returncode) == ("5\n", 0), done.stderr
+
+
+@pytest.mark.parametrize("folder", ["fisherfunc", "tests", "benchmarks"])
+def test_files_are_short(folder):
+    lengths = {str(path): path.read_text().count("\n") for path in (REPOSITORY / folder).rglob("*.py")}
+    assert {path: length for path, length in lengths.items() if length > LINES} == {}
+
+
+def test_no_star_imports_and_no_future_imports():
+    for source in sources().values():
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.ImportFrom):
+                assert node.module != "__future__", source.name
+                assert all(alias.name != "*" for alias in node.names), source.name
+
+
+def test_only_the_surface_prints_or_writes_files():
+    for source in sources().values():
+        if f"{source.name}.".startswith(WITH_EFFECTS):
+            continue
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.Call):
+                called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+                assert called not in ("print", "open", "write_text", "write_bytes"), f"{source.name}:{node.lineno}"
+
+
+def test_only_the_taps_intercept_a_model():
+    intercepting = re.compile(r"Torch(Function|Dispatch)Mode|register_\w*hook|__torch_(function|dispatch)__")
+    found = {name for name, source in sources().items() if intercepting.search(source.text)}
+    assert found <= {"gradients._taps"}
+
+
+@pytest.mark.parametrize("space", CONTRACT)
+def test_the_promised_names_exist(space):
+    module = getattr(ff, space) if space else ff
+    assert [name for name in CONTRACT[space].split() if not callable(getattr(module, name, None))] == []
+
+
+def public() -> dict[str, Callable]:
+    """Everything callable that a user can reach by a documented name."""
+    spaces = {"ff": (ff, ff.__all__)}
+    spaces |= {f"ff.{m.__name__.split('.')[-1]}": (m, _own(m)) for m in (ff.kernels, ff.losses, ff.metrics, ff.testing)}
+    values = {f"{space}.{name}": getattr(module, name) for space, (module, names) in spaces.items() for name in names}
+    return {name: value for name, value in values.items() if callable(value)}
+
+
+def _own(module: Any) -> list[str]:
+    """Its `__all__`, else what it defines itself."""
+    defined = [n for n, v in vars(module).items() if getattr(v, "__module__", None) == module.__name__ and n[0] != "_"]
+    return getattr(module, "__all__", defined)
+
+
+@pytest.mark.parametrize("name", public())
+def test_public_names_are_documented(name):
+    """Each of several arguments, or fields of a record, is described; one alone is what the first line is about."""
+    value = public()[name]
+    text = inspect.getdoc(value) or ""
+    assert text and text != inspect.getdoc(object)
+    if inspect.isclass(value):
+        methods = [method for n, method in inspect.getmembers(value, inspect.isfunction) if n[0] != "_"]
+        assert all(inspect.getdoc(method) for method in methods)
+        section, names = "Attributes", {field.name for field in fields(value)} if is_dataclass(value) else set()
+    else:
+        section, names = "Args", set(inspect.signature(value).parameters)
+    names -= {"spectrum"} if name.startswith("ff.metrics.") else set()
+    assert len(names) <= 1 or names <= described(text, section)
+
+
+def described(docstring: str, section: str) -> set[str]:
+    """The names that a section of a Google-style docstring describes."""
+    body = re.search(rf"^{section}:\n((?:[ ]+.*\n?|\n)*)", docstring, re.MULTILINE)
+    return set(re.findall(r"^ {4}\*{0,2}(\w+):", body[1], re.MULTILINE)) if body else set()

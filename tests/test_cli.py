@@ -1,0 +1,193 @@
+"""The command line where all goes well: the main job end to end, and what its options do."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import hf_folders
+import pytest
+import torch
+from click.testing import CliRunner
+from commands import FILES, hub_folder, run, tiny
+from commands import process as start
+
+import fisherfunc as ff
+from fisherfunc.assets import CHECKPOINTS
+from fisherfunc.models.huggingface import load, text_batches
+from fisherfunc.surface import job
+from fisherfunc.surface.cli import cli
+from fisherfunc.surface.files import read_spectrum
+
+ORDER = ["spectrum.json", "eigenvalues.csv", "spectrum.png", "spectrum.svg"]
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    return hub_folder(tmp_path_factory.mktemp("hub"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tiny models run faster so, above all where the cores are busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working directory."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_without_arguments_the_embedded_model_runs_end_to_end(here, tmp_path):
+    process = start("spectrum", cwd=here, tmp_path=tmp_path)
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, err) == (0, "")
+    assert [path.name for path in here.iterdir()] == ["sotu-llama-final"]
+    folder = here / "sotu-llama-final"
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    result = read_spectrum(folder)
+    for label in (*result.blocks, "block-diagonal", "full matrix"):
+        assert re.search(rf"^{re.escape(label)} +512 +[\d,]+( +[\d.]+e[+-]\d\d){{4}}", out, re.MULTILINE)
+    assert "into sotu-llama-final" in out
+    assert result.metadata["num_tokens"] == 512
+    assert result.metadata["model_id"] == "sotu-llama/final"
+    assert result.metadata["mean_loss"] < 5.0  # a uniform guess over 1,024 tokens has 6.93: this model is trained
+    assert str(Path(ff.__file__).parent) not in (folder / "spectrum.json").read_text()
+
+
+@pytest.mark.parametrize("kind", hf_folders.TASKS)
+def test_the_command_computes_what_the_library_computes(hub, here, kind):
+    options = ["--tokens", 20, "--context", 12, "--seed", 3, "--blocks", "module", "--dtype", "float64"]
+    ran = run(*tiny(hub, kind), *options, "--format", "json")
+    assert (ran.exit_code, ran.stderr) == (0, f"wrote {', '.join(ORDER)} into {kind}\n")
+    loaded = load(hub / kind, dtype=torch.float64)
+    batches = text_batches(
+        loaded.tokenizer,
+        (hub / "text.txt").read_text(),
+        task=hf_folders.TASKS[kind],
+        context=12,
+        num_tokens=20,
+        seed=3,
+    )
+    want = ff.fisher_spectrum(loaded.model, batches, blocks=ff.by_module, num_tokens=20, seed=3)
+    got = read_spectrum(here / kind)
+    assert list(got.blocks) == list(want.blocks)
+    assert torch.equal(got.full.eigenvalues, want.full.eigenvalues)
+    assert torch.equal(got.block_diagonal.eigenvalues, want.block_diagonal.eigenvalues)
+    assert json.loads(ran.stdout) == got.to_dict()
+    assert got.metadata["loss"] == hf_folders.TASKS[kind]
+    assert got.metadata["num_tokens"] == 20
+
+
+def test_the_options_reach_the_computation(hub, here):
+    def full(*options):
+        assert run(*tiny(hub), "--tokens", 30, "--context", 8, "--out", "o", "--quiet", *options).exit_code == 0
+        return read_spectrum("o")
+
+    plain, again = full(), full()
+    assert torch.equal(plain.full.eigenvalues, again.full.eigenvalues)
+    assert not torch.equal(full("--seed", "1").full.eigenvalues, plain.full.eigenvalues)
+    other = full("--center", "--unit", "sequence", "--blocks", "whole", "--dtype", "bfloat16")
+    assert other.metadata["centered"]
+    assert (other.full.num_tokens, len(other.blocks)) == (5, 1)  # 30 tokens of windows with 7
+    assert other.metadata["dtype"] == "bfloat16"
+    small = full("--memory", "200MB", "--blocks", "parameter")
+    assert len(small.blocks) > len(plain.blocks)
+    torch.testing.assert_close(small.full.eigenvalues, plain.full.eigenvalues, rtol=1e-4, atol=1e-6)
+
+
+def test_the_table_is_printed_and_the_word_fisher_never_stands_alone(hub, here):
+    ran = run(*tiny(hub), "--tokens", 20, "--out", "results/of this run")
+    assert ran.exit_code == 0
+    assert not re.search(r"(?i)(?<!empirical )fisher", ran.stdout)
+    assert "block-diagonal" in ran.stdout
+    assert "into results/of this run" in ran.stdout
+    assert sorted(os.listdir("results/of this run")) == FILES
+    assert "isher" not in run(*tiny(hub), "--tokens", 20, "--center").stdout
+
+
+def test_quiet_prints_nothing(hub, here):
+    for form in ("table", "json"):
+        ran = run(*tiny(hub), "--tokens", 9, "--quiet", "--format", form)
+        assert (ran.exit_code, ran.output) == (0, "")
+    assert sorted(os.listdir("gpt2")) == FILES
+
+
+def test_a_dash_reads_standard_input(hub, here):
+    text = (hub / "text.txt").read_text()
+    options = ["--tokens", 15, "--quiet"]
+    assert run(*tiny(hub), *options, "--out", "file").exit_code == 0
+    assert run("--model", hub / "gpt2", "--text", "-", *options, "--out", "pipe", input=text).exit_code == 0
+    file, pipe = read_spectrum("file"), read_spectrum("pipe")
+    assert torch.equal(file.full.eigenvalues, pipe.full.eigenvalues)
+    assert (file.metadata["text"], pipe.metadata["text"]) == (str(hub / "text.txt"), "-")
+
+
+def test_fewer_tokens_than_the_default_are_all_taken(hub, here):
+    assert run(*tiny(hub), "--quiet").exit_code == 0
+    result = read_spectrum("gpt2")
+    assert result.metadata["num_tokens"] == 193  # 200 words in windows of 32, the model's limit
+    assert result.metadata["context"] == hf_folders.CONTEXT
+
+
+@pytest.mark.parametrize(
+    ("model", "folder"),
+    [
+        ("gpt2", "gpt2-spectrum"),  # a folder gpt2 here would hide the hub's gpt2 from the next run
+        ("owner/some-model", "some-model"),
+        ("models/tiny", "tiny"),
+        ("./tiny", "tiny-spectrum"),
+        ("../elsewhere/tiny model!/", "tiny-model"),
+        (".", "here-spectrum"),
+    ],
+)
+def test_results_go_beside_the_model_never_into_it(here, model, folder):
+    chosen = job.Job(model=model).folder
+    assert str(chosen) == folder or model == "."
+    assert chosen.resolve() != Path(model).resolve()
+
+
+def test_checkpoints_have_folders_of_their_own():
+    folders = [str(job.Job(checkpoint=name).folder) for name in CHECKPOINTS]
+    assert folders == [f"sotu-llama-{name}" for name in CHECKPOINTS]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("2GB", 2 * 10**9), ("500 mb", 5 * 10**8), ("1.5GiB", 3 * 2**29), ("4096", 4096), ("10b", 10)]
+)
+def test_sizes(text, size):
+    assert job.parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "2XB", "-1GB", "0", "1e9", "0.1b"])
+def test_what_is_no_size_is_an_error(text):
+    with pytest.raises(ValueError, match=re.escape(repr(text))):
+        job.parse_bytes(text)
+
+
+def test_the_help_names_every_option_and_column():
+    text = run("--help").stdout
+    command = cli.commands["spectrum"]
+    for option in command.params:
+        assert option.opts[0] in text
+    for word in ("λ_max", "gap", "condition number", "eff. rank", "trace", "Examples:", "default"):
+        assert word in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_version_and_no_command():
+    runner = CliRunner()
+    assert re.fullmatch(r"fisherfunc \d+\.\d+\.\d+\n", runner.invoke(cli, ["--version"]).stdout)
+    nothing = runner.invoke(cli, [])
+    assert nothing.exit_code == 0
+    assert "spectrum" in nothing.stdout
+    unknown = runner.invoke(cli, ["spectra"], prog_name="fisherfunc")
+    assert unknown.exit_code == 2
+    assert re.fullmatch(r"fisherfunc: error: No such command 'spectra'.*; see fisherfunc --help\n", unknown.stderr)

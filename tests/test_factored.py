@@ -1,0 +1,163 @@
+"""The factored route: its probes, its memory groups, its choice of what to form, and the self-check."""
+
+import pytest
+import torch
+from oracle import gradient_rows, gram_errors
+from torch import nn
+from torch.testing import assert_close
+from zoo import CASES, VOCAB, build, causal_batch
+
+import fisherfunc as ff
+from fisherfunc.gradients import _taps, factored
+from fisherfunc.gradients.sequences import split
+from fisherfunc.gradients.structure import probe
+from fisherfunc.gradients.survey import survey
+from fisherfunc.gradients.workload import Workload
+
+
+def workload(model: nn.Module, batch, kind: str) -> Workload:
+    fn, loss, sequences = ff.functionalize(model), getattr(ff.losses, kind)(), split(batch)
+    tokens, _ = survey(fn, fn.params, sequences, loss)
+    return Workload(fn=fn, params=fn.params, sequences=sequences, loss=loss, tokens=tokens)
+
+
+def grams(model: nn.Module, batch, kind: str, **options) -> ff.TokenGrams:
+    work = workload(model, batch, kind)
+    return ff.token_grams(work.fn, work.params, batch, work.loss, **options)
+
+
+class Bigram(nn.Module):
+    """Each position sees its own token only; the head can be made to leak, to be bypassed or to be no linear map."""
+
+    def __init__(self, variant: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.variant = variant
+        self.embedding = nn.Embedding(VOCAB, 6)
+        self.middle = nn.Linear(6, 6)
+        self.head = nn.Linear(6, VOCAB)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        x = torch.tanh(self.middle(self.embedding(input_ids)))
+        logits = self.head(x)
+        if self.variant == "leaks":
+            return logits + 0.1 * logits.roll(1, dims=1)
+        if self.variant == "bypassed":
+            return logits + x.sum(dim=-1, keepdim=True) * torch.linspace(0, 1, VOCAB, dtype=x.dtype)
+        if self.variant == "capped":
+            return 30 * torch.tanh(logits / 30)
+        if self.variant == "overwritten":
+            return self.head(self.middle(self.embedding(input_ids)).relu_())
+        if self.variant == "looks ahead":
+            return self.head(x + x.flip(1))
+        return logits
+
+
+HEAD = {"plain": "head.weight", "capped": "head.weight", "overwritten": "head.weight", "looks ahead": "head.weight"}
+
+
+@pytest.mark.parametrize("variant", ["plain", "capped", "leaks", "bypassed", "overwritten", "looks ahead"])
+def test_sparsity_is_exploited_where_a_probe_finds_it_and_never_else(variant):
+    model, batch = Bigram(variant).double(), causal_batch()
+    structure = probe(workload(model, batch, "causal_lm"))
+    assert structure.head == HEAD.get(variant)
+    assert structure.causal == (variant in ("plain", "capped", "overwritten"))
+    result = grams(model, batch, "causal_lm", self_check=True)
+    errors = gram_errors(result.grams, gradient_rows(model, "causal_lm", batch), floor=1e-16)
+    assert max(errors.values()) < 1e-10, errors
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mistral", "lstm", "mamba"])
+def test_decoders_are_found_causal(name):
+    assert probe(workload(*build(name), CASES[name].kind)).causal
+
+
+@pytest.mark.parametrize("name", ["bert", "albert", "deberta_v2", "t5"])
+def test_models_that_look_ahead_are_found_not_causal(name):
+    structure = probe(workload(*build(name), CASES[name].kind))
+    assert structure.head is not None and not structure.causal
+
+
+@pytest.mark.parametrize("name", ["gpt2", "falcon", "albert", "bert", "shared"])
+def test_linear_maps_stay_factored_when_forming_is_dear(name, monkeypatch):
+    """With the cost rule off every weight of a linear map is contracted, tied and repeated ones with cross terms."""
+    monkeypatch.setattr(factored, "formed_cheaper", lambda *_: [])
+    model, batch = build(name, dtype=torch.float64)
+    result = grams(model, batch, CASES[name].kind, chunk_size=2)
+    reasons = result.metadata["formed_parameters"]
+    assert not [n for n, p in model.named_parameters() if n in reasons and p.ndim == 2], reasons
+    errors = gram_errors(result.grams, gradient_rows(model, CASES[name].kind, batch), floor=1e-16)
+    assert max(errors.values()) < 1e-9, errors
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert"])
+def test_memory_and_chunks_change_the_passes_and_nothing_else(name):
+    model, batch = build(name, dtype=torch.float64)
+    kind = CASES[name].kind
+    plain = grams(model, batch, kind, chunk_size=1)
+    assert plain.metadata["passes"] == 1
+    limit = int(0.9 * plain.metadata["predicted_peak_bytes"])
+    tight = grams(model, batch, kind, chunk_size=1, memory_limit=limit)
+    assert tight.metadata["passes"] > 1
+    assert tight.metadata["predicted_peak_bytes"] <= limit
+    for other in (tight, grams(model, batch, kind), grams(model, batch, kind, chunk_size=3)):
+        for n, gram in plain.grams.items():
+            assert_close(other.grams[n], gram, atol=1e-12 * float(plain.block().diagonal().max()), rtol=0)
+
+
+@pytest.fixture
+def wrong_rule(monkeypatch):
+    """The rule of linear maps hands out half again the input."""
+
+    def wrong(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None):
+        return [(weight, 1.5 * input, 0), (bias, None, 0)]
+
+    monkeypatch.setattr(factored, "formed_cheaper", lambda *_: [])
+    monkeypatch.setitem(_taps.RULES, nn.functional.linear, wrong)
+
+
+def test_a_wrong_rule_is_caught_by_the_self_check(monkeypatch, wrong_rule):
+    monkeypatch.setattr(factored, "verified", lambda work, options, plan: plan)
+    model, batch = build("bert")
+    with pytest.raises(RuntimeError, match=r"self-check: the Gram of 'bert\..*weight' differs"):
+        grams(model, batch, "masked_lm", self_check=True)
+
+
+def test_a_weight_whose_factors_fail_on_a_few_tokens_is_formed_before_the_pass(wrong_rule):
+    model, batch = build("bert", dtype=torch.float64)
+    result = grams(model, batch, "masked_lm")
+    reasons = result.metadata["formed_parameters"]
+    assert reasons["bert.encoder.layer.0.output.dense.weight"] == "its factors do not give its gradient"
+    errors = gram_errors(result.grams, gradient_rows(model, "masked_lm", batch), floor=1e-16)
+    assert max(errors.values()) < 1e-9, errors
+
+
+def test_a_tensor_of_unknown_use_is_named_with_the_function_that_used_it():
+    model, batch = build("mixtral")
+    reasons = grams(model, batch, "causal_lm").metadata["formed_parameters"]
+    assert reasons["model.layers.0.mlp.experts.down_proj"] == "used by __getitem__"
+
+
+class SometimesScaled(nn.Module):
+    """The second sequence uses the weight in a way that the first, longer one does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCAB, 6)
+        self.middle = nn.Linear(6, 6, bias=False)
+        self.head = nn.Linear(6, VOCAB)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        x = self.embedding(input_ids)
+        if not bool(attention_mask.all()):
+            x = x @ (2 * self.middle.weight)
+        return self.head(torch.tanh(self.middle(x)))
+
+
+def test_a_model_whose_sequences_differ_in_structure_is_started_again():
+    torch.manual_seed(0)
+    model, batch = SometimesScaled().double(), causal_batch()
+    result = grams(model, batch, "causal_lm")
+    assert "middle.weight" in result.metadata["formed_parameters"]
+    errors = gram_errors(result.grams, gradient_rows(model, "causal_lm", batch), floor=1e-16)
+    assert max(errors.values()) < 1e-10, errors

@@ -1,0 +1,110 @@
+"""Grams of factored gradients against those of the gradients themselves, formed by autograd."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from fisherfunc.linalg import strips as strips_module
+from fisherfunc.linalg.factors import PointFactors, SharedFactors, cross_gram, form_gradients
+from fisherfunc.linalg.strips import add_strips, empty_strip
+
+SHAPE = (5, 7)
+KINDS = ["linear", "conv1d", "embedding", "point"]
+
+
+def factors(kind: str, seed: int, *, rows: int = 3, places: int = 4) -> SharedFactors | PointFactors:
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    out, into = SHAPE
+    if kind == "linear":
+        return SharedFactors(own=normal(rows, places, out), shared=normal(places, into), axis=0)
+    if kind == "conv1d":
+        return SharedFactors(own=normal(rows, places, into), shared=normal(places, out), axis=1)
+    if kind == "embedding":
+        ids = torch.randint(out, (places,), generator=generator)
+        return SharedFactors(own=normal(rows, places, into), shared=ids, axis=1)
+    return PointFactors(left=normal(rows, out), right=normal(rows, into))
+
+
+def gradients(part: SharedFactors | PointFactors) -> torch.Tensor:
+    """Each row's gradient by autograd through the map that its kind stands for."""
+    weight = torch.zeros(SHAPE, dtype=torch.float64, requires_grad=True)
+    if isinstance(part, PointFactors):
+        losses = torch.einsum("ni,ij,nj->n", part.left, weight, part.right)
+    elif part.axis == 0:
+        losses = torch.einsum("nsi,ij,sj->n", part.own, weight, part.shared[: part.own.shape[1]])
+    else:
+        shared = part.shared[: part.own.shape[1]]
+        outputs = weight[shared] if shared.ndim == 1 else shared @ weight
+        losses = (part.own * outputs).sum(dim=(1, 2))
+    return torch.stack([torch.autograd.grad(loss, weight, retain_graph=True)[0] for loss in losses])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_formed_gradients_equal_autograd(kind):
+    part = factors(kind, 1)
+    assert_close(form_gradients(part, SHAPE), gradients(part), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("one", KINDS)
+@pytest.mark.parametrize("other", KINDS)
+def test_cross_grams_equal_inner_products_of_gradients(one, other):
+    rows, columns = factors(one, 1), factors(other, 2, rows=4, places=6)
+    expected = gradients(rows).flatten(1) @ gradients(columns).flatten(1).T
+    assert_close(cross_gram(rows, columns).double(), expected, atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv1d", "embedding"])
+def test_own_factors_may_cover_the_first_places_only(kind):
+    whole = factors(kind, 1)
+    part = SharedFactors(own=whole.own[:, :2], shared=whole.shared, axis=whole.axis)
+    other = factors("point", 2)
+    expected = gradients(part).flatten(1) @ gradients(other).flatten(1).T
+    assert_close(cross_gram(part, other), expected, atol=1e-11, rtol=0)
+
+
+@given(
+    kind=st.sampled_from(["linear", "conv1d", "embedding"]),
+    sizes=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 5)), min_size=1, max_size=3),
+    features=st.integers(1, 9),
+    causal=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_strips_sum_to_the_gram_of_all_rows(kind, sizes, features, causal, seed):
+    """Whatever the block of features, and whether rows reach all places or a growing number of them."""
+    total = sum(rows for rows, _ in sizes)
+    gram, formed, strips, start = torch.zeros(total, total, dtype=torch.float64), [], [], 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strips_module, "FEATURES", features)
+        for index, (rows, places) in enumerate(sizes):
+            whole = factors(kind, seed + index, rows=rows, places=places)
+            strip = empty_strip(slice(start, start + rows), whole)
+            for row in range(rows):
+                reach = min(row + 1, places) if causal else places
+                own = whole.own[row : row + 1, :reach]
+                strip.put(row, own)
+                formed.append(gradients(SharedFactors(own=own, shared=whole.shared, axis=whole.axis)).flatten(1))
+            strips.append(strip)
+            start += rows
+        add_strips(gram, strips)
+    matrix = torch.cat(formed)
+    assert_close(gram, matrix @ matrix.T, atol=1e-10, rtol=0)
+
+
+def test_rows_that_were_never_put_count_as_zero():
+    """An expert's places differ from chunk to chunk: a strip then holds some rows of its sequence only."""
+    whole = factors("linear", 1, rows=4)
+    strips = []
+    for put in (0, 2):
+        strip = empty_strip(slice(0, 4), whole)
+        strip.own.fill_(torch.nan)
+        strip.put(put, whole.own[put : put + 2])
+        strips.append(strip)
+    gram = torch.zeros(4, 4, dtype=torch.float64)
+    add_strips(gram, strips)
+    assert_close(gram, cross_gram(whole, whole), atol=1e-11, rtol=0)

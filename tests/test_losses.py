@@ -1,0 +1,114 @@
+"""Token losses: which tokens count, what each costs, and which loss a model was made for."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import terms, token_loss
+from torch import nn
+from zoo import CASES, build
+
+import fisherfunc as ff
+from fisherfunc.gradients.losses import IGNORED, logits_of
+
+CATEGORICAL = ("causal_lm", "masked_lm", "seq2seq_lm")
+VOCAB = 5
+
+
+@st.composite
+def token_batches(draw):
+    """Ids, labels with holes, masks of either attention and of any dtype."""
+    shape = draw(st.integers(1, 3)), draw(st.integers(1, 5))
+    source = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    labels = torch.randint(VOCAB, shape, generator=source)
+    holes = torch.rand(shape, generator=source) < draw(st.sampled_from([0.0, 0.5]))
+    batch = {"input_ids": torch.randint(VOCAB, shape, generator=source), "labels": labels.masked_fill(holes, IGNORED)}
+    for key in ("attention_mask", "decoder_attention_mask"):
+        if draw(st.booleans()):
+            mask = torch.rand(shape, generator=source) < 0.7
+            batch[key] = mask.to(draw(st.sampled_from([torch.bool, torch.long, torch.float32])))
+    return batch, torch.randn(*shape, VOCAB, dtype=torch.float64, generator=source)
+
+
+@pytest.mark.parametrize("kind", CATEGORICAL)
+@given(token_batches())
+def test_valid_tokens_and_their_losses_are_those_of_the_plain_rule(kind, drawn):
+    batch, logits = drawn
+    loss = getattr(ff.losses, kind)()
+    expected = terms(kind, batch)
+    assert loss.valid(batch).nonzero().tolist() == [[t.sequence, t.position] for t in expected]
+    values = loss.values(logits, batch)
+    for term in expected:
+        plain = token_loss(kind, logits[term.sequence], term)
+        torch.testing.assert_close(values[term.sequence, term.position], plain, rtol=1e-12, atol=1e-14)
+
+
+def test_a_causal_target_is_the_next_token_and_labels_win_over_ids():
+    batch = {"input_ids": torch.tensor([[1, 2, 3]])}
+    assert ff.losses.causal_lm().targets(batch).tolist() == [[2, 3]]
+    assert ff.losses.causal_lm().targets({**batch, "labels": torch.tensor([[7, 8, 9]])}).tolist() == [[8, 9]]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_targets_may_be_of_any_integer_dtype(dtype):
+    logits, ids = torch.randn(2, 3), torch.tensor([0, 2])
+    got = ff.losses.classification().values(logits, (None, ids.to(dtype)))
+    torch.testing.assert_close(got[:, 0], nn.functional.cross_entropy(logits, ids, reduction="none"), rtol=0, atol=0)
+
+
+def test_classification_of_each_position_and_of_each_sample():
+    logits = torch.randn(2, 4, 3)
+    labels = torch.tensor([[0, 1, IGNORED, 2], [1, 1, 0, 0]])
+    loss = ff.losses.classification()
+    assert loss.valid({"labels": labels, "attention_mask": torch.tensor([[1] * 4, [1, 0, 1, 1]])}).sum() == 6
+    assert loss.values(logits, {"labels": labels}).shape == (2, 4)
+    assert loss.values(logits[:, 0], {"labels": labels[:, 0]}).shape == (2, 1)
+
+
+def test_regression_is_half_the_squared_error_of_a_sample():
+    means, y = torch.randn(3, 2, 2), torch.randn(3, 2, 2)
+    expected = ((means - y) ** 2).sum(dim=(1, 2)) / 2
+    torch.testing.assert_close(ff.losses.regression().values(means, (None, y))[:, 0], expected, rtol=1e-6, atol=0)
+
+
+def test_a_loss_of_your_own_counts_where_its_mask_says():
+    loss = ff.losses.custom(lambda output, batch: output.abs(), valid=lambda batch: batch["keep"], name="absolute")
+    batch = {"keep": torch.tensor([True, False])}
+    assert loss.name == "absolute" and loss.valid(batch).tolist() == [[True], [False]]
+    assert loss.values(torch.tensor([-1.0, 2.0]), batch).tolist() == [[1.0], [2.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_loss_of_half_precision_logits_is_computed_in_float32(dtype):
+    logits = torch.tensor([[3.0, -3.0]], dtype=dtype)
+    value = ff.losses.classification().values(logits, (None, torch.tensor([0])))
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(math.log1p(math.exp(-6)), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if name != "lstm"])
+def test_the_loss_of_every_architecture_is_inferred(name):
+    model, batch = build(name)
+    assert ff.losses.infer(model, batch).name == CASES[name].kind
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        torch.ones(2),
+        {"logits": torch.ones(2)},
+        (torch.ones(2), "state"),
+        [torch.ones(2)],
+        type("Output", (), {"logits": torch.ones(2)})(),
+    ],
+)
+def test_logits_are_found_in_any_output(output):
+    assert torch.equal(logits_of(output), torch.ones(2))
+
+
+@pytest.mark.parametrize("output", ["text", {}, (), {"last_hidden_state": torch.ones(2)}])
+def test_an_output_without_logits_is_a_type_error_with_a_way_out(output):
+    with pytest.raises(TypeError, match="a model without a head has no loss"):
+        logits_of(output)
