@@ -218,3 +218,10 @@ def test_a_model_without_any_gradient_has_a_spectrum_of_zeros_and_plain_metrics(
     result = ff.fisher_spectrum(model, batch, loss=loss)
     assert not result.full.eigenvalues.any()
     json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_a_rule_that_fails_does_so_before_the_pass():
+    calls = []
+    with pytest.raises(TypeError, match="3"):
+        ff.fisher_spectrum(*build("mlp"), blocks=lambda _: 3, progress=lambda *done: calls.append(done))
+    assert not calls

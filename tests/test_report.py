@@ -4,9 +4,11 @@ import re
 import sys
 
 import pytest
+import torch
 from spectra import spectrum
 
 from fisherfunc.linalg.metrics import summary
+from fisherfunc.pipeline.solve import spectrum_of_gradients
 from fisherfunc.surface.report import report
 
 WIDTHS = (80, 100, 160)
@@ -100,3 +102,10 @@ def test_without_rich_the_extra_is_named(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=r'pip install "fisherfunc\[cli\]"'):
         report(spectrum())
+
+
+def test_condition_numbers_are_called_lower_bounds_only_where_eigenvalues_are_not_resolved():
+    unresolved = spectrum_of_gradients({"a.weight": torch.tensor([[1.0, 0.0], [0.0, 1e-6]])})
+    resolved = spectrum_of_gradients({"a.weight": torch.tensor([[1.0, 0.0], [0.0, 0.5]])})
+    assert "lower bounds" in _printed(unresolved, 120)
+    assert "lower bounds" not in _printed(resolved, 120)

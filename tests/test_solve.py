@@ -227,3 +227,9 @@ def test_a_gram_that_is_not_one_is_an_error():
 def test_gradients_that_are_none_are_errors_that_name_the_place(gradients, message):
     with pytest.raises(ValueError, match=message):
         spectrum_of_gradients(gradients)
+
+
+@pytest.mark.parametrize("label", ["full", "block_diagonal"])
+def test_a_block_may_not_take_the_name_of_the_whole_matrix(label):
+    with pytest.raises(ValueError, match=f"block label '{label}' is what results call"):
+        spectrum_of_gradients({"a": torch.ones(2, 1)}, blocks=lambda _: label)

@@ -85,7 +85,7 @@ def sequence_pieces(
 def _on_prefix(
     work: Workload, sequence: Batch, length: int, whole: Traced, structure: Structure, formed: Sequence[str]
 ) -> Traced:
-    """The pass over the first `length` positions, where it gives what the whole sequence gives there; else the whole."""
+    """The pass over the first `length` positions, where it gives what the whole sequence does; else the whole."""
     prefix = shortened(sequence, length)
     if prefix is None:
         return whole

@@ -7,10 +7,13 @@ batches in windows.py.
 
 import json
 import re
+import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from types import ModuleType
@@ -148,7 +151,21 @@ def _offset_tables(model: Any) -> list[int]:
     ]
 
 
+def _without_broken_torchvision() -> None:
+    """Hide a torchvision that cannot be imported (one built for another torch) before Transformers trips over it.
+
+    Language models need none, and Transformers imports whatever torchvision it finds.
+    """
+    if "transformers" in sys.modules or find_spec("torchvision") is None:
+        return
+    try:
+        import_module("torchvision")
+    except (ImportError, RuntimeError):  # what a mismatched build raises: "operator torchvision::nms does not exist"
+        sys.modules["torchvision"] = None  # type: ignore[assignment]
+
+
 def _transformers() -> ModuleType:
+    _without_broken_torchvision()
     try:
         import transformers
     except ImportError as error:

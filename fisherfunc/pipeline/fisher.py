@@ -15,7 +15,7 @@ from fisherfunc.linalg.kernels import robust_eigh
 from fisherfunc.models.functionalize import Selection, functionalize
 from fisherfunc.partitioning import by_layer
 from fisherfunc.pipeline.result import FisherSpectrum
-from fisherfunc.pipeline.solve import spectrum_of_grams
+from fisherfunc.pipeline.solve import labelled, spectrum_of_grams
 from fisherfunc.records.axes import Batch, Progress
 
 
@@ -89,6 +89,7 @@ def fisher_spectrum(
     if unit not in ("token", "sequence"):
         raise ValueError(f"unit expected 'token' or 'sequence', got unit={unit!r}")
     fn = functionalize(model, parameters=parameters).to(dtype=dtype, device=device)
+    labelled(fn.params, blocks)  # a rule that fails does so before the pass
     like = next(iter(fn.params.values()))
     grams = token_grams(
         fn,

@@ -19,6 +19,7 @@ from fisherfunc.partitioning import by_layer, partition
 from fisherfunc.pipeline.result import FisherSpectrum, union
 from fisherfunc.records.versions import versions
 
+RESERVED = ("full", "block_diagonal")
 NORMALIZATION = "F = (1/N) GᵀG, N = number of units"
 
 
@@ -49,7 +50,7 @@ def spectrum_of_grams(
     grams = _in_unit(grams, unit)
     grams = grams.center() if center and not grams.centered else grams
     kernel = kernel or robust_eigh()
-    labels = partition(grams.grams, blocks)
+    labels = labelled(grams.grams, blocks)
 
     def solve(names: Sequence[str]) -> Spectrum:
         return kernel(
@@ -97,7 +98,7 @@ def spectrum_of_gradients(
         scale = torch.stack([gram_norm(g) for g in block]).sum()  # as TokenGrams.block_scale has it
         return kernel(torch.cat([g - g.mean(dim=0) for g in block], dim=-1), scale=scale)
 
-    spectra = {label: solve(names) for label, names in partition(rows, blocks).items()}
+    spectra = {label: solve(names) for label, names in labelled(rows, blocks).items()}
     full = next(iter(spectra.values())) if len(spectra) == 1 else solve(rows)
     some = next(iter(rows.values()))
     facts = {
@@ -112,6 +113,20 @@ def spectrum_of_gradients(
         "versions": versions(),
     }
     return _result(spectra, full, facts)
+
+
+def labelled(names: Iterable[str], blocks: Callable[[str], str]) -> dict[str, tuple[str, ...]]:
+    """The partition of the names, by labels that no result needs for itself.
+
+    Raises:
+        TypeError: If the rule returns no string.
+        ValueError: If there are no names, or a label is reserved.
+    """
+    labels = partition(names, blocks)
+    for label in RESERVED:
+        if label in labels:
+            raise ValueError(f"block label {label!r} is what results call the matrix itself; choose another label")
+    return labels
 
 
 def _in_unit(grams: TokenGrams, unit: str) -> TokenGrams:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from fisherfunc.linalg.metrics import summary
+from fisherfunc.linalg.metrics import numerical_rank, summary
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.surface.wording import compact, count_of_units, matrix_name, model_name, notes, number
@@ -53,6 +53,8 @@ def caption(result: FisherSpectrum) -> list[str]:
     floor = _relative_resolution(result.full)
     if floor is not None:
         lines.append(f"Eigenvalues of the full matrix below {floor:.1e} λ_max are not resolved")
+    if any(_unresolved(spectrum) for spectrum in (*result.blocks.values(), result.full)):
+        lines.append("Condition numbers are of the resolved eigenvalues: lower bounds where others lie below")
     return lines
 
 
@@ -92,6 +94,10 @@ def _cells(spectrum: Spectrum, *, wide: bool) -> list[str]:
 def _relative_resolution(spectrum: Spectrum) -> float | None:
     largest = spectrum.eigenvalues.amax().item()
     return spectrum.resolution.item() / largest if largest > 0 else None
+
+
+def _unresolved(spectrum: Spectrum) -> bool:
+    return int(numerical_rank(spectrum)) < spectrum.eigenvalues.shape[-1]
 
 
 def _capital(text: str) -> str:
