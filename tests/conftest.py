@@ -9,7 +9,9 @@ sys.modules["torchvision"] = None
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-from hypothesis import HealthCheck, settings  # noqa: E402 (what is above comes first)
+import pytest  # noqa: E402 (what is above comes first)
+import torch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 # Not fisherfunc.testing: beartype cannot check against Hypothesis' DrawFn, a protocol not meant for isinstance.
@@ -23,3 +25,22 @@ settings.register_profile(
     "ci", deadline=None, max_examples=30, derandomize=True, print_blob=True, suppress_health_check=SLOW_DRAWS
 )
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+torch.set_num_threads(1)  # tiny models run faster so, above all where the cores are busy
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory):
+    """A folder of tiny models of every kind, and a text."""
+    from commands import hub_folder
+
+    return hub_folder(tmp_path_factory.mktemp("hub"))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working directory."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder

@@ -9,7 +9,7 @@ import hf_folders
 import pytest
 import torch
 from click.testing import CliRunner
-from commands import FILES, hub_folder, run, tiny
+from commands import FILES, run, tiny
 from commands import process as start
 
 import fisherfunc as ff
@@ -20,29 +20,6 @@ from fisherfunc.surface.cli import cli
 from fisherfunc.surface.files import read_spectrum
 
 ORDER = ["spectrum.json", "eigenvalues.csv", "spectrum.png", "spectrum.svg"]
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory):
-    return hub_folder(tmp_path_factory.mktemp("hub"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tiny models run faster so, above all where the cores are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty working directory."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
 
 
 def test_without_arguments_the_embedded_model_runs_end_to_end(here, tmp_path):

@@ -7,37 +7,13 @@ import sys
 
 import hf_folders
 import pytest
-import torch
-from commands import FILES, hub_folder, run, tiny
+from commands import FILES, run, tiny
 from commands import process as start
 
 from fisherfunc.__main__ import main
 from fisherfunc.surface import job
 
 PREFIX = "fisherfunc: error: "
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory):
-    return hub_folder(tmp_path_factory.mktemp("hub"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tiny models run faster so, above all where the cores are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty working directory."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
 
 
 def _damage(hub, here):

@@ -92,6 +92,7 @@ def test_metadata_names_the_approximation_and_enough_coordinates_are_exact():
     assert torch.equal(enough.full.eigenvalues, exact.full.eigenvalues)
     few = ff.fisher_spectrum(model, batch, max_coordinates=5, seed=2)
     assert few.metadata["approximations"][0] == "at most 5 coordinates a block, seed 2"
+    assert exact.full.exact and not few.full.exact and not few.block_diagonal.exact
 
 
 def test_less_than_one_coordinate_is_an_error():

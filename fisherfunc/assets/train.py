@@ -96,7 +96,7 @@ def new_optimiser(recipe: Recipe, model: LlamaForCausalLM) -> torch.optim.AdamW:
     """AdamW that decays the matrices and leaves the norms' gains alone."""
     matrices = [weight for weight in model.parameters() if weight.ndim > 1]
     gains = [weight for weight in model.parameters() if weight.ndim == 1]
-    groups = [{"params": matrices}, {"params": gains, "weight_decay": 0.0}]
+    groups: list[dict[str, object]] = [{"params": matrices}, {"params": gains, "weight_decay": 0.0}]
     return torch.optim.AdamW(
         groups,
         lr=recipe.learning_rate,

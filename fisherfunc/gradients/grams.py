@@ -73,7 +73,7 @@ def token_grams(
         ValueError: If no token is valid, an option is out of range, the memory limit is below the smallest chunk, or a
             loss or gradient is not finite (the error names sequence, position and parameter).
     """
-    _check_options(num_tokens, chunk_size, route)
+    _check_options(num_tokens, chunk_size, memory_limit, route)
     begin = perf_counter()
     params, sequences = fn.at(params), split(batch)
     found, dropped = survey(fn, params, sequences, loss, drop_nonfinite=drop_nonfinite)
@@ -148,9 +148,11 @@ def _passed(
     }
 
 
-def _check_options(num_tokens: int | None, chunk_size: int | None, route: str) -> None:
+def _check_options(num_tokens: int | None, chunk_size: int | None, memory_limit: Any, route: str) -> None:
     if route not in ROUTES:
         raise ValueError(f"route expected one of {ROUTES}, got route={route!r}")
+    if memory_limit is not None and not isinstance(memory_limit, int):
+        raise TypeError(f"memory_limit expected a number of bytes, got {memory_limit!r}; 2 GB are 2_000_000_000")
     for name, value in (("num_tokens", num_tokens), ("chunk_size", chunk_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name} expected at least 1, got {name}={value}")

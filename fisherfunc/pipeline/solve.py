@@ -4,6 +4,7 @@ Grams add, so the partition, the unit and the centring are chosen here, after th
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -52,13 +53,16 @@ def spectrum_of_grams(
     kernel = kernel or robust_eigh()
     labels = labelled(grams.grams, blocks)
 
+    approximate = bool(grams.metadata.get("approximations"))
+
     def solve(names: Sequence[str]) -> Spectrum:
-        return kernel(
+        spectrum = kernel(
             grams.block(names),
             num_params=sum(grams.num_params[name] for name in names),
             precision=grams.precision,
             scale=grams.block_scale(names),
         )
+        return replace(spectrum, exact=spectrum.exact and not approximate)
 
     spectra = {label: solve(names) for label, names in labels.items()}
     full = next(iter(spectra.values())) if len(spectra) == 1 else solve(list(grams.grams))
@@ -144,10 +148,8 @@ def _result(spectra: dict[str, Spectrum], full: Spectrum, metadata: dict[str, An
         "solver": {label: s.solver for label, s in named.items()},
         "fallback": {label: s.fallback for label, s in named.items() if s.fallback},
         "resolution": {label: s.resolution.item() for label, s in named.items()},
-        "approximations": [
-            *metadata.get("approximations", ()),
-            *(f"{label}: {s.solver}" for label, s in named.items() if not s.exact),
-        ],
+        "approximations": list(metadata.get("approximations", ()))
+        or [f"{label}: {s.solver}" for label, s in named.items() if not s.exact],
     }
     metadata = metadata | diagnostics
     return FisherSpectrum(blocks=spectra, block_diagonal=union(spectra), full=full, metadata=metadata)

@@ -1,0 +1,121 @@
+"""Laws of the windows that a text is cut into, for the three tasks."""
+
+import hf_folders
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fisherfunc.models.huggingface import num_valid_tokens, text_batches
+
+IGNORED = -100
+WEIGHTS = "model.safetensors"
+
+
+TOKENIZERS: dict[str, object] = {}
+
+
+def _windows(kind: str, text: str, **options):
+    tokenizer = TOKENIZERS.setdefault(kind, hf_folders.tokenizer(kind))
+    return tokenizer, text_batches(tokenizer, text, task=hf_folders.TASKS[kind], **options)
+
+
+def _rows(batches, key):
+    return [row for batch in batches for row in batch[key].tolist()]
+
+
+@given(length=st.integers(2, 60), context=st.integers(2, 20))
+def test_causal_windows_are_the_text_cut(length, context):
+    text = hf_folders.sentence(length)
+    tokenizer, batches = _windows("gpt2", text, context=context)
+    rows = _rows(batches, "input_ids")
+    ids = tokenizer(text)["input_ids"]
+    joined = [token for row in rows for token in row]
+    assert joined == ids[: len(joined)]
+    assert len(ids) - len(joined) < 2  # a single last token predicts nothing
+    assert all(len(row) == context for row in rows[:-1])
+    assert len(batches) <= 2
+    assert num_valid_tokens(batches) == sum(len(row) - 1 for row in rows)
+    assert all(bool((batch["attention_mask"] == 1).all()) for batch in batches)
+
+
+@given(length=st.integers(1, 60), context=st.integers(3, 20), seed=st.integers(0, 5))
+def test_masked_windows_hide_a_share_of_the_text_and_nothing_else(length, context, seed):
+    text = hf_folders.sentence(length)
+    tokenizer, batches = _windows("bert", text, context=context, seed=seed)
+    restored: list[int] = []
+    for inputs, labels in zip(_rows(batches, "input_ids"), _rows(batches, "labels"), strict=True):
+        hidden = [index for index, label in enumerate(labels) if label != IGNORED]
+        assert inputs[0] == tokenizer.cls_token_id
+        assert inputs[-1] == tokenizer.sep_token_id
+        assert all(inputs[index] == tokenizer.mask_token_id for index in hidden)
+        assert inputs.count(tokenizer.mask_token_id) == len(hidden)
+        assert len(hidden) == max(1, round(0.15 * (len(inputs) - 2)))
+        assert len(inputs) <= context
+        restored += [labels[i] if i in hidden else token for i, token in enumerate(inputs)][1:-1]
+    assert restored == tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_the_seed_chooses_what_is_masked():
+    text = hf_folders.sentence(120)
+    labels = {seed: _rows(_windows("bert", text, context=20, seed=seed)[1], "labels") for seed in (0, 1)}
+    assert labels[0] == _rows(_windows("bert", text, context=20, seed=0)[1], "labels")
+    assert labels[0] != labels[1]
+
+
+@given(length=st.integers(2, 60), context=st.integers(2, 20))
+def test_seq2seq_windows_split_in_the_middle(length, context):
+    text = hf_folders.sentence(length)
+    tokenizer, batches = _windows("t5", text, context=context)
+    joined: list[int] = []
+    for inputs, labels in zip(_rows(batches, "input_ids"), _rows(batches, "labels"), strict=True):
+        assert inputs[-1] == labels[-1] == tokenizer.eos_token_id
+        assert len(labels) - len(inputs) in (0, 1)
+        joined += inputs[:-1] + labels[:-1]
+    assert joined == tokenizer(text, add_special_tokens=False)["input_ids"][: len(joined)]
+    assert len(joined) >= length - 1
+
+
+@pytest.mark.parametrize("kind", hf_folders.TASKS)
+@pytest.mark.parametrize("wanted", [1, 7, 20])
+def test_no_more_windows_than_needed(kind, wanted):
+    _, batches = _windows(kind, hf_folders.sentence(400), context=10, num_tokens=wanted)
+    found = num_valid_tokens(batches)
+    windows = sum(len(batch["input_ids"]) for batch in batches)
+    assert wanted <= found < wanted + found / windows
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+def test_a_text_too_short_says_what_it_has_and_needs(kind):
+    with pytest.raises(ValueError, match=r"the text has 1 token\(s\), and \w+ needs 2 for one prediction"):
+        _windows(kind, "w1", context=8)
+
+
+def test_an_empty_text_and_a_small_context_are_errors():
+    with pytest.raises(ValueError, match=r"the text has 0 token\(s\), and masked_lm needs 1"):
+        _windows("bert", " \n", context=8)
+    with pytest.raises(ValueError, match="context=2 leaves no token to predict; masked_lm needs 3"):
+        _windows("bert", "w1 w2", context=2)
+    with pytest.raises(ValueError, match="context=1 leaves no token to predict; causal_lm needs 2"):
+        _windows("gpt2", "w1 w2", context=1)
+    with pytest.raises(ValueError, match="task='regression'"):
+        text_batches(hf_folders.tokenizer("gpt2"), "w1 w2", task="regression", context=8)
+
+
+def test_a_masked_model_needs_a_mask_token():
+    with pytest.raises(ValueError, match="needs a mask token"):
+        text_batches(hf_folders.tokenizer("gpt2"), "w1 w2", task="masked_lm", context=8)
+
+
+def test_special_tokens_in_the_text_are_not_predicted():
+    _, batches = _windows("bert", "[SEP] [SEP] w1 [SEP]", context=10)
+    assert _rows(batches, "labels") == [[IGNORED] * 3 + [7] + [IGNORED] * 2]
+    with pytest.raises(ValueError, match="masked_lm needs 1"):
+        _windows("bert", "[SEP] [SEP]", context=10)
+
+
+def test_a_long_text_gives_no_warning(recwarn, caplog):
+    tokenizer = hf_folders.tokenizer("gpt2")
+    tokenizer.model_max_length = 8
+    text_batches(tokenizer, hf_folders.sentence(50), task="causal_lm", context=8)
+    assert not recwarn.list
+    assert not caplog.records
