@@ -59,10 +59,10 @@ def plan_factored(work: Workload, options: PassOptions, *, structure: Structure 
     chunk_size = DEFAULT_CHUNK if options.chunk_size is None else options.chunk_size
     limit = free_bytes(like.device) // 2 if options.memory_limit is None else options.memory_limit
     gram = work.num_tokens**2 * torch.empty((), dtype=options.gram_dtype).element_size()
-    saved = saved_bytes(lambda: trace(work, work.longest, structure))
+    saved = saved_bytes(lambda: trace(work, work.longest, structure), beside=work.params.values())
     traced = trace(work, work.longest, structure, ())
     held = held_bytes(traced, structure, work.num_params, tally)
-    fixed = len(work.params) * gram + backward_bytes(traced, frozenset(work.params), chunk_size, saved)
+    fixed = len(work.params) * gram + backward_bytes(traced, structure, chunk_size, saved)
     groups, slabbed = grouped(held, limit - fixed)
     return FactoredPlan(
         structure=structure,

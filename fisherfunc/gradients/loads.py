@@ -82,11 +82,19 @@ def grouped(held: Mapping[str, int], budget: int) -> tuple[tuple[frozenset[str],
     return tuple(frozenset(group) for group in groups if group), too_large
 
 
-def backward_bytes(traced: Traced, group: frozenset[str], chunk_size: int, saved: tuple[int, int]) -> int:
-    """What one batched backward pass holds: the graph, cotangents on their way, and those that are kept."""
-    outputs = {id(use.output): use.output for use in traced.recording.uses if use.name in group}
-    kept = sum(output.numel() * output.element_size() for output in outputs.values())
-    return saved[0] + chunk_size * (kept + 4 * saved[1])
+def backward_bytes(traced: Traced, structure: Structure, chunk_size: int, saved: tuple[int, int]) -> int:
+    """What one batched backward pass holds: the graph, cotangents on their way, and those that are kept.
+
+    Args:
+        traced: A pass over the longest sequence.
+        structure: What is exploited: with an output layer the batched pass starts below it.
+        chunk_size: Tokens a batched backward pass.
+        saved: What the graph keeps: all of it, and its largest tensor.
+    """
+    _, below = apart(traced.recording, structure)
+    sizes = {id(use.output): use.output.numel() * use.output.element_size() for use in below}
+    widest = saved[1] if structure.head is None else max(sizes.values(), default=0)
+    return saved[0] + chunk_size * (sum(sizes.values()) + 4 * widest)
 
 
 def largest_group(groups: Sequence[frozenset[str]], held: Mapping[str, int]) -> int:
