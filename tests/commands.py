@@ -1,6 +1,7 @@
 """Running the command line: in this process, or in one of its own; and a folder of tiny models to run it on."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -41,5 +42,11 @@ def process(*arguments, cwd, tmp_path, **settings):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=_listen_to_interrupts,
         **settings,
     )
+
+
+def _listen_to_interrupts():
+    """A shell in the background has its children ignore them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
