@@ -5,6 +5,7 @@ While a model runs, every torch function that receives a parameter is seen. Wher
 are the factors of the parameter's gradient. A parameter that is used in any other way is reported, not guessed at.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,11 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+
+
+def factor_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What factors are kept in: products of float16 numbers overflow at 65,504."""
+    return torch.float32 if dtype == torch.float16 else dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +46,9 @@ class Use:
     def shared(self) -> Tensor:
         """The input, flattened to `(s, e)`, or ids `(s,)`."""
         source = self.source.detach()
-        return source.reshape(-1, source.shape[-1]) if source.is_floating_point() else source.reshape(-1)
+        if not source.is_floating_point():
+            return source.reshape(-1)
+        return source.reshape(-1, source.shape[-1]).to(factor_dtype(self.output.dtype))  # another under autocast
 
 
 @dataclass
@@ -79,35 +87,37 @@ class Recorder(TorchFunctionMode):
         """Run `func`; if it receives a watched parameter, record it."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        if not torch.is_grad_enabled():  # no gradient comes this way
+            return result
         names = self._watched(args, kwargs)
         if names and any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(result)):
             if func in TRANSPOSES and result.ndim == 2:
                 self._alias(args[0], result)
             else:
-                self._record(func, args, kwargs, result, names)
-                return result.clone() if names & self._protected else result
+                return self._record(func, args, kwargs, result, names)
         return result
 
-    def _watched(self, args: Any, kwargs: Any) -> set[str]:
-        return {
+    def _watched(self, args: Any, kwargs: Any) -> Counter[str]:
+        """How often each parameter is among the arguments."""
+        return Counter(
             self._names[id(leaf)][0]
             for leaf in pytree.tree_leaves((args, kwargs))
             if isinstance(leaf, Tensor) and id(leaf) in self._names
-        }
+        )
 
     def _alias(self, original: Tensor, transposed: Tensor) -> None:
         name, flipped = self._names[id(original)]
         self._kept.append(transposed)
         self._names[id(transposed)] = (name, not flipped)
 
-    def _record(self, func: Any, args: Any, kwargs: Any, result: Any, names: set[str]) -> None:
-        rule = RULES.get(func)
-        explained: set[str] = set()
-        for tensor, source, axis in (rule(*args, **kwargs) if rule is not None else None) or ():
+    def _record(self, func: Any, args: Any, kwargs: Any, result: Any, names: Counter[str]) -> Any:
+        """Record what `func` did with the named parameters; returns what the model is to go on with."""
+        explained: Counter[str] = Counter()
+        for tensor, source, axis in _explained(func, args, kwargs, result):
             name, flipped = self._names.get(id(tensor), (None, False))
             if name is None:
                 continue
-            if not result.requires_grad and torch.is_grad_enabled():
+            if not result.requires_grad:
                 result.requires_grad_()
             axis = 1 - axis if flipped else axis
             self.recording.uses.append(
@@ -120,22 +130,37 @@ class Recorder(TorchFunctionMode):
                     axis=axis,
                 )
             )
-            explained.add(name)
-        for name in names - explained:
+            explained[name] += 1
+        for name in names - explained:  # also where one of two roles in one call is explained, as in W @ W
             self.recording.unknown[name] = getattr(func, "__name__", str(func))
+        written_to = bool(self._protected & set(names)) or (explained and result.is_leaf)  # no leaf can be written to
+        return result.clone() if written_to else result
 
 
 Found = list[tuple[Tensor | None, Tensor | None, int]] | None
 
 
+def _explained(func: Any, args: Any, kwargs: Any, result: Any) -> list[tuple[Tensor | None, Tensor | None, int]]:
+    """What a rule says of a call: {a parameter, its input, the axis of the output}; nothing where no rule fits."""
+    rule = RULES.get(func)
+    if rule is None or torch._C._functorch.is_functorch_wrapped_tensor(result):
+        return []
+    try:
+        return rule(*args, **kwargs) or []
+    except TypeError:  # called by other names than the rule's, as in torch.mm(x, mat2=w)
+        return []
+
+
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Found:
     """Y = x Wᵀ + b."""
+    if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+        return None
     return [(weight, input, 0), (bias, None, 0)]
 
 
 def _addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Found:
     """Y = b + x W, as in Conv1D."""
-    if beta != 1 or alpha != 1 or input.ndim != 1:
+    if beta != 1 or alpha != 1 or input.shape != mat2.shape[1:]:
         return None
     return [(mat2, mat1, 1), (input, None, 0)]
 

@@ -7,20 +7,28 @@ chunk runs on the shortest prefix that holds its tokens. Axis order: c tokens of
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherfunc.gradients._taps import Use
+from fisherfunc.gradients._taps import Use, factor_dtype
 from fisherfunc.gradients.rows import one_hot
-from fisherfunc.gradients.sequences import shortened
-from fisherfunc.gradients.structure import Structure, Traced, apart, close, head_of, settled, trace
+from fisherfunc.gradients.structure import (
+    Structure,
+    Traced,
+    apart,
+    close,
+    head_of,
+    own_cotangents,
+    settled,
+    trace,
+    trace_prefix,
+)
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.linalg.factors import PointFactors, SharedFactors
-from fisherfunc.records.axes import Batch
 
 
 class Unsettled(Exception):  # noqa: N818 (it is no error: the caller starts again with the structure that it carries)
@@ -70,43 +78,28 @@ def sequence_pieces(
             cotangent = one_hot(tokens.position[chunk], whole.losses)
             yield from _pulled(whole, whole.losses, cotangent, whole.recording.uses, chunk, wanted, inputs)
         return
-    at_logits = _logit_cotangents(whole, structure, tokens.position[rows])
+    at_logits = own_cotangents(whole.losses, head_of(whole.recording, structure).output, tokens.position[rows])
+    if at_logits is None:
+        raise Unsettled(replace(structure, head=None, causal=False))
     yield from _head_pieces(whole, structure, at_logits, tokens.position[rows], rows, wanted)
-    below = at_logits @ work.params[head_of(whole.recording, structure).name].detach()
+    below = at_logits @ work.params[head_of(whole.recording, structure).name].detach().to(at_logits.dtype)
     for chunk in chunks:
-        place = tokens.position[chunk]
-        traced = _on_prefix(work, sequence, int(place[-1]) + 1, whole, structure, formed) if structure.causal else whole
+        place, traced = tokens.position[chunk], whole
+        if structure.causal:
+            traced = trace_prefix(work, sequence, int(place[-1]) + 1, whole, structure, formed) or whole
         source = head_of(traced.recording, structure).source
         cotangent = _at_places(source, place, below[chunk.start - rows.start : chunk.stop - rows.start])
         _, others = apart(traced.recording, structure)
         yield from _pulled(traced, source, cotangent, others, chunk, wanted, inputs)
 
 
-def _on_prefix(
-    work: Workload, sequence: Batch, length: int, whole: Traced, structure: Structure, formed: Sequence[str]
-) -> Traced:
-    """The pass over the first `length` positions, where it gives what the whole sequence does; else the whole."""
-    prefix = shortened(sequence, length)
-    if prefix is None:
-        return whole
-    traced = trace(work, prefix, structure, formed)
-    part, expected = head_of(traced.recording, structure).source, head_of(whole.recording, structure).source
-    return traced if part.shape[1] == length and close(part, expected[:, :length]) else whole
-
-
-def _logit_cotangents(whole: Traced, structure: Structure, position: Tensor) -> Float[Tensor, "n v"]:
-    """∂ℓ_n/∂logits[n] for all tokens, by one backward pass of their sum: each loss depends on its own place only."""
-    output = head_of(whole.recording, structure).output
-    (cotangent,) = torch.autograd.grad(whole.losses[position].sum(), output, retain_graph=True)
-    return cotangent.reshape(-1, cotangent.shape[-1])[position]
-
-
 def _head_pieces(
     whole: Traced, structure: Structure, at_logits: Tensor, position: Tensor, rows: slice, wanted: frozenset[str]
 ) -> Iterator[Piece]:
+    left = at_logits.to(factor_dtype(at_logits.dtype))
     for use in apart(whole.recording, structure)[0]:
         if use.name in wanted:
-            point = at_logits if use.is_bias else PointFactors(left=at_logits, right=use.shared[position])
+            point = at_logits if use.is_bias else PointFactors(left=left, right=use.shared[position])
             yield Piece(name=use.name, use=-1, rows=rows, part=point)
 
 
@@ -120,10 +113,11 @@ def _pulled(
     inputs: Mapping[tuple[str, int], Tensor],
 ) -> Iterator[Piece]:
     """One batched backward pass from `output` to the outputs of the wanted uses and to the leaves."""
-    numbered = [(number, use) for number, use in _numbered(uses) if use.name in wanted]
+    pulled = {id(use) for use in uses if use.name in wanted}
+    numbered = [(number, use) for number, use in _numbered(traced.recording.uses) if id(use) in pulled]
     outputs = list({id(use.output): use.output for _, use in numbered}.values())
     targets = [*outputs, *traced.leaves.values()]
-    if not targets:
+    if not targets or not output.requires_grad:
         return
     found = torch.autograd.grad(output, targets, cotangent, retain_graph=True, allow_unused=True, is_grads_batched=True)
     count = len(cotangent)
@@ -157,13 +151,20 @@ def _numbered(uses: Sequence[Use]) -> Iterator[tuple[int, Use]]:
 def _factors(use: Use, own: Tensor, whole: Tensor | None) -> SharedFactors | PointFactors:
     """Factors; their input is that of the whole sequence, one tensor for all chunks, where it begins with theirs."""
     shared, kept = _kept(use)
-    own = own if kept is None else own[:, kept]
+    own = (own if kept is None else own[:, kept]).to(factor_dtype(own.dtype))
     if len(shared) == 1 and shared.is_floating_point():
         left, right = own[:, 0], shared.expand(len(own), -1).to(own)
         return PointFactors(left=left, right=right) if use.axis == 0 else PointFactors(left=right, right=left)
-    if whole is not None and len(whole) >= len(shared) and close(shared.to(own), whole[: len(shared)].to(own)):
+    if whole is not None and _begins_with(whole, shared, use.output.dtype):
         shared = whole
     return SharedFactors(own=own, shared=shared, axis=use.axis)
+
+
+def _begins_with(whole: Tensor, shared: Tensor, dtype: torch.dtype) -> bool:
+    first = whole[: len(shared)]
+    if first.shape != shared.shape or first.dtype != shared.dtype:
+        return False
+    return close(shared.to(dtype), first.to(dtype)) if shared.is_floating_point() else torch.equal(shared, first)
 
 
 def _kept(use: Use) -> tuple[Tensor, Tensor | None]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fisherfunc.gradients._taps import factor_dtype
 from fisherfunc.gradients.collect import Unsettled, sequence_pieces
 from fisherfunc.gradients.contract import Holder
 from fisherfunc.gradients.dense import dense_grams
@@ -53,7 +54,7 @@ def plan_factored(work: Workload, options: PassOptions, *, structure: Structure 
     structure = structure or probe(work)
     like = next(iter(work.params.values()))
     num_sequences = len(torch.unique(work.tokens.sequence))
-    tally = Tally(num_tokens=work.num_tokens, num_sequences=num_sequences, itemsize=like.element_size())
+    tally = Tally(num_tokens=work.num_tokens, num_sequences=num_sequences, itemsize=factor_dtype(like.dtype).itemsize)
     cheaper = formed_cheaper(trace(work, work.longest, structure, ()), structure, work.num_params, tally)
     structure = formed(structure, cheaper, "cheaper formed than factored")
     chunk_size = DEFAULT_CHUNK if options.chunk_size is None else options.chunk_size
@@ -89,12 +90,12 @@ def factored_grams(work: Workload, options: PassOptions) -> tuple[dict[str, Tens
     Raises:
         ValueError: If the memory limit is below what the dense route needs for the largest tensor.
     """
-    plan = verified(work, options, plan_factored(work, options))
+    plan = _planned(work, options)
     while plan is not None:
         try:
             grams = _grams(work, plan, options)
         except Unsettled as found:
-            plan = verified(work, options, plan_factored(work, options, structure=found.structure))
+            plan = _planned(work, options, found.structure)
             continue
         if plan.slabbed:
             large = {name: work.params[name] for name in plan.slabbed}
@@ -104,11 +105,18 @@ def factored_grams(work: Workload, options: PassOptions) -> tuple[dict[str, Tens
     return None
 
 
+def _planned(work: Workload, options: PassOptions, structure: Structure | None = None) -> FactoredPlan | None:
+    try:
+        return verified(work, options, plan_factored(work, options, structure=structure))
+    except RuntimeError:  # what autograd raises for a rule that it cannot batch: the dense route has a way for each
+        return None
+
+
 def verified(work: Workload, options: PassOptions, plan: FactoredPlan) -> FactoredPlan | None:
     """Pass over a few tokens of the longest sequence and compare with ordinary backward passes, before any other.
 
     A weight whose factors do not tell its gradient (one that a backward pass inside the model reads, say) is formed
-    from then on. Where that does not help, or the model's own backward rules cannot be batched: None.
+    from then on. Where that does not help: None.
     """
     mine = (work.tokens.sequence == work.tokens.sequence.bincount().argmax()).nonzero().squeeze(-1)
     few = work.select(mine[torch.linspace(0, len(mine) - 1, min(NUM_TOKENS, len(mine))).long().unique()])
@@ -117,8 +125,6 @@ def verified(work: Workload, options: PassOptions, plan: FactoredPlan) -> Factor
         errors = gram_errors(_grams(few, trial, replace(options, progress=None)), few)
     except Unsettled as found:
         return verified(work, options, plan_factored(work, options, structure=found.structure))
-    except RuntimeError:  # what autograd raises for a rule that it cannot batch: the dense route has a way for each
-        return None
     bad = wrong(errors, work)
     if not bad:
         return plan
