@@ -11,7 +11,7 @@ from importlib import import_module
 from types import ModuleType
 
 from fisherfunc.gradients import losses
-from fisherfunc.gradients.dense import per_token_gradients
+from fisherfunc.gradients.dense.route import per_token_gradients
 from fisherfunc.gradients.grams import token_grams
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.linalg import kernels, metrics

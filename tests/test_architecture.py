@@ -104,9 +104,9 @@ def test_imports_point_down_the_layers():
 @pytest.mark.parametrize(
     ("file", "line"),
     [
-        ("linalg/gram.py", "from fisherfunc.gradients.dense import dense_grams"),
+        ("linalg/gram.py", "from fisherfunc.gradients.dense.route import dense_grams"),
         ("records/axes.py", "import fisherfunc.surface.files"),
-        ("gradients/dense.py", "import fisherfunc"),
+        ("gradients/dense/route.py", "import fisherfunc"),
         ("pipeline/solve.py", "from fisherfunc import assets"),
         ("testing/models.py", "from fisherfunc.surface import report"),
         ("assets/train.py", "from fisherfunc.gradients import losses"),
@@ -185,7 +185,7 @@ def test_only_the_surface_prints_or_writes_files():
 def test_only_the_taps_intercept_a_model():
     intercepting = re.compile(r"Torch(Function|Dispatch)Mode|register_\w*hook|__torch_(function|dispatch)__")
     found = {name for name, source in sources().items() if intercepting.search(source.text)}
-    assert found <= {"gradients._taps"}
+    assert found <= {"gradients.factored._taps"}
 
 
 @pytest.mark.parametrize("space", CONTRACT)

@@ -8,9 +8,10 @@ from torch.testing import assert_close
 from zoo import CASES, VOCAB, build, causal_batch
 
 import fisherfunc as ff
-from fisherfunc.gradients import _taps, factored
+from fisherfunc.gradients.factored import _taps
+from fisherfunc.gradients.factored import route as factored
+from fisherfunc.gradients.factored.structure import probe
 from fisherfunc.gradients.sequences import split
-from fisherfunc.gradients.structure import probe
 from fisherfunc.gradients.survey import survey
 from fisherfunc.gradients.workload import Workload
 

@@ -12,8 +12,9 @@ from torch.utils.checkpoint import checkpoint
 from zoo import VOCAB
 
 import fisherfunc as ff
-from fisherfunc.gradients import _taps, factored
-from fisherfunc.gradients.structure import probe
+from fisherfunc.gradients.factored import _taps
+from fisherfunc.gradients.factored import route as factored
+from fisherfunc.gradients.factored.structure import probe
 
 WIDTH = 6
 

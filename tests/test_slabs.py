@@ -12,8 +12,8 @@ from torch import nn
 from zoo import build
 
 import fisherfunc as ff
+from fisherfunc.gradients.dense.slabs import TILE, Footprint, cut
 from fisherfunc.gradients.memory import saved_bytes
-from fisherfunc.gradients.slabs import TILE, Footprint, cut
 
 
 @st.composite

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from zoo import build
 
 import fisherfunc as ff
-from fisherfunc.gradients.subsample import sample_coordinates
+from fisherfunc.gradients.dense.subsample import sample_coordinates
 
 SIZES = {"a.weight": 12, "a.bias": 4, "b.weight": 30}
 BLOCKS = {"a": ("a.weight", "a.bias"), "b": ("b.weight",)}

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisherfunc.gradients.dense import dense_grams
-from fisherfunc.gradients.factored import factored_grams
+from fisherfunc.gradients.dense.route import dense_grams
+from fisherfunc.gradients.dense.subsample import EVERY, Coordinates, sample_coordinates
+from fisherfunc.gradients.factored.route import factored_grams
 from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.pullback import check_reach
 from fisherfunc.gradients.rows import losses_of, raise_nonfinite
 from fisherfunc.gradients.self_check import check_grams
 from fisherfunc.gradients.sequences import split
-from fisherfunc.gradients.subsample import EVERY, Coordinates, sample_coordinates
 from fisherfunc.gradients.survey import survey
 from fisherfunc.gradients.workload import PassOptions, Workload
 from fisherfunc.linalg.token_grams import TokenGrams, Tokens

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherfunc.gradients._taps import Recorder, Recording, Use
+from fisherfunc.gradients.factored._taps import Recorder, Recording, Use
 from fisherfunc.gradients.sequences import shortened
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.records.axes import Batch

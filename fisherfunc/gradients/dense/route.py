@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from fisherfunc.gradients import pullback
+from fisherfunc.gradients.dense.slabs import DEFAULT_CHUNK, Columns, DensePlan, Footprint, cut
+from fisherfunc.gradients.dense.subsample import EVERY, Coordinates
 from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.memory import free_bytes, saved_bytes
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.rows import gradient_chunks, losses_of, raise_nonfinite
 from fisherfunc.gradients.sequences import split
-from fisherfunc.gradients.slabs import DEFAULT_CHUNK, Columns, DensePlan, Footprint, cut
-from fisherfunc.gradients.subsample import EVERY, Coordinates
 from fisherfunc.gradients.survey import survey
 from fisherfunc.gradients.workload import PassOptions, Workload
 from fisherfunc.linalg.gram import accumulate_rows

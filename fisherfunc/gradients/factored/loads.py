@@ -8,7 +8,7 @@ dtype and 2 N S p to form. A rule per tensor decides, never a layer's type.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fisherfunc.gradients.structure import Structure, Traced, apart
+from fisherfunc.gradients.factored.structure import Structure, Traced, apart
 from fisherfunc.linalg.strips import FEATURES
 
 CALL = 4e6

@@ -9,7 +9,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
-from fisherfunc.gradients.collect import Piece
+from fisherfunc.gradients.factored.collect import Piece
 from fisherfunc.linalg.factors import PointFactors, SharedFactors, cross_gram
 from fisherfunc.linalg.gram import accumulate_rows
 from fisherfunc.linalg.strips import Strip, add_strips, empty_strip

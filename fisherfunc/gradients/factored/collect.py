@@ -14,9 +14,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherfunc.gradients._taps import Use, factor_dtype
-from fisherfunc.gradients.rows import one_hot
-from fisherfunc.gradients.structure import (
+from fisherfunc.gradients.factored._taps import Use, factor_dtype
+from fisherfunc.gradients.factored.structure import (
     Structure,
     Traced,
     apart,
@@ -27,6 +26,7 @@ from fisherfunc.gradients.structure import (
     trace,
     trace_prefix,
 )
+from fisherfunc.gradients.rows import one_hot
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.linalg.factors import PointFactors, SharedFactors
 

@@ -10,15 +10,22 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fisherfunc.gradients._taps import factor_dtype
-from fisherfunc.gradients.collect import Unsettled, sequence_pieces
-from fisherfunc.gradients.contract import Holder
-from fisherfunc.gradients.dense import dense_grams
-from fisherfunc.gradients.loads import Tally, backward_bytes, formed_cheaper, grouped, held_bytes, largest_group
+from fisherfunc.gradients.dense.route import dense_grams
+from fisherfunc.gradients.factored._taps import factor_dtype
+from fisherfunc.gradients.factored.collect import Unsettled, sequence_pieces
+from fisherfunc.gradients.factored.contract import Holder
+from fisherfunc.gradients.factored.loads import (
+    Tally,
+    backward_bytes,
+    formed_cheaper,
+    grouped,
+    held_bytes,
+    largest_group,
+)
+from fisherfunc.gradients.factored.structure import Structure, formed, probe, trace
 from fisherfunc.gradients.memory import free_bytes, saved_bytes
 from fisherfunc.gradients.rows import runs
 from fisherfunc.gradients.self_check import NUM_TOKENS, gram_errors, wrong
-from fisherfunc.gradients.structure import Structure, formed, probe, trace
 from fisherfunc.gradients.workload import PassOptions, Workload
 
 DEFAULT_CHUNK = 16
