@@ -6,7 +6,7 @@ chunk runs on the shortest prefix that holds its tokens. Axis order: c tokens of
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -29,6 +29,7 @@ from fisherfunc.gradients.factored.structure import (
 from fisherfunc.gradients.rows import one_hot
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.linalg.factors import PointFactors, SharedFactors
+from fisherfunc.records.axes import Batch
 
 
 class Unsettled(Exception):  # noqa: N818 (it is no error: the caller starts again with the structure that it carries)
@@ -64,33 +65,76 @@ def sequence_pieces(
     Raises:
         Unsettled: If the structure does not hold for this sequence.
     """
-    tokens = work.tokens
-    sequence = work.sequences[int(tokens.sequence[rows.start])]
+    sequence = work.sequences[int(work.tokens.sequence[rows.start])]
     formed = [name for name in structure.dense if name in wanted]
     whole = trace(work, sequence, structure, formed)
     changed = settled(structure, whole.recording)
     if changed != structure:
         raise Unsettled(changed)
     inputs = {(u.name, number): _kept(u)[0] for number, u in _numbered(whole.recording.uses) if not u.is_bias}
-    chunks = [slice(start, min(start + chunk_size, rows.stop)) for start in range(rows.start, rows.stop, chunk_size)]
+    position = work.tokens.position[rows]
     if structure.head is None:
-        for chunk in chunks:
-            cotangent = one_hot(tokens.position[chunk], whole.losses)
-            yield from _pulled(whole, whole.losses, cotangent, whole.recording.uses, chunk, wanted, inputs)
-        return
-    at_logits = own_cotangents(whole.losses, head_of(whole.recording, structure).output, tokens.position[rows])
-    if at_logits is None:
-        raise Unsettled(replace(structure, head=None, causal=False))
-    yield from _head_pieces(whole, structure, at_logits, tokens.position[rows], rows, wanted)
-    below = at_logits @ work.params[head_of(whole.recording, structure).name].detach().to(at_logits.dtype)
-    for chunk in chunks:
-        place, traced = tokens.position[chunk], whole
-        if structure.causal:
-            traced = trace_prefix(work, sequence, int(place[-1]) + 1, whole, structure, formed) or whole
+        starts = _at_losses(whole, position.split(chunk_size))
+    else:
+        at_logits = _at_logits(whole, structure, position)
+        yield from _head_pieces(whole, structure, at_logits, position, rows, wanted)
+        below = at_logits @ work.params[structure.head].detach().to(at_logits.dtype)
+        places = position.split(chunk_size)
+        traces = (_covering(work, sequence, whole, structure, formed, chunk) for chunk in places)
+        starts = _below_head(traces, structure, places, below.split(chunk_size))
+    first = rows.start
+    for start in starts:
+        last = first + len(start.cotangent)
+        yield from _pulled(start, slice(first, last), wanted, inputs)
+        first = last
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """Where a batched backward pass starts: the forward pass, the output, its cotangents, and the uses below it."""
+
+    traced: Traced
+    output: Tensor
+    cotangent: Tensor
+    uses: Sequence[Use]
+
+
+def _at_losses(whole: Traced, chunks: Iterable[Tensor]) -> Iterator[_Start]:
+    """At the losses themselves, over the whole sequence."""
+    for places in chunks:
+        cotangent = one_hot(places, whole.losses)
+        yield _Start(traced=whole, output=whole.losses, cotangent=cotangent, uses=whole.recording.uses)
+
+
+def _below_head(
+    traces: Iterable[Traced], structure: Structure, chunks: Iterable[Tensor], values: Iterable[Tensor]
+) -> Iterator[_Start]:
+    """At the input of the output layer, at one place a token."""
+    for traced, places, own in zip(traces, chunks, values, strict=True):
         source = head_of(traced.recording, structure).source
-        cotangent = _at_places(source, place, below[chunk.start - rows.start : chunk.stop - rows.start])
-        _, others = apart(traced.recording, structure)
-        yield from _pulled(traced, source, cotangent, others, chunk, wanted, inputs)
+        below = apart(traced.recording, structure)[1]
+        yield _Start(traced=traced, output=source, cotangent=_at_places(source, places, own), uses=below)
+
+
+def _covering(
+    work: Workload, sequence: Batch, whole: Traced, structure: Structure, formed: Sequence[str], places: Tensor
+) -> Traced:
+    """A pass over the shortest prefix that holds the places, of a causal model; else the whole sequence's."""
+    if not structure.causal:
+        return whole
+    return trace_prefix(work, sequence, int(places[-1]) + 1, whole, structure, formed) or whole
+
+
+def _at_logits(whole: Traced, structure: Structure, position: Tensor) -> Float[Tensor, "n v"]:
+    """The cotangents of the logits, each token's at its own place.
+
+    Raises:
+        Unsettled: If a loss of this sequence depends on more than its own place, or on the parameters otherwise.
+    """
+    found = own_cotangents(whole.losses, head_of(whole.recording, structure).output, position)
+    if found is None:
+        raise Unsettled(replace(structure, head=None, causal=False))
+    return found
 
 
 def _head_pieces(
@@ -104,27 +148,20 @@ def _head_pieces(
 
 
 def _pulled(
-    traced: Traced,
-    output: Tensor,
-    cotangent: Tensor,
-    uses: Sequence[Use],
-    rows: slice,
-    wanted: frozenset[str],
-    inputs: Mapping[tuple[str, int], Tensor],
+    start: _Start, rows: slice, wanted: frozenset[str], inputs: Mapping[tuple[str, int], Tensor]
 ) -> Iterator[Piece]:
-    """One batched backward pass from `output` to the outputs of the wanted uses and to the leaves."""
-    pulled = {id(use) for use in uses if use.name in wanted}
-    numbered = [(number, use) for number, use in _numbered(traced.recording.uses) if id(use) in pulled]
+    """One batched backward pass to the outputs of the wanted uses and to the leaves."""
+    leaves = start.traced.leaves
+    pulled = {id(use) for use in start.uses if use.name in wanted}
+    numbered = [(number, use) for number, use in _numbered(start.traced.recording.uses) if id(use) in pulled]
     outputs = list({id(use.output): use.output for _, use in numbered}.values())
-    targets = [*outputs, *traced.leaves.values()]
-    if not targets or not output.requires_grad:
+    targets = [*outputs, *leaves.values()]
+    if not targets or not start.output.requires_grad:
         return
-    found = torch.autograd.grad(output, targets, cotangent, retain_graph=True, allow_unused=True, is_grads_batched=True)
-    count = len(cotangent)
-    own = {
-        id(o): o.new_zeros(count, o[..., 0].numel(), o.shape[-1]) if g is None else rearrange(g, "c ... d -> c (...) d")
-        for o, g in zip(outputs, found, strict=False)
-    }
+    found = torch.autograd.grad(
+        start.output, targets, start.cotangent, retain_graph=True, allow_unused=True, is_grads_batched=True
+    )
+    own = {id(o): _by_place(o, g, rows.stop - rows.start) for o, g in zip(outputs, found, strict=False)}
     biases: dict[str, list[Tensor]] = defaultdict(list)
     for number, use in numbered:
         if use.is_bias:
@@ -134,10 +171,17 @@ def _pulled(
             yield Piece(name=use.name, use=number, rows=rows, part=part)
     for name, values in biases.items():
         yield Piece(name=name, use=0, rows=rows, part=torch.stack(values).sum(dim=0))
-    for name, gradient in zip(traced.leaves, found[len(outputs) :], strict=True):
+    for name, gradient in zip(leaves, found[len(outputs) :], strict=True):
         if gradient is not None:
             strided = gradient.to_dense() if gradient.is_sparse else gradient
-            yield Piece(name=name, use=0, rows=rows, part=strided.reshape(count, -1))
+            yield Piece(name=name, use=0, rows=rows, part=strided.reshape(len(strided), -1))
+
+
+def _by_place(output: Tensor, gradient: Tensor | None, count: int) -> Float[Tensor, "c s d"]:
+    """The cotangents of an output with its leading axes flattened to places; zero where none arrive."""
+    if gradient is None:
+        return output.new_zeros(count, output[..., 0].numel(), output.shape[-1])
+    return rearrange(gradient, "c ... d -> c (...) d")
 
 
 def _numbered(uses: Sequence[Use]) -> Iterator[tuple[int, Use]]:
