@@ -118,7 +118,7 @@ def wrong_rule(monkeypatch):
 
 
 def test_a_wrong_rule_is_caught_by_the_self_check(monkeypatch, wrong_rule):
-    monkeypatch.setattr(factored, "verified", lambda work, options, plan: plan)
+    monkeypatch.setattr(factored, "wrong_on_a_few", lambda *_: [])
     model, batch = build("bert")
     with pytest.raises(RuntimeError, match=r"self-check: the Gram of 'bert\..*weight' differs"):
         grams(model, batch, "masked_lm", self_check=True)
@@ -162,3 +162,36 @@ def test_a_model_whose_sequences_differ_in_structure_is_started_again():
     assert "middle.weight" in result.metadata["formed_parameters"]
     errors = gram_errors(result.grams, gradient_rows(model, "causal_lm", batch), floor=1e-16)
     assert max(errors.values()) < 1e-10, errors
+
+
+class Curtailed(nn.Module):
+    """Values are causal, gradients are not: all but the last four states of a sequence are cut off from the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.middle, self.head = nn.Embedding(VOCAB, 6), nn.Linear(6, 6), nn.Linear(6, VOCAB)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        states = self.middle(self.embedding(input_ids)).cumsum(dim=1)
+        return self.head(torch.tanh(torch.cat([states[:, :-4].detach(), states[:, -4:]], dim=1)))
+
+
+def test_gradients_that_depend_on_the_length_where_values_do_not_rule_prefixes_out():
+    model, batch = Curtailed().double(), {"input_ids": torch.randint(VOCAB, (2, 40))}
+    fn = ff.functionalize(model)
+    result = ff.token_grams(fn, fn.params, batch, ff.losses.causal_lm())
+    assert result.metadata["route"] == "factored" and not result.metadata["causal_prefixes"]
+    errors = gram_errors(result.grams, gradient_rows(model, "causal_lm", batch), floor=1e-16)
+    assert max(errors.values()) < 1e-9, errors
+
+
+@pytest.mark.parametrize("name", ["gpt2", "lstm"])
+def test_chunks_of_one_sequence_run_on_prefixes_of_their_own(name, monkeypatch):
+    monkeypatch.setattr(factored, "formed_cheaper", lambda *_: [])
+    model, _ = build(name, dtype=torch.float64)
+    batch = {"input_ids": torch.randint(4, VOCAB, (2, 14))}
+    result = grams(model, batch, "causal_lm", chunk_size=4)
+    assert result.metadata["causal_prefixes"]
+    errors = gram_errors(result.grams, gradient_rows(model, "causal_lm", batch), floor=1e-16)
+    assert max(errors.values()) < 1e-9, errors

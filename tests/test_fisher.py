@@ -182,7 +182,7 @@ def test_metadata_tell_the_whole_story_and_survive_json():
         "num_params": sum(p.numel() for p in model.parameters()),
         "num_frozen_params": 0,
         "num_valid_tokens": 8,
-        "num_sequences": 3,
+        "num_sequences": 2,  # those that the five tokens lie in
         "dropped_tokens": 0,
         "shift": 1,
         "loss": "causal_lm",
@@ -225,3 +225,38 @@ def test_a_rule_that_fails_does_so_before_the_pass():
     with pytest.raises(TypeError, match="3"):
         ff.fisher_spectrum(*build("mlp"), blocks=lambda _: 3, progress=lambda *done: calls.append(done))
     assert not calls
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"eigensolve_device": "banana"}, ValueError, "eigensolve_device='banana' cannot be used"),
+        ({"eigensolve_dtype": torch.int64}, ValueError, r"eigensolve_dtype expected torch\.float64 or torch\.float32"),
+        ({"loss": ff.losses.classification}, TypeError, r"call it: loss=ff\.losses\.classification\(\)"),
+    ],
+)
+def test_an_unusable_option_is_found_before_the_pass(options, error, message):
+    calls = []
+    with pytest.raises(error, match=message):
+        ff.fisher_spectrum(*build("mlp"), **options, progress=lambda *done: calls.append(done))
+    assert not calls
+
+
+def test_metadata_of_selected_grams_are_those_of_the_selection():
+    model, batch = build("gpt2")
+    fn = ff.functionalize(model)
+    grams = ff.token_grams(fn, fn.params, batch, ff.losses.causal_lm())
+    facts = ff.spectrum_of_grams(grams.select([0, 1])).metadata
+    assert (facts["num_tokens"], facts["num_sequences"]) == (2, 1)
+    assert facts["mean_loss"] == pytest.approx(grams.tokens.loss[:2].double().mean().item())
+    summed = ff.spectrum_of_grams(grams, unit="sequence").metadata
+    assert (summed["num_tokens"], summed["num_summed_tokens"]) == (3, grams.num_units)
+    assert summed["mean_loss"] == pytest.approx(grams.tokens.loss.double().mean().item())
+    assert "transformers" in summed["versions"]
+
+
+def test_a_block_that_was_kept_whole_stays_exact_beside_a_sampled_one():
+    result = ff.fisher_spectrum(*build("mlp"), blocks=ff.by_parameter, max_coordinates=10)
+    exact = {label: spectrum.exact for label, spectrum in result.blocks.items()}
+    assert exact == {label: spectrum.num_params <= 10 for label, spectrum in result.blocks.items()}
+    assert not result.full.exact

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fisherfunc.gradients.dense.route import dense_grams
 from fisherfunc.gradients.dense.subsample import EVERY, Coordinates, sample_coordinates
-from fisherfunc.gradients.factored.route import factored_grams
+from fisherfunc.gradients.factored.route import NotFactorable, factored_grams
 from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.pullback import check_reach
@@ -105,17 +105,16 @@ def token_grams(
         "targets": "observed",
         "loss": loss.name,
         "shift": loss.shift,
-        "mean_loss": grams.tokens.loss.double().mean().item(),
-        "num_sequences": len(sequences),
         "num_valid_tokens": len(found.sequence),
         "dropped_tokens": dropped + lost,
-        "seed": seed,
+        "seed": int(seed),
         "dtype": "+".join(sorted({_name(p.dtype) for p in params.values()})),
         "gram_dtype": _name(gram_dtype),
         "device": str(like.device),
         **how,
         "self_check": checked,
         "approximations": [f"at most {max_coordinates} coordinates a block, seed {seed}"] if coordinates.index else [],
+        "sampled_parameters": sorted(coordinates.index),
         "versions": versions(),
         "pass_time_s": perf_counter() - begin,
     }
@@ -126,21 +125,27 @@ def _passed(
     work: Workload, options: PassOptions, route: str, coordinates: Coordinates
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The Grams by a route, and how they were computed."""
-    found = factored_grams(work, options) if route == "factored" and not coordinates.index else None
-    if found is not None:
-        grams, plan = found
-        return grams, {
-            "route": "factored",
-            "passes": len(plan.groups) + len(plan.slabbed),
-            "chunk_size": plan.chunk_size,
-            "predicted_peak_bytes": plan.peak_bytes,
-            "causal_prefixes": plan.structure.causal,
-            "output_layer": plan.structure.head,
-            "formed_parameters": dict(plan.structure.dense),
-        }
+    reason = "asked for" if route == "dense" else "coordinates are sampled"
+    if route == "factored" and not coordinates.index:
+        try:
+            grams, plan = factored_grams(work, options)
+        except NotFactorable as unfit:
+            reason = str(unfit)
+        else:
+            return grams, {
+                "route": "factored",
+                "passes": len(plan.groups) + plan.num_slabs,
+                "chunk_size": plan.chunk_size,
+                "predicted_peak_bytes": plan.peak_bytes,
+                "causal_prefixes": plan.structure.causal,
+                "output_layer": plan.structure.head,
+                "formed_parameters": dict(plan.structure.dense),
+                "slabbed_parameters": list(plan.slabbed),
+            }
     outcome = dense_grams(work, options, coordinates=coordinates)
     return outcome.grams, {
         "route": "dense",
+        "route_reason": reason,
         "passes": len(outcome.plan.slabs),
         "chunk_size": outcome.plan.chunk_size,
         "predicted_peak_bytes": outcome.plan.peak_bytes,

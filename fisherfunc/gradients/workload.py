@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fisherfunc.gradients.losses import TokenLoss
+from fisherfunc.gradients.memory import free_bytes
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.linalg.token_grams import Tokens
 from fisherfunc.records.axes import Batch, Params, Progress
@@ -65,3 +66,7 @@ class PassOptions:
     memory_limit: int | None = None
     gram_dtype: torch.dtype = torch.float64
     progress: Progress | None = None
+
+    def limit(self, device: torch.device) -> int:
+        """The memory limit in bytes."""
+        return free_bytes(device) // 2 if self.memory_limit is None else self.memory_limit

@@ -137,6 +137,7 @@ class TokenGrams:
                 loss=self.tokens.loss.new_zeros(count).index_add(0, group, self.tokens.loss),
             ),
             unit="sequence",
+            metadata={**self.metadata, "num_summed_tokens": self.num_units},
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -20,6 +20,10 @@ from fisherfunc.records.axes import Batch, Progress
 
 
 @torch.inference_mode(mode=False)
+
+LOSSES = (losses.causal_lm, losses.masked_lm, losses.seq2seq_lm, losses.classification, losses.regression)
+
+
 def fisher_spectrum(
     model: nn.Module,
     batch: Batch,
@@ -45,8 +49,8 @@ def fisher_spectrum(
 ) -> FisherSpectrum:
     """The spectrum of the empirical Fisher information F = (1/N) Σ_n g_n g_nᵀ, g_n = ∇ℓ_n, one term a valid token.
 
-    Exact by default. Cost: one backward pass a token (and one more for each further slab of columns where the memory
-    limit asks for slabs), 2 N² P operations for the Grams, 4/3 N³ a block for the eigenvalues.
+    Exact by default. Cost: a backward pass a token and the Grams (see `token_grams`), then 4/3 N³ operations for the
+    eigenvalues of each block and of the full matrix.
 
     Args:
         model: Any module; it is left as it was. Evaluated in evaluation mode.
@@ -89,7 +93,8 @@ def fisher_spectrum(
     if unit not in ("token", "sequence"):
         raise ValueError(f"unit expected 'token' or 'sequence', got unit={unit!r}")
     fn = functionalize(model, parameters=parameters).to(dtype=dtype, device=device)
-    labelled(fn.params, blocks)  # a rule that fails does so before the pass
+    labelled(fn.params, blocks)  # what fails does so before the pass
+    _check_eigensolver(eigensolve_device, eigensolve_dtype)
     like = next(iter(fn.params.values()))
     grams = token_grams(
         fn,
@@ -135,11 +140,23 @@ def _token_loss(loss: Any, model: nn.Module, batch: Batch) -> TokenLoss:
         return infer(model, batch)
     if isinstance(loss, TokenLoss):
         return loss
+    if loss in LOSSES:
+        raise TypeError(f"loss={loss.__name__} is a factory; call it: loss=ff.losses.{loss.__name__}()")
     if callable(loss):
         return custom(loss)
     raise TypeError(
         f"loss expected one of ff.losses, a function (output, batch) -> losses, or None, got {type(loss).__name__}"
     )
+
+
+def _check_eigensolver(device: torch.device | str, dtype: torch.dtype) -> None:
+    if dtype not in (torch.float64, torch.float32):
+        raise ValueError(f"eigensolve_dtype expected torch.float64 or torch.float32, got {dtype}")
+    if str(device) != "auto":
+        try:
+            torch.zeros(1, dtype=dtype, device=device)
+        except (RuntimeError, AssertionError, TypeError) as error:  # unknown, not compiled in, or without this dtype
+            raise ValueError(f"eigensolve_device={str(device)!r} cannot be used with {dtype}: {error}") from error
 
 
 def _eigensolve_device(choice: torch.device | str, grams_on: torch.device) -> torch.device:

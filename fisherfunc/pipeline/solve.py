@@ -52,8 +52,7 @@ def spectrum_of_grams(
     grams = grams.center() if center and not grams.centered else grams
     kernel = kernel or robust_eigh()
     labels = labelled(grams.grams, blocks)
-
-    approximate = bool(grams.metadata.get("approximations"))
+    sampled = set(grams.metadata.get("sampled_parameters", ()))
 
     def solve(names: Sequence[str]) -> Spectrum:
         spectrum = kernel(
@@ -62,7 +61,7 @@ def spectrum_of_grams(
             precision=grams.precision,
             scale=grams.block_scale(names),
         )
-        return replace(spectrum, exact=spectrum.exact and not approximate)
+        return replace(spectrum, exact=spectrum.exact and sampled.isdisjoint(names))
 
     spectra = {label: solve(names) for label, names in labels.items()}
     full = next(iter(spectra.values())) if len(spectra) == 1 else solve(list(grams.grams))
@@ -156,10 +155,13 @@ def _result(spectra: dict[str, Spectrum], full: Spectrum, metadata: dict[str, An
 
 
 def _facts(grams: TokenGrams, blocks: Callable[[str], str]) -> dict[str, Any]:
+    summed = grams.metadata.get("num_summed_tokens", grams.num_units)
     return {
         "unit": grams.unit,
         "centered": grams.centered,
         "num_tokens": grams.num_units,
+        "num_sequences": len(grams.tokens.sequence.unique()),
+        "mean_loss": (grams.tokens.loss.double().sum() / summed).item(),
         "num_params": sum(grams.num_params.values()),
         "blocks": _rule_name(blocks),
     }

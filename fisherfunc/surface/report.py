@@ -68,7 +68,8 @@ def _table(rich: ModuleType, result: FisherSpectrum, *, wide: bool) -> Any:
         pad_edge=False,
     )
     table.add_column("block", overflow="fold", vertical="bottom")
-    for heading in ("tokens", "parameters" if wide else "params", *(heading for heading, _ in COLUMNS)):
+    units = f"{result.metadata.get('unit', 'token')}s"
+    for heading in (units, "parameters" if wide else "params", *(heading for heading, _ in COLUMNS)):
         table.add_column(heading if wide else heading.replace("condition", "cond."), **_FIGURES)
     for label, spectrum in result.blocks.items():
         table.add_row(rich.text.Text(label), *_cells(spectrum, wide=wide))

@@ -14,7 +14,7 @@ from fisherfunc.gradients import pullback
 from fisherfunc.gradients.dense.slabs import DEFAULT_CHUNK, Columns, DensePlan, Footprint, cut
 from fisherfunc.gradients.dense.subsample import EVERY, Coordinates
 from fisherfunc.gradients.losses import TokenLoss
-from fisherfunc.gradients.memory import free_bytes, saved_bytes
+from fisherfunc.gradients.memory import saved_bytes
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.rows import gradient_chunks, losses_of, raise_nonfinite
 from fisherfunc.gradients.sequences import split
@@ -135,12 +135,11 @@ def _plan(
         largest=max(work.num_params.values()),
         cotangent=3 * largest,  # as measured on GPT-2: logits, their softmax, the cotangent
     )
-    free = free_bytes(next(iter(leaves.values())).device)
     return cut(
         work.num_params,
         _num_columns(work.num_params, coordinates),
         footprint,
-        memory_limit=free // 2 if options.memory_limit is None else options.memory_limit,
+        memory_limit=options.limit(next(iter(leaves.values())).device),
         chunk_size=options.chunk_size,
     )
 

@@ -23,7 +23,7 @@ from fisherfunc.gradients.factored.loads import (
     largest_group,
 )
 from fisherfunc.gradients.factored.structure import Structure, formed, probe, trace
-from fisherfunc.gradients.memory import free_bytes, saved_bytes
+from fisherfunc.gradients.memory import saved_bytes
 from fisherfunc.gradients.rows import runs
 from fisherfunc.gradients.self_check import NUM_TOKENS, gram_errors, wrong
 from fisherfunc.gradients.workload import PassOptions, Workload
@@ -41,6 +41,7 @@ class FactoredPlan:
         groups: The parameters of each pass over all tokens.
         slabbed: Parameters too large for the memory limit: the dense route takes them, slab by slab.
         peak_bytes: The estimated peak beyond the model itself.
+        num_slabs: The passes of the dense route over the slabbed parameters.
     """
 
     structure: Structure
@@ -48,6 +49,7 @@ class FactoredPlan:
     groups: tuple[frozenset[str], ...]
     slabbed: tuple[str, ...]
     peak_bytes: int
+    num_slabs: int = 0
 
 
 def plan_factored(work: Workload, options: PassOptions, *, structure: Structure | None = None) -> FactoredPlan:
@@ -65,13 +67,12 @@ def plan_factored(work: Workload, options: PassOptions, *, structure: Structure 
     cheaper = formed_cheaper(trace(work, work.longest, structure, ()), structure, work.num_params, tally)
     structure = formed(structure, cheaper, "cheaper formed than factored")
     chunk_size = DEFAULT_CHUNK if options.chunk_size is None else options.chunk_size
-    limit = free_bytes(like.device) // 2 if options.memory_limit is None else options.memory_limit
     gram = work.num_tokens**2 * torch.empty((), dtype=options.gram_dtype).element_size()
     saved = saved_bytes(lambda: trace(work, work.longest, structure), beside=work.params.values())
     traced = trace(work, work.longest, structure, ())
     held = held_bytes(traced, structure, work.num_params, tally)
     fixed = len(work.params) * gram + backward_bytes(traced, structure, chunk_size, saved)
-    groups, slabbed = grouped(held, limit - fixed)
+    groups, slabbed = grouped(held, options.limit(like.device) - fixed)
     return FactoredPlan(
         structure=structure,
         chunk_size=chunk_size,
@@ -81,7 +82,11 @@ def plan_factored(work: Workload, options: PassOptions, *, structure: Structure 
     )
 
 
-def factored_grams(work: Workload, options: PassOptions) -> tuple[dict[str, Tensor], FactoredPlan] | None:
+class NotFactorable(Exception):  # noqa: N818 (no error: the dense route takes the model; the reason is recorded)
+    """This route is not right for the model, or for the memory limit."""
+
+
+def factored_grams(work: Workload, options: PassOptions) -> tuple[dict[str, Tensor], FactoredPlan]:
     """The Grams of the tokens, {name: (N, N)}; a row that is not finite spoils its row and column only.
 
     Cost: a backward pass from the output layer down, a token and group, at half the length for a causal model; and
@@ -92,53 +97,81 @@ def factored_grams(work: Workload, options: PassOptions) -> tuple[dict[str, Tens
         options: How.
 
     Returns:
-        The Grams and how they were computed; None where the model is one that this route is not right for.
+        The Grams, and how they were computed.
 
     Raises:
+        NotFactorable: If the model, or the memory limit, is one that this route is not for; with the reason.
         ValueError: If the memory limit is below what the dense route needs for the largest tensor.
     """
-    plan = _planned(work, options)
-    while plan is not None:
+    plan = planned(work, options)
+    while True:
+        if not plan.groups:
+            raise NotFactorable("the memory limit has no room for the factors of any tensor")
         try:
             grams = _grams(work, plan, options)
         except Unsettled as found:
-            plan = _planned(work, options, found.structure)
-            continue
-        if plan.slabbed:
-            large = {name: work.params[name] for name in plan.slabbed}
-            others = replace(work.fn, params={**work.fn.params, **work.params})
-            grams |= dense_grams(replace(work, fn=others, params=large), options).grams
-        return {name: grams[name] for name in work.params}, plan
-    return None
+            plan = planned(work, options, found.structure)
+        except RuntimeError as error:  # a rule that cannot be batched, in a sequence other than the one probed
+            raise NotFactorable(_first_line(error)) from error
+        else:
+            break
+    if plan.slabbed:
+        rest, plan = _slabbed(work, options, plan, grams)
+        grams |= rest
+    return {name: grams[name] for name in work.params}, plan
 
 
-def _planned(work: Workload, options: PassOptions, structure: Structure | None = None) -> FactoredPlan | None:
-    try:
-        return verified(work, options, plan_factored(work, options, structure=structure))
-    except RuntimeError:  # what autograd raises for a rule that it cannot batch: the dense route has a way for each
-        return None
+def planned(work: Workload, options: PassOptions, structure: Structure | None = None) -> FactoredPlan:
+    """A plan whose Grams of a few tokens agree with ordinary backward passes.
 
+    Where they do not, prefixes are given up first, then the factors of the weights that differ are: such a gradient
+    is formed (one that a backward pass inside the model reads, say).
 
-def verified(work: Workload, options: PassOptions, plan: FactoredPlan) -> FactoredPlan | None:
-    """Pass over a few tokens of the longest sequence and compare with ordinary backward passes, before any other.
-
-    A weight whose factors do not tell its gradient (one that a backward pass inside the model reads, say) is formed
-    from then on. Where that does not help: None.
+    Raises:
+        NotFactorable: If that does not help, or the model cannot be passed over in this way.
     """
+    while True:
+        try:
+            plan = plan_factored(work, options, structure=structure)
+            bad = wrong_on_a_few(work, options, plan)
+        except Unsettled as found:
+            structure = found.structure
+            continue
+        except RuntimeError as error:  # what autograd raises for a rule that it cannot batch
+            raise NotFactorable(_first_line(error)) from error
+        if not bad:
+            return plan
+        if plan.structure.causal:
+            structure = replace(plan.structure, causal=False)
+        elif plan.structure.factored & set(bad):
+            structure = formed(plan.structure, bad, "its factors do not give its gradient")
+        else:
+            raise NotFactorable(f"the gradient of {bad[0]!r} differs from that of ordinary backward passes")
+
+
+def wrong_on_a_few(work: Workload, options: PassOptions, plan: FactoredPlan) -> list[str]:
+    """The parameters whose Grams of a few tokens, each on a prefix of its own, differ from ordinary backward passes."""
     mine = (work.tokens.sequence == work.tokens.sequence.bincount().argmax()).nonzero().squeeze(-1)
     few = work.select(mine[torch.linspace(0, len(mine) - 1, min(NUM_TOKENS, len(mine))).long().unique()])
-    trial = replace(plan, groups=(frozenset(work.params),))
-    try:
-        errors = gram_errors(_grams(few, trial, replace(options, progress=None)), few)
-    except Unsettled as found:
-        return verified(work, options, plan_factored(work, options, structure=found.structure))
-    bad = wrong(errors, work)
-    if not bad:
-        return plan
-    if not plan.structure.factored & set(bad):
-        return None
-    structure = formed(plan.structure, bad, "its factors do not give its gradient")
-    return verified(work, options, plan_factored(work, options, structure=structure))
+    trial = replace(plan, groups=(frozenset(work.params),), chunk_size=1)
+    return wrong(gram_errors(_grams(few, trial, replace(options, progress=None)), few), work)
+
+
+def _slabbed(
+    work: Workload, options: PassOptions, plan: FactoredPlan, grams: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], FactoredPlan]:
+    """The Grams of the tensors too large for a group, by the dense route in the memory that the other Grams leave."""
+    large = {name: work.params[name] for name in plan.slabbed}
+    others = replace(work.fn, params={**work.fn.params, **work.params})
+    held = sum(gram.numel() * gram.element_size() for gram in grams.values())
+    limit = options.limit(next(iter(large.values())).device) - held
+    outcome = dense_grams(replace(work, fn=others, params=large), replace(options, memory_limit=limit))
+    peak = max(plan.peak_bytes, outcome.plan.peak_bytes + held)
+    return outcome.grams, replace(plan, peak_bytes=peak, num_slabs=len(outcome.plan.slabs))
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _grams(work: Workload, plan: FactoredPlan, options: PassOptions) -> dict[str, Tensor]:
