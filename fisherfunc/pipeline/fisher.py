@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fisherfunc.gradients import losses
 from fisherfunc.gradients.grams import token_grams
 from fisherfunc.gradients.losses import TokenLoss, custom, infer
 from fisherfunc.gradients.model_function import ModelFunction
@@ -18,12 +19,10 @@ from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.pipeline.solve import labelled, spectrum_of_grams
 from fisherfunc.records.axes import Batch, Progress
 
-
-@torch.inference_mode(mode=False)
-
 LOSSES = (losses.causal_lm, losses.masked_lm, losses.seq2seq_lm, losses.classification, losses.regression)
 
 
+@torch.inference_mode(mode=False)
 def fisher_spectrum(
     model: nn.Module,
     batch: Batch,
