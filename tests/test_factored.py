@@ -195,3 +195,35 @@ def test_chunks_of_one_sequence_run_on_prefixes_of_their_own(name, monkeypatch):
     assert result.metadata["causal_prefixes"]
     errors = gram_errors(result.grams, gradient_rows(model, "causal_lm", batch), floor=1e-16)
     assert max(errors.values()) < 1e-9, errors
+
+
+class Unbatched(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return torch.from_numpy(cotangent.numpy().copy())
+
+
+class SometimesUnbatched(Bigram):
+    """Short sequences use a function whose backward pass cannot be batched."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        x = torch.tanh(self.middle(self.embedding(input_ids)))
+        return self.head(Unbatched.apply(x) if input_ids.shape[1] == 3 else x)
+
+
+@pytest.mark.parametrize("order", [(3, 6), (6, 3)])
+@pytest.mark.parametrize("route", ["factored", "dense"])
+def test_a_sequence_that_cannot_be_batched_is_passed_over_in_another_way(order, route):
+    torch.manual_seed(0)
+    model = SometimesUnbatched("plain").double()
+    batches = [{"input_ids": torch.randint(VOCAB, (1, length))} for length in order]
+    fn = ff.functionalize(model)
+    result = ff.token_grams(fn, fn.params, batches, ff.losses.causal_lm(), route=route)
+    assert result.metadata["route"] == "dense" and result.metadata["route_reason"]
+    rows = [gradient_rows(model, "causal_lm", batch) for batch in batches]
+    together = {name: torch.cat([part[name] for part in rows]) for name in rows[0]}
+    assert max(gram_errors(result.grams, together, floor=1e-16).values()) < 1e-10

@@ -14,6 +14,7 @@ from fisherfunc.linalg import kernels, metrics
 from fisherfunc.partitioning import by_parameter, whole
 from fisherfunc.pipeline.result import union
 from fisherfunc.pipeline.solve import spectrum_of_gradients, spectrum_of_grams
+from fisherfunc.surface.files import to_csv
 from fisherfunc.testing import gradient_trees, partitions
 
 
@@ -230,6 +231,10 @@ def test_gradients_that_are_none_are_errors_that_name_the_place(gradients, messa
 
 
 @pytest.mark.parametrize("label", ["full", "block_diagonal"])
-def test_a_block_may_not_take_the_name_of_the_whole_matrix(label):
-    with pytest.raises(ValueError, match=f"block label '{label}' is what results call"):
-        spectrum_of_gradients({"a": torch.ones(2, 1)}, blocks=lambda _: label)
+def test_a_block_may_be_called_what_the_whole_matrix_is(label):
+    gradients = {"a": torch.ones(2, 1), "b": torch.tensor([[1.0], [3.0]])}
+    result = spectrum_of_gradients(gradients, blocks=lambda name: label if name == "a" else "rest")
+    assert result.blocks[label].eigenvalues.tolist() == [1.0]
+    assert {label, "rest", "(full)" if label == "full" else "full"} == set(result.metadata["solver"])
+    rows = [line.split(",")[0] for line in to_csv(result).splitlines()[1:]]
+    assert len(set(rows)) == 4

@@ -33,10 +33,28 @@ def gradient_chunks(
         The rows that a chunk fills, and `{name: (c, *shape)}`.
     """
     for first, last in runs(tokens.sequence):
-        values, pull = pullback.METHODS[method](losses[int(tokens.sequence[first])], params)
-        for start in range(first, last, chunk_size):
-            rows = slice(start, min(start + chunk_size, last))
+        chunks = [slice(start, min(start + chunk_size, last)) for start in range(first, last, chunk_size)]
+        losses_here = losses[int(tokens.sequence[first])]
+        values, pull, gradients = _begun(method, losses_here, params, tokens.position[chunks[0]])
+        yield chunks[0], gradients
+        del gradients  # or two chunks would be held while the next one is computed
+        for rows in chunks[1:]:
             yield rows, pull(one_hot(tokens.position[rows], values))
+
+
+def _begun(
+    method: str, losses_of: pullback.LossesOf, params: Params, position: Tensor
+) -> tuple[Tensor, pullback.Pullback, dict[str, Tensor]]:
+    """The losses, their pullback and the gradients at some positions, by the first method that this sequence takes."""
+    methods = list(pullback.METHODS)
+    for name in methods[methods.index(method) :]:
+        try:
+            values, pull = pullback.METHODS[name](losses_of, params)
+            return values, pull, pull(one_hot(position, values))
+        except RuntimeError:  # a rule that the probed sequence did not need; the last method is ordinary autograd
+            if name == methods[-1]:
+                raise
+    raise AssertionError("the last method either returns or raises")
 
 
 def losses_of(

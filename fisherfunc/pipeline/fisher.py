@@ -14,9 +14,9 @@ from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.sequences import cast
 from fisherfunc.linalg.kernels import robust_eigh
 from fisherfunc.models.functionalize import Selection, functionalize
-from fisherfunc.partitioning import by_layer
+from fisherfunc.partitioning import by_layer, partition
 from fisherfunc.pipeline.result import FisherSpectrum
-from fisherfunc.pipeline.solve import labelled, spectrum_of_grams
+from fisherfunc.pipeline.solve import spectrum_of_grams
 from fisherfunc.records.axes import Batch, Progress
 
 LOSSES = (losses.causal_lm, losses.masked_lm, losses.seq2seq_lm, losses.classification, losses.regression)
@@ -92,7 +92,7 @@ def fisher_spectrum(
     if unit not in ("token", "sequence"):
         raise ValueError(f"unit expected 'token' or 'sequence', got unit={unit!r}")
     fn = functionalize(model, parameters=parameters).to(dtype=dtype, device=device)
-    labelled(fn.params, blocks)  # what fails does so before the pass
+    partition(fn.params, blocks)  # what fails does so before the pass
     _check_eigensolver(eigensolve_device, eigensolve_dtype)
     like = next(iter(fn.params.values()))
     grams = token_grams(

@@ -1,6 +1,6 @@
 """The result of a run: the spectra of the blocks, of the block-diagonal matrix and of the full matrix."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -58,3 +58,16 @@ def union(blocks: Mapping[str, Spectrum]) -> Spectrum:
         fallback="; ".join(f"{label}: {s.fallback}" for label, s in blocks.items() if s.fallback) or None,
         exact=all(s.exact for s in spectra),
     )
+
+
+def apart_from(labels: Iterable[str], name: str) -> str:
+    """The name of a whole matrix beside its blocks: in parentheses where a block is called that.
+
+    Example:
+        >>> apart_from(["layer.0"], "full"), apart_from(["full"], "full")
+        ('full', '(full)')
+    """
+    taken = set(labels)
+    while name in taken:
+        name = f"({name})"
+    return name

@@ -17,10 +17,9 @@ from fisherfunc.linalg.lifting import GramKernel, RowKernel
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.partitioning import by_layer, partition
-from fisherfunc.pipeline.result import FisherSpectrum, union
+from fisherfunc.pipeline.result import FisherSpectrum, apart_from, union
 from fisherfunc.records.versions import versions
 
-RESERVED = ("full", "block_diagonal")
 NORMALIZATION = "F = (1/N) GᵀG, N = number of units"
 
 
@@ -51,7 +50,7 @@ def spectrum_of_grams(
     grams = _in_unit(grams, unit)
     grams = grams.center() if center and not grams.centered else grams
     kernel = kernel or robust_eigh()
-    labels = labelled(grams.grams, blocks)
+    labels = partition(grams.grams, blocks)
     sampled = set(grams.metadata.get("sampled_parameters", ()))
 
     def solve(names: Sequence[str]) -> Spectrum:
@@ -101,7 +100,7 @@ def spectrum_of_gradients(
         scale = torch.stack([gram_norm(g) for g in block]).sum()  # as TokenGrams.block_scale has it
         return kernel(torch.cat([g - g.mean(dim=0) for g in block], dim=-1), scale=scale)
 
-    spectra = {label: solve(names) for label, names in labelled(rows, blocks).items()}
+    spectra = {label: solve(names) for label, names in partition(rows, blocks).items()}
     full = next(iter(spectra.values())) if len(spectra) == 1 else solve(rows)
     some = next(iter(rows.values()))
     facts = {
@@ -118,20 +117,6 @@ def spectrum_of_gradients(
     return _result(spectra, full, facts)
 
 
-def labelled(names: Iterable[str], blocks: Callable[[str], str]) -> dict[str, tuple[str, ...]]:
-    """The partition of the names, by labels that no result needs for itself.
-
-    Raises:
-        TypeError: If the rule returns no string.
-        ValueError: If there are no names, or a label is reserved.
-    """
-    labels = partition(names, blocks)
-    for label in RESERVED:
-        if label in labels:
-            raise ValueError(f"block label {label!r} is what results call the matrix itself; choose another label")
-    return labels
-
-
 def _in_unit(grams: TokenGrams, unit: str) -> TokenGrams:
     if unit not in ("token", "sequence"):
         raise ValueError(f"unit expected 'token' or 'sequence', got unit={unit!r}")
@@ -141,7 +126,7 @@ def _in_unit(grams: TokenGrams, unit: str) -> TokenGrams:
 
 
 def _result(spectra: dict[str, Spectrum], full: Spectrum, metadata: dict[str, Any]) -> FisherSpectrum:
-    named = spectra | {"full": full}
+    named = spectra | {apart_from(spectra, "full"): full}
     diagnostics = {
         "normalization": NORMALIZATION,
         "solver": {label: s.solver for label, s in named.items()},

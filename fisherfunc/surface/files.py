@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from fisherfunc.linalg.spectrum import Spectrum
-from fisherfunc.pipeline.result import FisherSpectrum
+from fisherfunc.pipeline.result import FisherSpectrum, apart_from
 from fisherfunc.records.storage import replacing
 
 FORMAT = "fisherfunc.spectrum.1"
@@ -45,7 +45,8 @@ def to_csv(result: FisherSpectrum) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("block", "index", "eigenvalue"))
-    named = [*result.blocks.items(), ("block_diagonal", result.block_diagonal), ("full", result.full)]
+    whole = {"block_diagonal": result.block_diagonal, "full": result.full}
+    named = [*result.blocks.items(), *((apart_from(result.blocks, name), s) for name, s in whole.items())]
     for label, spectrum in named:
         writer.writerows((label, index, repr(v)) for index, v in enumerate(spectrum.eigenvalues.tolist()))
     return text.getvalue()
