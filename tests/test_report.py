@@ -109,3 +109,10 @@ def test_condition_numbers_are_called_lower_bounds_only_where_eigenvalues_are_no
     resolved = spectrum_of_gradients({"a.weight": torch.tensor([[1.0, 0.0], [0.0, 0.5]])})
     assert "lower bounds" in _printed(unresolved, 120)
     assert "lower bounds" not in _printed(resolved, 120)
+
+
+def test_a_covariance_of_one_unit_is_said_to_be_zero_by_construction():
+    one = spectrum_of_gradients({"a.weight": torch.ones(1, 2)}, center=True)
+    two = spectrum_of_gradients({"a.weight": torch.eye(2)}, center=True)
+    assert "take more units" in _printed(one, 120)
+    assert "take more units" not in _printed(two, 120)

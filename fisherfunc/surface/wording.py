@@ -76,6 +76,8 @@ def notes(metadata: Mapping[str, Any]) -> list[str]:
     dropped = dropped if isinstance(dropped, int) else len(dropped)
     found = [f"approximation: {text}" for text in metadata.get("approximations") or ()]
     found += [f"solver fallback in {label}: {why}" for label, why in (metadata.get("fallback") or {}).items()]
+    if metadata.get("centered") and metadata.get("num_tokens") == 1:
+        found.append("one unit less its mean is zero, and so is its covariance: take more units")
     if dropped:
         found.append(f"{dropped:,} token(s) with a non-finite loss or gradient were dropped")
     return found
