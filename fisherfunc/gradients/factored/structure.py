@@ -60,6 +60,9 @@ def trace(work: Workload, sequence: Batch, structure: Structure, formed: Iterabl
         return replace(traced, losses=work.loss.values(output, sequence)[0])
 
 
+REFUSALS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
 def trace_prefix(
     work: Workload, sequence: Batch, length: int, whole: Traced, structure: Structure, formed: Iterable[str]
 ) -> Traced | None:
@@ -69,7 +72,7 @@ def trace_prefix(
         return None
     try:
         _, traced = _run(work, prefix, structure, formed)
-    except Exception:  # whatever a model says to a length that it is not made for; the whole sequence is as right
+    except REFUSALS:  # a length that the model is not made for; the whole sequence is as right
         return None
     if settled(structure, traced.recording) != structure:
         return None
