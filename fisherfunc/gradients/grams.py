@@ -22,6 +22,7 @@ from fisherfunc.gradients.workload import PassOptions, Workload
 from fisherfunc.linalg.token_grams import TokenGrams, Tokens
 from fisherfunc.partitioning import partition
 from fisherfunc.records.axes import Batch, Params, Progress
+from fisherfunc.records.dtypes import dtype_name
 from fisherfunc.records.versions import versions
 
 ROUTES = ("factored", "dense")
@@ -108,8 +109,8 @@ def token_grams(
         "num_valid_tokens": len(found.sequence),
         "dropped_tokens": dropped + lost,
         "seed": int(seed),
-        "dtype": "+".join(sorted({_name(p.dtype) for p in params.values()})),
-        "gram_dtype": _name(gram_dtype),
+        "dtype": "+".join(sorted({dtype_name(p.dtype) for p in params.values()})),
+        "gram_dtype": dtype_name(gram_dtype),
         "device": str(like.device),
         **how,
         "self_check": checked,
@@ -182,7 +183,3 @@ def _sound(grams: TokenGrams, drop_nonfinite: bool) -> tuple[TokenGrams, int]:
     if not bool(sound.any()):
         raise ValueError(f"the gradient of all {len(sound)} tokens is not finite; check the model's weights and dtype")
     return (grams, 0) if bool(sound.all()) else (grams.select(sound), int((~sound).sum()))
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -24,7 +24,7 @@ Pullback = Callable[[Float[Tensor, "c s"]], dict[str, Tensor]]
 def by_vjp(losses_of: LossesOf, params: Params) -> tuple[Tensor, Pullback]:
     """`vmap` over the pullback of one `torch.func.vjp`."""
     losses, pull, *_ = torch.func.vjp(losses_of, dict(params))
-    return losses, lambda cotangents: {n: _strided(g) for n, g in torch.func.vmap(pull)(cotangents)[0].items()}
+    return losses, lambda cotangents: {n: strided(g) for n, g in torch.func.vmap(pull)(cotangents)[0].items()}
 
 
 def by_autograd(losses_of: LossesOf, params: Params) -> tuple[Tensor, Pullback]:
@@ -81,7 +81,7 @@ def check_reach(losses_of: LossesOf, params: Params) -> None:
     Raises:
         ValueError: If the losses do not depend on the parameters, or depend on one in such a way.
     """
-    leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
+    leaves = leaves_of(params)
     with torch.enable_grad():
         losses = losses_of(leaves)
     if not losses.requires_grad:
@@ -113,7 +113,7 @@ def _leaves(node: Any) -> Iterator[Tensor]:
 
 
 def _by_graph(losses_of: LossesOf, params: Params, *, batched: bool) -> tuple[Tensor, Pullback]:
-    leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
+    leaves = leaves_of(params)
     with torch.enable_grad():
         losses = losses_of(leaves)
 
@@ -130,7 +130,7 @@ def _by_graph(losses_of: LossesOf, params: Params, *, batched: bool) -> tuple[Te
             is_grads_batched=is_grads_batched,
         )
         zeros = (
-            p.new_zeros(*lead, *p.shape) if g is None else _strided(g)
+            p.new_zeros(*lead, *p.shape) if g is None else strided(g)
             for p, g in zip(leaves.values(), gradients, strict=True)
         )
         return dict(zip(leaves, zeros, strict=True))
@@ -144,7 +144,12 @@ def _by_graph(losses_of: LossesOf, params: Params, *, batched: bool) -> tuple[Te
     return losses.detach(), together if batched else in_turn
 
 
-def _strided(gradient: Tensor) -> Tensor:
+def leaves_of(params: Params) -> dict[str, Tensor]:
+    """The parameters as leaves of a graph of their own, sharing their memory."""
+    return {name: p.detach().requires_grad_() for name, p in params.items()}
+
+
+def strided(gradient: Tensor) -> Tensor:
     """Embeddings may give sparse gradients."""
     return gradient.to_dense() if gradient.is_sparse else gradient
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fisherfunc.gradients.pullback import leaves_of, strided
 from fisherfunc.gradients.rows import losses_of, runs
 from fisherfunc.gradients.workload import Workload
 
@@ -61,7 +62,7 @@ def _eps(work: Workload) -> float:
 
 
 def _weighted_gradient(work: Workload, weights: Tensor) -> dict[str, Tensor]:
-    leaves = {name: p.detach().requires_grad_() for name, p in work.params.items()}
+    leaves = leaves_of(work.params)
     losses = losses_of(work.fn, work.params, work.sequences, work.loss)
     total = {name: torch.zeros_like(p) for name, p in work.params.items()}
     for first, last in runs(work.tokens.sequence):
@@ -71,5 +72,5 @@ def _weighted_gradient(work: Workload, weights: Tensor) -> dict[str, Tensor]:
         found = torch.autograd.grad(weighted, list(leaves.values()), allow_unused=True)
         for name, gradient in zip(leaves, found, strict=True):
             if gradient is not None:
-                total[name] += gradient.to_dense() if gradient.is_sparse else gradient
+                total[name] += strided(gradient)
     return total

@@ -12,7 +12,8 @@ from dataclasses import replace
 import torch
 
 from fisherfunc.linalg.gram import gram_of
-from fisherfunc.linalg.lifting import Dtype, GramKernel, RowKernel, gram_kernel, name_of, row_kernel
+from fisherfunc.linalg.lifting import Dtype, GramKernel, RowKernel, gram_kernel, row_kernel
+from fisherfunc.records.dtypes import dtype_name
 
 Device = torch.device | str | None
 
@@ -35,7 +36,7 @@ def gram_eigh(*, dtype: Dtype = torch.float64, device: Device = None) -> GramKer
     def eigenvalues(gram):
         return torch.linalg.eigvalsh(gram.to(device=device, dtype=dtype)).flip(-1)
 
-    return gram_kernel(eigenvalues, solver=f"gram_eigh({name_of(dtype)})")
+    return gram_kernel(eigenvalues, solver=f"gram_eigh({dtype_name(dtype)})")
 
 
 def gram_svd(*, dtype: Dtype = torch.float64, device: Device = None) -> GramKernel:
@@ -52,7 +53,7 @@ def gram_svd(*, dtype: Dtype = torch.float64, device: Device = None) -> GramKern
     def singular_values(gram):
         return torch.linalg.svdvals(gram.to(device=device, dtype=dtype))
 
-    unsigned = gram_kernel(singular_values, solver=f"gram_svd({name_of(dtype)})")
+    unsigned = gram_kernel(singular_values, solver=f"gram_svd({dtype_name(dtype)})")
 
     def kernel(gram, **context):
         spectrum = unsigned(gram, **context)
@@ -73,7 +74,7 @@ def covariance_eigh(*, dtype: Dtype = torch.float64) -> RowKernel:
     def eigenvalues(rows):
         return torch.linalg.eigvalsh(gram_of(rows.mT, dtype=dtype)).flip(-1)
 
-    return row_kernel(eigenvalues, solver=f"covariance_eigh({name_of(dtype)})")
+    return row_kernel(eigenvalues, solver=f"covariance_eigh({dtype_name(dtype)})")
 
 
 def svd(*, dtype: Dtype = torch.float64) -> RowKernel:
@@ -86,7 +87,7 @@ def svd(*, dtype: Dtype = torch.float64) -> RowKernel:
     def eigenvalues(rows):
         return torch.linalg.svdvals(rows.to(dtype)).square()
 
-    return row_kernel(eigenvalues, solver=f"svd({name_of(dtype)})")
+    return row_kernel(eigenvalues, solver=f"svd({dtype_name(dtype)})")
 
 
 def svd_lowrank(

@@ -103,11 +103,6 @@ def row_kernel(eigenvalues: Eigenvalues, *, solver: str, exact: bool = True) -> 
     return kernel
 
 
-def name_of(dtype: Dtype) -> str:
-    """The name of a dtype: `float64` for torch.float64."""
-    return str(dtype).removeprefix("torch.")
-
-
 def _relative_floor(size, *, rows_in: Dtype, sums_in: tuple[Dtype, ...]) -> float:
     num_rows, num_params = size
     sum_eps = max(torch.finfo(dtype).eps for dtype in sums_in)

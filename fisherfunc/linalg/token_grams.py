@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fisherfunc.linalg import gram as algebra
+from fisherfunc.records.dtypes import dtype_name
 from fisherfunc.records.record import record
 from fisherfunc.records.storage import replacing
 
@@ -153,7 +154,7 @@ class TokenGrams:
             "num_params": {name: self.num_params[name] for name in self.grams},
             "unit": self.unit,
             "centered": self.centered,
-            "precision": str(self.precision).removeprefix("torch."),
+            "precision": dtype_name(self.precision),
             "metadata": dict(self.metadata),
         }
         with replacing(path) as temporary:

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-IGNORED = -100
+from fisherfunc.gradients.losses import IGNORED
+
 MASKED_SHARE = 0.15
 _PROBE_LENGTH = 200
 

@@ -1,6 +1,7 @@
 """`fisher_spectrum`: a model and a batch in, the spectra of its empirical Fisher information out."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -18,6 +19,7 @@ from fisherfunc.partitioning import by_layer, partition
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.pipeline.solve import spectrum_of_grams
 from fisherfunc.records.axes import Batch, Progress
+from fisherfunc.records.dtypes import dtype_name
 
 LOSSES = (losses.causal_lm, losses.masked_lm, losses.seq2seq_lm, losses.classification, losses.regression)
 
@@ -117,15 +119,10 @@ def fisher_spectrum(
         "model": fn.name,
         "mode": "evaluation",
         "num_frozen_params": sum(p.numel() for p in fn.frozen.values()),
-        "eigensolve_dtype": str(eigensolve_dtype).removeprefix("torch."),
+        "eigensolve_dtype": dtype_name(eigensolve_dtype),
         "wall_time_s": perf_counter() - begin,
     }
-    return FisherSpectrum(
-        blocks=result.blocks,
-        block_diagonal=result.block_diagonal,
-        full=result.full,
-        metadata={**result.metadata, **facts},
-    )
+    return replace(result, metadata={**result.metadata, **facts})
 
 
 def _input_dtype(fn: ModelFunction) -> torch.dtype | None:

@@ -18,6 +18,7 @@ from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.partitioning import by_layer, partition
 from fisherfunc.pipeline.result import FisherSpectrum, apart_from, union
+from fisherfunc.records.dtypes import dtype_name
 from fisherfunc.records.versions import versions
 
 NORMALIZATION = "F = (1/N) GᵀG, N = number of units"
@@ -109,7 +110,7 @@ def spectrum_of_gradients(
         "num_tokens": some.shape[0],
         "num_params": sum(g.shape[1] for g in rows.values()),
         "blocks": _rule_name(blocks),
-        "dtype": str(some.dtype).removeprefix("torch."),
+        "dtype": dtype_name(some.dtype),
         "device": str(some.device),
         "route": "gradients given",
         "versions": versions(),

@@ -20,6 +20,7 @@ import torch
 
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.pipeline.result import FisherSpectrum, apart_from
+from fisherfunc.records.dtypes import dtype_name
 from fisherfunc.records.storage import replacing
 
 FORMAT = "fisherfunc.spectrum.1"
@@ -36,7 +37,7 @@ def to_json(result: FisherSpectrum) -> str:
     """
     spectra = {"per_block": dict(result.blocks), "global": result.block_diagonal, "full": result.full}
     content = {"format": FORMAT, **result.to_dict(), "eigenvalues": _eigenvalues(spectra)}
-    content["eigenvalues"]["dtype"] = str(result.full.eigenvalues.dtype).removeprefix("torch.")
+    content["eigenvalues"]["dtype"] = dtype_name(result.full.eigenvalues.dtype)
     return json.dumps(content, allow_nan=False, ensure_ascii=False, indent=1) + "\n"
 
 

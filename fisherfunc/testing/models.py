@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fisherfunc.gradients.losses import IGNORED
 from fisherfunc.testing.matrices import gaussian, generator
 from fisherfunc.testing.modules import TinyForCausalLM, TinyPerceptron
-
-IGNORED = -100
 
 
 class TinyModel(NamedTuple):

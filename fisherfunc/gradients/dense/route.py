@@ -124,7 +124,7 @@ def _columns_of(gradient: Tensor, columns: Columns, coordinates: Coordinates) ->
 def _plan(
     losses: Sequence[pullback.LossesOf], work: Workload, options: PassOptions, coordinates: Coordinates
 ) -> DensePlan:
-    leaves = {name: p.detach().requires_grad_() for name, p in work.params.items()}
+    leaves = pullback.leaves_of(work.params)
     longest = int(work.tokens.sequence[work.tokens.position.argmax()])
     graph, largest = saved_bytes(lambda: losses[longest](leaves), beside=leaves.values())
     footprint = Footprint(

@@ -26,6 +26,7 @@ from fisherfunc.gradients.factored.structure import (
     trace,
     trace_prefix,
 )
+from fisherfunc.gradients.pullback import strided
 from fisherfunc.gradients.rows import one_hot
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.linalg.factors import PointFactors, SharedFactors
@@ -173,8 +174,7 @@ def _pulled(
         yield Piece(name=name, use=0, rows=rows, part=torch.stack(values).sum(dim=0))
     for name, gradient in zip(leaves, found[len(outputs) :], strict=True):
         if gradient is not None:
-            strided = gradient.to_dense() if gradient.is_sparse else gradient
-            yield Piece(name=name, use=0, rows=rows, part=strided.reshape(len(strided), -1))
+            yield Piece(name=name, use=0, rows=rows, part=strided(gradient).reshape(len(gradient), -1))
 
 
 def _by_place(output: Tensor, gradient: Tensor | None, count: int) -> Float[Tensor, "c s d"]:

@@ -64,12 +64,14 @@ def plan_factored(work: Workload, options: PassOptions, *, structure: Structure 
     like = next(iter(work.params.values()))
     num_sequences = len(torch.unique(work.tokens.sequence))
     tally = Tally(num_tokens=work.num_tokens, num_sequences=num_sequences, itemsize=factor_dtype(like.dtype).itemsize)
-    cheaper = formed_cheaper(trace(work, work.longest, structure, ()), structure, work.num_params, tally)
-    structure = formed(structure, cheaper, "cheaper formed than factored")
+    traced = trace(work, work.longest, structure, ())
+    cheaper = formed_cheaper(traced, structure, work.num_params, tally)
+    if cheaper:
+        structure = formed(structure, cheaper, "cheaper formed than factored")
+        traced = trace(work, work.longest, structure, ())
     chunk_size = DEFAULT_CHUNK if options.chunk_size is None else options.chunk_size
     gram = work.num_tokens**2 * torch.empty((), dtype=options.gram_dtype).element_size()
     saved = saved_bytes(lambda: trace(work, work.longest, structure), beside=work.params.values())
-    traced = trace(work, work.longest, structure, ())
     held = held_bytes(traced, structure, work.num_params, tally)
     fixed = len(work.params) * gram + backward_bytes(traced, structure, chunk_size, saved)
     groups, slabbed = grouped(held, options.limit(like.device) - fixed)

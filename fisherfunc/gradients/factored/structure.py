@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherfunc.gradients.factored._taps import Recorder, Recording, Use
+from fisherfunc.gradients.pullback import leaves_of
 from fisherfunc.gradients.sequences import shortened
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.records.axes import Batch
@@ -84,7 +85,7 @@ def trace_prefix(
 
 def _run(work: Workload, sequence: Batch, structure: Structure, formed: Iterable[str]) -> tuple[Any, Traced]:
     constants = {name: p.detach() for name, p in work.params.items()}
-    leaves = {name: work.params[name].detach().requires_grad_() for name in formed}
+    leaves = leaves_of({name: work.params[name] for name in formed})
     recorder = Recorder({name: constants[name] for name in structure.factored}, protected=structure.protected)
     with torch.enable_grad(), recorder:
         output = work.fn.apply({**constants, **leaves}, sequence)
