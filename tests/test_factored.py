@@ -8,8 +8,9 @@ from torch.testing import assert_close
 from zoo import CASES, VOCAB, build, causal_batch
 
 import fisherfunc as ff
-from fisherfunc.gradients.factored import _taps
+from fisherfunc.gradients.factored import plan as plans
 from fisherfunc.gradients.factored import route as factored
+from fisherfunc.gradients.factored import rules
 from fisherfunc.gradients.factored.structure import probe
 from fisherfunc.gradients.sequences import split
 from fisherfunc.gradients.survey import survey
@@ -60,8 +61,8 @@ HEAD = {"plain": "head.weight", "capped": "head.weight", "overwritten": "head.we
 @pytest.mark.parametrize("variant", ["plain", "capped", "leaks", "bypassed", "overwritten", "looks ahead"])
 def test_sparsity_is_exploited_where_a_probe_finds_it_and_never_else(variant):
     model, batch = Bigram(variant).double(), causal_batch()
-    structure = probe(workload(model, batch, "causal_lm"))
-    assert structure.head == HEAD.get(variant)
+    structure, _ = probe(workload(model, batch, "causal_lm"))
+    assert (structure.head[0] if structure.head else None) == HEAD.get(variant)
     assert structure.causal == (variant in ("plain", "capped", "overwritten"))
     result = grams(model, batch, "causal_lm", self_check=True)
     errors = gram_errors(result.grams, gradient_rows(model, "causal_lm", batch), floor=1e-16)
@@ -70,19 +71,19 @@ def test_sparsity_is_exploited_where_a_probe_finds_it_and_never_else(variant):
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "mistral", "lstm", "mamba"])
 def test_decoders_are_found_causal(name):
-    assert probe(workload(*build(name), CASES[name].kind)).causal
+    assert probe(workload(*build(name), CASES[name].kind))[0].causal
 
 
 @pytest.mark.parametrize("name", ["bert", "albert", "deberta_v2", "t5"])
 def test_models_that_look_ahead_are_found_not_causal(name):
-    structure = probe(workload(*build(name), CASES[name].kind))
+    structure, _ = probe(workload(*build(name), CASES[name].kind))
     assert structure.head is not None and not structure.causal
 
 
 @pytest.mark.parametrize("name", ["gpt2", "falcon", "albert", "bert", "shared"])
 def test_linear_maps_stay_factored_when_forming_is_dear(name, monkeypatch):
     """With the cost rule off every weight of a linear map is contracted, tied and repeated ones with cross terms."""
-    monkeypatch.setattr(factored, "formed_cheaper", lambda *_: [])
+    monkeypatch.setattr(plans, "formed_cheaper", lambda *_: [])
     model, batch = build(name, dtype=torch.float64)
     result = grams(model, batch, CASES[name].kind, chunk_size=2)
     reasons = result.metadata["formed_parameters"]
@@ -97,9 +98,12 @@ def test_memory_and_chunks_change_the_passes_and_nothing_else(name):
     kind = CASES[name].kind
     plain = grams(model, batch, kind, chunk_size=1)
     assert plain.metadata["passes"] == 1
-    limit = int(0.9 * plain.metadata["predicted_peak_bytes"])
-    tight = grams(model, batch, kind, chunk_size=1, memory_limit=limit)
-    assert tight.metadata["passes"] > 1
+    for step in range(1, 20):  # at first there are fewer slots a pass, then more passes
+        limit = int(plain.metadata["predicted_peak_bytes"] * 0.9**step)
+        tight = grams(model, batch, kind, chunk_size=1, memory_limit=limit)
+        if tight.metadata["passes"] > 1:
+            break
+    assert tight.metadata["route"] == "factored" and tight.metadata["passes"] > 1
     assert tight.metadata["predicted_peak_bytes"] <= limit
     for other in (tight, grams(model, batch, kind), grams(model, batch, kind, chunk_size=3)):
         for n, gram in plain.grams.items():
@@ -111,10 +115,10 @@ def wrong_rule(monkeypatch):
     """The rule of linear maps hands out half again the input."""
 
     def wrong(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None):
-        return [(weight, 1.5 * input, 0), (bias, None, 0)]
+        return [(weight, rules.Map(source=1.5 * input, axis=0)), (bias, rules.Shift(shape=weight.shape[:1]))]
 
-    monkeypatch.setattr(factored, "formed_cheaper", lambda *_: [])
-    monkeypatch.setitem(_taps.RULES, nn.functional.linear, wrong)
+    monkeypatch.setattr(plans, "formed_cheaper", lambda *_: [])
+    monkeypatch.setitem(rules.RULES, nn.functional.linear, wrong)
 
 
 def test_a_wrong_rule_is_caught_by_the_self_check(monkeypatch, wrong_rule):
@@ -188,7 +192,7 @@ def test_gradients_that_depend_on_the_length_where_values_do_not_rule_prefixes_o
 
 @pytest.mark.parametrize("name", ["gpt2", "lstm"])
 def test_chunks_of_one_sequence_run_on_prefixes_of_their_own(name, monkeypatch):
-    monkeypatch.setattr(factored, "formed_cheaper", lambda *_: [])
+    monkeypatch.setattr(plans, "formed_cheaper", lambda *_: [])
     model, _ = build(name, dtype=torch.float64)
     batch = {"input_ids": torch.randint(4, VOCAB, (2, 14))}
     result = grams(model, batch, "causal_lm", chunk_size=4)
@@ -212,7 +216,7 @@ class SometimesUnbatched(Bigram):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         x = torch.tanh(self.middle(self.embedding(input_ids)))
-        return self.head(Unbatched.apply(x) if input_ids.shape[1] == 3 else x)
+        return self.head(Unbatched.apply(x) if input_ids.shape[1] <= 3 else x)
 
 
 @pytest.mark.parametrize("order", [(3, 6), (6, 3)])

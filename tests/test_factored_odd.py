@@ -13,7 +13,7 @@ from zoo import VOCAB
 
 import fisherfunc as ff
 from fisherfunc.gradients.factored import _taps
-from fisherfunc.gradients.factored import route as factored
+from fisherfunc.gradients.factored import plan as plans
 from fisherfunc.gradients.factored.structure import probe
 
 WIDTH = 6
@@ -182,7 +182,7 @@ def off(result: ff.TokenGrams, rows: dict[str, torch.Tensor]) -> float:
 @pytest.mark.parametrize("kind", MODELS)
 def test_grams_of_misleading_models_equal_those_of_a_loop_of_backward_passes(kind, rule, chunk_size, monkeypatch):
     if not rule:
-        monkeypatch.setattr(factored, "formed_cheaper", lambda *_: [])
+        monkeypatch.setattr(plans, "formed_cheaper", lambda *_: [])
     model, batch = kind().double(), token_batch()
     result = grams(model, batch, "causal_lm", chunk_size=chunk_size)
     assert off(result, gradient_rows(model, "causal_lm", batch)) < 1e-10
@@ -191,7 +191,7 @@ def test_grams_of_misleading_models_equal_those_of_a_loop_of_backward_passes(kin
 
 
 def test_an_output_layer_that_is_constant_is_closed_form():
-    assert probe(workload(HeadAlone().double(), token_batch(), "causal_lm")).head == "head.weight"
+    assert probe(workload(HeadAlone().double(), token_batch(), "causal_lm"))[0].head == ("head.weight", 0)
 
 
 class PooledAtTheLastId(Tokens):
@@ -247,7 +247,7 @@ class LoudSometimes(Tokens):
 
 
 def test_products_of_float16_factors_do_not_overflow(monkeypatch):
-    monkeypatch.setattr(factored, "formed_cheaper", lambda *_: [])
+    monkeypatch.setattr(plans, "formed_cheaper", lambda *_: [])
     model, batch = LoudSometimes().half(), token_batch()
     result = grams(model, batch, "causal_lm")
     rows = gradient_rows(model.double(), "causal_lm", batch)

@@ -139,8 +139,9 @@ def _passed(
                 "chunk_size": plan.chunk_size,
                 "predicted_peak_bytes": plan.peak_bytes,
                 "causal_prefixes": plan.structure.causal,
-                "output_layer": plan.structure.head,
-                "formed_parameters": dict(plan.structure.dense),
+                "output_layer": plan.structure.head[0] if plan.structure.head else None,
+                "stack_width": plan.width,
+                "formed_parameters": plan.formed,
                 "slabbed_parameters": list(plan.slabbed),
             }
     outcome = dense_grams(work, options, coordinates=coordinates)

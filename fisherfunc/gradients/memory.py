@@ -1,7 +1,6 @@
 """How much memory is free, and how much a forward pass keeps for the backward pass."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import psutil
 import torch
@@ -15,21 +14,37 @@ def free_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def saved_bytes(forward: Callable[[], Any], *, beside: Iterable[Tensor] = ()) -> tuple[int, int]:
-    """What `forward` saves for its backward pass: all tensors together, and the largest one, in bytes.
+class SavedBytes:
+    """What forward passes inside the context save for their backward passes, in bytes.
 
     Args:
-        forward: Runs with gradients enabled; its result is thrown away.
         beside: Tensors that are there anyway, such as the parameters; what shares their memory does not count.
     """
-    sizes: dict[int, int] = {}
-    there = {tensor.untyped_storage().data_ptr() for tensor in beside}
 
-    def pack(tensor: Tensor) -> Tensor:
-        if tensor.layout == torch.strided and tensor.untyped_storage().data_ptr() not in there:
-            sizes[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
-        return tensor
+    def __init__(self, *, beside: Iterable[Tensor] = ()) -> None:
+        self._sizes: dict[int, int] = {}
+        there = {tensor.untyped_storage().data_ptr() for tensor in beside}
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        forward()
-    return sum(sizes.values()), max(sizes.values(), default=0)
+        def pack(tensor: Tensor) -> Tensor:
+            if tensor.layout == torch.strided and tensor.untyped_storage().data_ptr() not in there:
+                self._sizes[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+            return tensor
+
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+
+    def __enter__(self) -> "SavedBytes":
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hooks.__exit__(*error)
+
+    @property
+    def total(self) -> int:
+        """All tensors together, each counted once."""
+        return sum(self._sizes.values())
+
+    @property
+    def largest(self) -> int:
+        """The largest tensor."""
+        return max(self._sizes.values(), default=0)

@@ -47,8 +47,8 @@ def gram_errors(grams: Mapping[str, Tensor], work: Workload, *, seed: int = 0) -
     sizes = {name: float(weights.square() @ matrix.diagonal()) for name, matrix in matrices.items()}
     floor = torch.finfo(weights.dtype).tiny + sum(sizes.values()) * _eps(work)
     found = {name: float(weights @ matrix @ weights) for name, matrix in matrices.items()}
-    expected = {name: float(g.double().square().sum()) for name, g in gradient.items()}
-    return {name: abs(found[name] - expected[name]) / (sizes[name] + floor) for name in matrices}
+    expected = {name: float(torch.linalg.vector_norm(g, dtype=torch.float64)) ** 2 for name, g in gradient.items()}
+    return {name: abs(found[name] - expected.get(name, 0.0)) / (sizes[name] + floor) for name in matrices}
 
 
 def wrong(errors: Mapping[str, float], work: Workload) -> list[str]:
@@ -64,7 +64,7 @@ def _eps(work: Workload) -> float:
 def _weighted_gradient(work: Workload, weights: Tensor) -> dict[str, Tensor]:
     leaves = leaves_of(work.params)
     losses = losses_of(work.fn, work.params, work.sequences, work.loss)
-    total = {name: torch.zeros_like(p) for name, p in work.params.items()}
+    total: dict[str, Tensor] = {}
     for first, last in runs(work.tokens.sequence):
         with torch.enable_grad():
             values = losses[int(work.tokens.sequence[first])](leaves)[work.tokens.position[first:last]]
@@ -72,5 +72,5 @@ def _weighted_gradient(work: Workload, weights: Tensor) -> dict[str, Tensor]:
         found = torch.autograd.grad(weighted, list(leaves.values()), allow_unused=True)
         for name, gradient in zip(leaves, found, strict=True):
             if gradient is not None:
-                total[name] += strided(gradient)
+                total[name] = total[name] + strided(gradient) if name in total else strided(gradient)
     return total

@@ -11,8 +11,13 @@ from torch import Tensor
 
 from fisherfunc.gradients.losses import IGNORED, TokenLoss
 from fisherfunc.gradients.model_function import ModelFunction
+from fisherfunc.gradients.stacks import REFUSALS, joined, neighbours
 from fisherfunc.linalg.token_grams import Tokens
 from fisherfunc.records.axes import Batch, Params
+
+MOST_TOGETHER = 1024
+FEWEST_TOGETHER = 16
+BYTES_TOGETHER = 2**24
 
 
 def survey(
@@ -35,7 +40,7 @@ def survey(
     Raises:
         ValueError: If no token is valid, shapes differ, a target is out of range, or a loss is not finite.
     """
-    found = [_tokens(fn, params, sequence, loss, index) for index, sequence in enumerate(sequences)]
+    found = _surveyed(fn, params, sequences, loss)
     tokens = Tokens(
         sequence=torch.cat([t.sequence for t in found]),
         position=torch.cat([t.position for t in found]),
@@ -49,21 +54,67 @@ def survey(
     return _finite(tokens, drop_nonfinite)
 
 
-def _tokens(fn: ModelFunction, params: Params, sequence: Batch, loss: TokenLoss, index: int) -> Tokens:
-    with torch.no_grad():
-        targets = loss.targets(sequence)
-        predictions = loss.predictions(_output(fn, params, sequence, index), sequence)
-        _check(predictions, targets, loss, index)
-        values = loss.negative_log_likelihood(predictions, targets)
-    valid = loss.valid(sequence)
-    valid = torch.ones_like(values, dtype=torch.bool) if valid is None else valid
+def _surveyed(fn: ModelFunction, params: Params, sequences: Sequence[Batch], loss: TokenLoss) -> list[Tokens]:
+    """Sequence by sequence; many small ones of one shape together, where that gives the losses that each has alone."""
+    first, size = _tokens(fn, params, sequences[0], loss, 0)
+    width = min(MOST_TOGETHER, BYTES_TOGETHER // max(size, 1))
+    if width < FEWEST_TOGETHER:
+        return [first, *(_tokens(fn, params, s, loss, i)[0] for i, s in enumerate(sequences[1:], start=1))]
+    found: list[Tokens] = []
+    for group in neighbours(range(len(sequences)), sequences, width):
+        together = _together(fn, params, sequences, loss, group) if len(group) >= FEWEST_TOGETHER else None
+        found += together or [_tokens(fn, params, sequences[index], loss, index)[0] for index in group]
+    return found
+
+
+def _together(
+    fn: ModelFunction, params: Params, sequences: Sequence[Batch], loss: TokenLoss, group: Sequence[int]
+) -> list[Tokens] | None:
+    """The tokens of a group from one pass; None where the first or last of them has other losses alone."""
+    ends = [_tokens(fn, params, sequences[index], loss, index)[0] for index in (group[0], group[-1])]
+    batch = joined([sequences[index] for index in group])
+    try:
+        values, valid, _ = _evaluated(fn, params, batch, loss, group[0])
+    except REFUSALS:  # one at a time then, which finds what is wrong, and where
+        return None
+    if values.shape != valid.shape or len(values) != len(group):
+        return None
+    row, position = valid.nonzero().unbind(dim=1)
+    counts = valid.sum(dim=1).tolist()
+    sequence = torch.tensor(list(group), device=row.device)[row]
+    parts = zip(sequence.split(counts), position.split(counts), values[valid].split(counts), strict=True)
+    found = [Tokens(sequence=s, position=p, loss=value) for s, p, value in parts]
+    same = all(
+        len(alone.loss) == len(here.loss) and torch.allclose(alone.loss, here.loss, rtol=1e-3, equal_nan=True)
+        for alone, here in zip(ends, (found[0], found[-1]), strict=True)
+    )
+    return found if same else None
+
+
+def _tokens(fn: ModelFunction, params: Params, sequence: Batch, loss: TokenLoss, index: int) -> tuple[Tokens, int]:
+    """The tokens of one sequence, and the bytes of its predictions."""
+    values, valid, size = _evaluated(fn, params, sequence, loss, index)
     if values.shape != valid.shape or values.ndim != 2 or values.shape[0] != 1:
         raise ValueError(
             f"loss {loss.name!r} expected losses and mask of one shape (1, s) for sequence {index}, "
             f"got {tuple(values.shape)} and {tuple(valid.shape)}"
         )
     position = valid[0].nonzero().squeeze(-1)
-    return Tokens(sequence=torch.full_like(position, index), position=position, loss=values[0, position])
+    return Tokens(sequence=torch.full_like(position, index), position=position, loss=values[0, position]), size
+
+
+def _evaluated(
+    fn: ModelFunction, params: Params, batch: Batch, loss: TokenLoss, index: int
+) -> tuple[Tensor, Tensor, int]:
+    """Losses, which of them count, and the bytes of the predictions."""
+    with torch.no_grad():
+        targets = loss.targets(batch)
+        predictions = loss.predictions(_output(fn, params, batch, index), batch)
+        _check(predictions, targets, loss, index)
+        values = loss.negative_log_likelihood(predictions, targets)
+    valid = loss.valid(batch)
+    valid = torch.ones_like(values, dtype=torch.bool) if valid is None else valid
+    return values, valid, predictions.numel() * predictions.element_size()
 
 
 def _output(fn: ModelFunction, params: Params, sequence: Batch, index: int) -> Any:

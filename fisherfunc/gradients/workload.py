@@ -1,6 +1,6 @@
 """What a pass works on, and how: the two bundles that every route takes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -59,13 +59,19 @@ class PassOptions:
         chunk_size: Tokens a batched backward pass; chosen by the route where None.
         memory_limit: In bytes, beyond the model; half of what is free where None.
         gram_dtype: What Grams are accumulated in.
+        labels: {parameter: the label that its Gram is added under}; each has a Gram of its own where None.
         progress: Called with the token passes done and their total.
     """
 
     chunk_size: int | None = None
     memory_limit: int | None = None
     gram_dtype: torch.dtype = torch.float64
+    labels: Mapping[str, str] | None = None
     progress: Progress | None = None
+
+    def label(self, name: str) -> str:
+        """What the Gram of a parameter is added under."""
+        return name if self.labels is None else self.labels[name]
 
     def limit(self, device: torch.device) -> int:
         """The memory limit in bytes."""

@@ -9,6 +9,7 @@ Axis order of a strip's `own`: `(k, n, s, f)`, k blocks of f features.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 from einops import rearrange
@@ -17,6 +18,10 @@ from torch import Tensor
 from fisherfunc.linalg.factors import SharedFactors, inner_products
 
 FEATURES = 128
+SEGMENT = 8
+"""Places of a row that are multiplied together: rows that end inside a segment are zero to its end."""
+MIDDLE_BYTES = 2**23
+"""What the middle product of some strips may take: a good part of the cache that cores share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +47,12 @@ class Strip:
     def put(self, start: int, own: Tensor) -> None:
         """Store the own factors `(c, l, d)` of the rows from `start`, over their first l places."""
         count, places, _ = own.shape
-        features = self.own.shape[3]
+        rows, features = slice(start, start + count), self.own.shape[3]
+        end = min(-(-places // SEGMENT) * SEGMENT, self.own.shape[2])
         for block, part in zip(self.own, own.split(features, dim=2), strict=True):
-            block[start : start + count, :places, : part.shape[2]] = part
-            block[start : start + count, :places, part.shape[2] :] = 0
+            block[rows, :places, : part.shape[2]] = part
+            block[rows, :places, part.shape[2] :] = 0
+            block[rows, places:end] = 0
         self.reach.append((start, start + count, places))
 
     def factors(self) -> Iterator[tuple[Tensor, SharedFactors]]:
@@ -54,6 +61,16 @@ class Strip:
             own = rearrange(self.own[:, start:stop, :places], "k n s f -> n s (k f)")[..., : self.width]
             rows = torch.arange(self.rows.start + start, self.rows.start + stop, device=own.device)
             yield rows, SharedFactors(own=own, shared=self.shared, axis=self.axis)
+
+    def runs(self) -> list[tuple[int, int, int]]:
+        """All rows in order as (start, stop, places); those never put have no place."""
+        found, last = [], 0
+        for start, stop, places in sorted(self.reach):
+            if start > last:
+                found.append((last, start, 0))
+            found.append((start, stop, places))
+            last = stop
+        return found if last == self.own.shape[1] else [*found, (last, self.own.shape[1], 0)]
 
 
 def empty_strip(rows: slice, like: SharedFactors) -> Strip:
@@ -70,24 +87,81 @@ def add_strips(gram: Tensor, strips: Sequence[Strip]) -> None:
     Cost for rows n, m and places s, t of each pair: 2 m s t d + 2 n m s d, less what lies beyond the reach of the rows.
     """
     for i, one in enumerate(strips):
-        for other in strips[:i]:
-            block = _pair(one, other, triangle=False).to(gram.dtype)
-            gram[one.rows, other.rows] += block
-            gram[other.rows, one.rows] += block.mT
-        block = _pair(one, one, triangle=True).to(gram.dtype)
+        for others in _groups(strips[:i], one):
+            blocks = _against(one, others).to(gram.dtype).split([other.own.shape[1] for other in others], dim=1)
+            for other, block in zip(others, blocks, strict=True):  # two uses of one sequence have the same rows
+                gram[one.rows, other.rows] += block
+                gram[other.rows, one.rows] += block.mT
+        block = _itself(one).to(gram.dtype)
         gram[one.rows, one.rows] += block.tril() + block.tril(-1).mT
 
 
-def _pair(one: Strip, other: Strip, *, triangle: bool) -> Tensor:
-    inner = inner_products(one.shared, other.shared).to(one.own.dtype)
-    count, places, features = other.own.shape[1], one.own.shape[2], other.own.shape[3]
-    middle = one.own.new_zeros(count, places, features)  # stays zero for rows that were never put
-    block = one.own.new_zeros(one.own.shape[1], count)
-    for own, against in zip(one.own, other.own, strict=True):
-        for start, stop, reach in other.reach:
-            torch.matmul(inner[:, :reach], against[start:stop, :reach], out=middle[start:stop])
-        for start, stop, reach in one.reach:
-            columns = stop if triangle else count
-            left = own[start:stop, :reach].reshape(stop - start, -1)
-            block[start:stop, :columns].addmm_(left, middle[:columns, :reach].reshape(columns, -1).mT)
+def _groups(strips: Sequence[Strip], one: Strip) -> Iterator[list[Strip]]:
+    """Strips whose middle products with `one` fit the cache together."""
+    group: list[Strip] = []
+    room = most = MIDDLE_BYTES // (one.own[0, 0].numel() * one.own.element_size())
+    for strip in strips:
+        if group and strip.own.shape[1] > room:
+            yield group
+            group, room = [], most
+        group.append(strip)
+        room -= strip.own.shape[1]
+    if group:
+        yield group
+
+
+def _against(one: Strip, others: Sequence[Strip]) -> Tensor:
+    """⟨own_n, (A Aᵀ) own_m⟩ for the rows of a strip and those of others, side by side."""
+    inner = [inner_products(one.shared, other.shared).to(one.own.dtype) for other in others]
+    counts = [other.own.shape[1] for other in others]
+    middle = one.own.new_empty(sum(counts), *one.own.shape[2:])
+    block = _zeros(one, sum(counts))
+    segments = list(_segments(one.runs(), one.own.shape[2]))
+    for k, own in enumerate(one.own):
+        for products, other, part in zip(inner, others, middle.split(counts), strict=True):
+            _multiply(products, other.own[k], other.runs(), part)
+        for rows, places in segments:
+            _add_product(block[rows], own[rows, places], middle[:, places])
     return block
+
+
+def _itself(one: Strip) -> Tensor:
+    """The same for a strip and itself; only the lower triangle is right."""
+    inner = inner_products(one.shared, one.shared).to(one.own.dtype)
+    middle = torch.empty_like(one.own[0])
+    block = _zeros(one, one.own.shape[1])
+    for own in one.own:
+        _multiply(inner, own, one.runs(), middle)
+        for start, stop, places in one.runs():
+            _add_product(block[start:stop, :stop], own[start:stop, :places], middle[:stop, :places])
+    return block
+
+
+def _segments(runs: Sequence[tuple[int, int, int]], places: int) -> Iterator[tuple[slice, slice]]:
+    """Segments of places, each with the adjacent rows that reach into it."""
+    for first in range(0, places, SEGMENT):
+        segment = slice(first, min(first + SEGMENT, places))
+        for reaching, adjacent in groupby(runs, key=lambda run: run[2] > segment.start):
+            if reaching:
+                members = list(adjacent)
+                yield slice(members[0][0], members[-1][1]), segment
+
+
+def _multiply(inner: Tensor, own: Tensor, runs: Sequence[tuple[int, int, int]], out: Tensor) -> None:
+    """(A Aᵀ) own_m for each row, from the places that it covers. `out` is written to."""
+    for start, stop, places in runs:
+        torch.bmm(inner[:, :places].expand(stop - start, -1, -1), own[start:stop, :places], out=out[start:stop])
+
+
+def _add_product(block: Tensor, left: Tensor, right: Tensor) -> None:
+    """Block += Σ_{s,f} left right, as one matrix product. `block` is written to."""
+    if block.dtype == left.dtype:
+        block.addmm_(left.flatten(1), right.flatten(1).mT)
+    else:
+        block += left.flatten(1) @ right.flatten(1).mT
+
+
+def _zeros(one: Strip, count: int) -> Tensor:
+    """Where products of low precision are summed in at least float32."""
+    dtype = torch.promote_types(one.own.dtype, torch.float32)
+    return torch.zeros(one.own.shape[1], count, dtype=dtype, device=one.own.device)

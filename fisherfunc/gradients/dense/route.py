@@ -14,7 +14,7 @@ from fisherfunc.gradients import pullback
 from fisherfunc.gradients.dense.slabs import DEFAULT_CHUNK, Columns, DensePlan, Footprint, cut
 from fisherfunc.gradients.dense.subsample import EVERY, Coordinates
 from fisherfunc.gradients.losses import TokenLoss
-from fisherfunc.gradients.memory import saved_bytes
+from fisherfunc.gradients.memory import SavedBytes
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.rows import gradient_chunks, losses_of, raise_nonfinite
 from fisherfunc.gradients.sequences import split
@@ -95,7 +95,10 @@ def dense_grams(work: Workload, options: PassOptions, *, coordinates: Coordinate
     losses = losses_of(work.fn, work.params, work.sequences, work.loss)
     plan = _plan(losses, work, options, coordinates)
     count = work.num_tokens
-    grams = {n: torch.zeros(count, count, dtype=options.gram_dtype, device=p.device) for n, p in work.params.items()}
+    grams = {
+        options.label(n): torch.zeros(count, count, dtype=options.gram_dtype, device=p.device)
+        for n, p in work.params.items()
+    }
     methods: set[str] = set()
     for done, slab in enumerate(plan.slabs):
         some = {columns.name: work.params[columns.name] for columns in slab}
@@ -109,7 +112,7 @@ def dense_grams(work: Workload, options: PassOptions, *, coordinates: Coordinate
             if options.progress is not None:
                 options.progress(done * count + rows.stop, len(plan.slabs) * count)
         for columns, buffer in zip(slab, buffers, strict=True):
-            accumulate_rows(grams[columns.name], buffer)
+            accumulate_rows(grams[options.label(columns.name)], buffer)
     return DenseOutcome(grams=grams, plan=plan, method="+".join(sorted(methods)))
 
 
@@ -126,14 +129,15 @@ def _plan(
 ) -> DensePlan:
     leaves = pullback.leaves_of(work.params)
     longest = int(work.tokens.sequence[work.tokens.position.argmax()])
-    graph, largest = saved_bytes(lambda: losses[longest](leaves), beside=leaves.values())
+    with torch.enable_grad(), SavedBytes(beside=leaves.values()) as saved:
+        losses[longest](leaves)
     footprint = Footprint(
         num_tokens=work.num_tokens,
         itemsize=max(p.element_size() for p in leaves.values()),
         gram_itemsize=torch.empty((), dtype=options.gram_dtype).element_size(),
-        graph=graph,
+        graph=saved.total,
         largest=max(work.num_params.values()),
-        cotangent=3 * largest,  # as measured on GPT-2: logits, their softmax, the cotangent
+        cotangent=3 * saved.largest,  # as measured on GPT-2: logits, their softmax, the cotangent
     )
     return cut(
         work.num_params,

@@ -1,54 +1,48 @@
 """Where parameters enter a model's computation: the only module that intercepts what a model does.
 
-While a model runs, every torch function that receives a parameter is seen. Where it is one of the known linear maps
-(`RULES`), its output is kept in the autograd graph and its input beside it: the cotangent of the output and the input
-are the factors of the parameter's gradient. A parameter that is used in any other way is reported, not guessed at.
+While a model runs, every torch function that receives a parameter is seen. Where a rule knows its role (rules.py), the
+output is kept in the autograd graph and what it was made from beside it: they, and the cotangent of the output, are the
+parameter's gradient. A parameter that is used in any other way is reported, not guessed at.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-
-def factor_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What factors are kept in: products of float16 numbers overflow at 65,504."""
-    return torch.float32 if dtype == torch.float16 else dtype
+from fisherfunc.gradients.factored.rules import TRANSPOSES, Convolution, Map, Role, explained
+from fisherfunc.gradients.factored.shortcuts import Origins, is_elementwise, shortened_path
 
 
 @dataclass(frozen=True, kw_only=True)
 class Use:
-    """One use of a parameter by a linear map.
+    """One use of a parameter.
 
     Attributes:
         name: The parameter.
-        output: What the map returned, in the graph; its leading axes are places.
+        size: How many entries it has.
+        number: How many uses of the same parameter came before it.
+        output: What the function returned, in the graph.
         version: Of `output`, to see whether it was written to later.
-        source: Its input, in the graph, or ids; empty for an added bias.
-        is_bias: Whether it was added, rather than multiplied by.
-        axis: The axis of the parameter that cotangents of the output lie along.
+        role: What the function did with the parameter.
     """
 
     name: str
+    size: int
+    number: int
     output: Tensor
     version: int
-    source: Tensor
-    is_bias: bool
-    axis: int
+    role: Role
 
     @property
-    def shared(self) -> Tensor:
-        """The input, flattened to `(s, e)`, or ids `(s,)`."""
-        source = self.source.detach()
-        if not source.is_floating_point():
-            return source.reshape(-1)
-        return source.reshape(-1, source.shape[-1]).to(factor_dtype(self.output.dtype))  # another under autocast
+    def multiplies(self) -> bool:
+        """Whether it is a linear map of vectors."""
+        return isinstance(self.role, Map) and self.role.source.is_floating_point()
 
 
 @dataclass
@@ -58,14 +52,43 @@ class Recording:
     Attributes:
         uses: Of the parameters that were watched, in order.
         unknown: Parameters used in a way that no rule knows, and the function that did.
+        end: Where the pass was cut short: the input of the last linear map.
+        crooked: The uses whose inputs were to be reached by a shortcut that does not hold.
     """
 
     uses: list[Use] = field(default_factory=list)
     unknown: dict[str, str] = field(default_factory=dict)
+    end: Tensor | None = None
+    crooked: set[tuple[str, int]] = field(default_factory=set)
 
     def overwritten(self) -> set[str]:
         """Parameters whose output was changed in place after it was kept."""
         return {use.name for use in self.uses if use.output._version != use.version}
+
+
+class Reached(BaseException):
+    """Ends a forward pass at the input of the last linear map; no error, so no handler of the model may take it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Directions:
+    """What the recorder does beside looking.
+
+    Attributes:
+        protected: Parameters whose outputs the model writes to: it gets copies of them to write to.
+        widened: Parameters whose outputs are one for all sequences of a stack: each sequence gets its own.
+        width: The sequences of the stack.
+        shortcuts: {use: the uses that its input is an elementwise function of} (see shortcuts.py).
+        verify: Whether to test that these functions are elementwise.
+        last: The use of the last linear map, where the pass is to end before it.
+    """
+
+    protected: frozenset[str] = frozenset()
+    widened: frozenset[str] = frozenset()
+    width: int = 1
+    shortcuts: Mapping[tuple[str, int], Origins] = field(default_factory=dict)
+    verify: bool = True
+    last: tuple[str, int] | None = None
 
 
 class Recorder(TorchFunctionMode):
@@ -73,127 +96,98 @@ class Recorder(TorchFunctionMode):
 
     Args:
         parameters: {name: tensor}, recognised by identity; the model must be given these very tensors.
-        protected: Parameters whose outputs the model writes to: it gets copies of them to write to.
+        directions: What to do beside looking.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], *, protected: frozenset[str] = frozenset()) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], directions: Directions | None = None) -> None:
         super().__init__()
         self.recording = Recording()
-        self._protected = protected
+        self._directions = directions or Directions()
         self._kept: list[Tensor] = list(parameters.values())  # alive, so that an id stays theirs
         self._names = {id(tensor): (name, False) for name, tensor in parameters.items()}
+        self._counts: Counter[str] = Counter()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run `func`; if it receives a watched parameter, record it."""
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        if not torch.is_grad_enabled():  # no gradient comes this way
-            return result
         names = self._watched(args, kwargs)
-        if names and any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(result)):
-            if func in TRANSPOSES and result.ndim == 2:
-                self._alias(args[0], result)
-            else:
-                return self._record(func, args, kwargs, result, names)
-        return result
+        if not names or not torch.is_grad_enabled():  # no gradient comes this way
+            return func(*args, **kwargs)
+        if func in TRANSPOSES and args[0].ndim == 2:
+            return self._alias(args[0], func(*args, **kwargs))
+        return self._recorded(func, args, kwargs, names)
 
     def _watched(self, args: Any, kwargs: Any) -> Counter[str]:
         """How often each parameter is among the arguments."""
-        return Counter(
-            self._names[id(leaf)][0]
-            for leaf in pytree.tree_leaves((args, kwargs))
-            if isinstance(leaf, Tensor) and id(leaf) in self._names
-        )
+        names = self._names
+        flat = [*args, *kwargs.values()]
+        if any(isinstance(arg, list | tuple | dict) for arg in flat):
+            flat = pytree.tree_leaves(flat)
+        return Counter(names[id(leaf)][0] for leaf in flat if id(leaf) in names)
 
-    def _alias(self, original: Tensor, transposed: Tensor) -> None:
+    def _alias(self, original: Tensor, transposed: Tensor) -> Tensor:
         name, flipped = self._names[id(original)]
         self._kept.append(transposed)
         self._names[id(transposed)] = (name, not flipped)
+        return transposed
 
-    def _record(self, func: Any, args: Any, kwargs: Any, result: Any, names: Counter[str]) -> Any:
-        """Record what `func` did with the named parameters; returns what the model is to go on with."""
-        explained: Counter[str] = Counter()
-        for tensor, source, axis in _explained(func, args, kwargs, result):
-            name, flipped = self._names.get(id(tensor), (None, False))
-            if name is None:
-                continue
-            if not result.requires_grad:
-                result.requires_grad_()
-            axis = 1 - axis if flipped else axis
-            self.recording.uses.append(
-                Use(
-                    name=name,
-                    output=result,
-                    version=result._version,
-                    source=result.new_empty(0) if source is None else source,
-                    is_bias=source is None,
-                    axis=axis,
-                )
-            )
-            explained[name] += 1
-        for name in names - explained:  # also where one of two roles in one call is explained, as in W @ W
+    def _recorded(self, func: Any, args: Any, kwargs: Any, names: Counter[str]) -> Any:
+        """Run `func` and record what it did with the named parameters; returns what the model is to go on with."""
+        roles = [(t, r) for t, r in explained(func, args, kwargs) if id(t) in self._names]
+        for tensor, role in roles:
+            args, kwargs = self._on_the_way_in(tensor, role, args, kwargs)
+        roles = [(t, r) for t, r in explained(func, args, kwargs) if id(t) in self._names] if roles else []
+        result = func(*args, **kwargs)
+        if id(result) in self._names or not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(result)):
+            return result
+        known: Counter[str] = Counter()
+        if roles and not torch._C._functorch.is_functorch_wrapped_tensor(result):
+            if not self._directions.widened.isdisjoint(names) and result.shape[0] == 1:
+                result, roles = self._widen(result), [(tensor, self._widened(role)) for tensor, role in roles]
+            for tensor, role in roles:
+                known[self._put(tensor, role, result)] += 1
+        for name in names - known:  # also where one of two roles in one call is explained, as in W @ W
             self.recording.unknown[name] = getattr(func, "__name__", str(func))
-        written_to = bool(self._protected & set(names)) or (explained and result.is_leaf)  # no leaf can be written to
+        written_to = bool(self._directions.protected & set(names)) or (known and result.is_leaf)  # no leaf can be
         return result.clone() if written_to else result
 
+    def _on_the_way_in(self, tensor: Tensor, role: Role, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """End the pass, or put a shortcut into the arguments, where the directions say so."""
+        if not isinstance(role, Map) or not role.source.is_floating_point():
+            return args, kwargs
+        key = (self._names[id(tensor)][0], self._counts[self._names[id(tensor)][0]])
+        if key == self._directions.last:
+            self.recording.end = role.source
+            raise Reached
+        origins = self._directions.shortcuts.get(key)
+        if origins is None:
+            return args, kwargs
+        outputs = [use.output for use in self.recording.uses if (use.name, use.number) in origins]
+        straight = len(outputs) == len(origins) and (
+            not self._directions.verify or is_elementwise(role.source, outputs)
+        )
+        source = shortened_path(role.source, outputs) if straight else None
+        if source is None:
+            self.recording.crooked.add(key)
+            return args, kwargs
+        return pytree.tree_map(lambda leaf: source if leaf is role.source else leaf, (args, kwargs))
 
-Found = list[tuple[Tensor | None, Tensor | None, int]] | None
+    def _widen(self, shared: Tensor) -> Tensor:
+        return shared.expand(self._directions.width, *shared.shape[1:])
 
+    def _widened(self, role: Role) -> Role:
+        return replace(role, source=self._widen(role.source)) if isinstance(role, Map | Convolution) else role
 
-def _explained(func: Any, args: Any, kwargs: Any, result: Any) -> list[tuple[Tensor | None, Tensor | None, int]]:
-    """What a rule says of a call: {a parameter, its input, the axis of the output}; nothing where no rule fits."""
-    rule = RULES.get(func)
-    if rule is None or torch._C._functorch.is_functorch_wrapped_tensor(result):
-        return []
-    try:
-        return rule(*args, **kwargs) or []
-    except TypeError:  # called by other names than the rule's, as in torch.mm(x, mat2=w)
-        return []
-
-
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Found:
-    """Y = x Wᵀ + b."""
-    if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
-        return None
-    return [(weight, input, 0), (bias, None, 0)]
-
-
-def _addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Found:
-    """Y = b + x W, as in Conv1D."""
-    if beta != 1 or alpha != 1 or input.shape != mat2.shape[1:]:
-        return None
-    return [(mat2, mat1, 1), (input, None, 0)]
-
-
-def _matmul(input: Tensor, other: Tensor) -> Found:
-    """Y = x W."""
-    return [(other, input, 1)] if other.ndim == 2 and input.ndim >= 2 else None
-
-
-def _embedding(
-    input: Tensor,
-    weight: Tensor,
-    padding_idx: int | None = None,
-    max_norm: float | None = None,
-    norm_type: float = 2.0,
-    scale_grad_by_freq: bool = False,
-    sparse: bool = False,
-) -> Found:
-    """Y = W[ids]; the row of `padding_idx` has no gradient, so its places get an id that equals none."""
-    if max_norm is not None or scale_grad_by_freq or weight.ndim != 2:
-        return None
-    ids = input.reshape(-1)
-    return [(weight, ids if padding_idx is None else torch.where(ids == padding_idx % len(weight), -1, ids), 1)]
-
-
-RULES: dict[Any, Callable[..., Found]] = {
-    functional.linear: _linear,
-    torch.addmm: _addmm,
-    torch.matmul: _matmul,
-    torch.mm: _matmul,
-    Tensor.matmul: _matmul,
-    Tensor.__matmul__: _matmul,
-    functional.embedding: _embedding,
-}
-
-TRANSPOSES = {Tensor.t, torch.t, Tensor.T.__get__, Tensor.mT.__get__}  # type: ignore[attr-defined]
+    def _put(self, tensor: Tensor, role: Role, result: Tensor) -> str:
+        name, flipped = self._names[id(tensor)]
+        if not result.requires_grad:
+            result.requires_grad_()
+        if flipped and isinstance(role, Map):
+            role = Map(source=role.source, axis=1 - role.axis)
+        elif flipped:
+            return ""  # nothing but linear maps is explained of a transposed weight
+        number = self._counts[name]
+        self._counts[name] += 1
+        use = Use(name=name, size=tensor.numel(), number=number, output=result, version=result._version, role=role)
+        self.recording.uses.append(use)
+        return name

@@ -1,227 +1,257 @@
-"""One sequence of the factored route: what its backward passes give for each parameter, piece by piece.
+"""One stack of sequences: what its backward passes give for each parameter, piece by piece.
 
 The output layer is closed form: one backward pass of the summed loss gives every token's row of logit cotangents, and
-the batched pass of a chunk of tokens starts below it, at one place a token. Where the probe found the model causal, a
-chunk runs on the shortest prefix that holds its tokens. Axis order: c tokens of a chunk, s places, d features.
+the batched pass of a chunk of slots starts below it, at one place a token. Where the probe found the model causal, a
+chunk runs on the shortest prefix that holds its tokens. Axis order: c slots of a chunk, b sequences, s places, d
+features.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherfunc.gradients.factored._taps import Use, factor_dtype
+from fisherfunc.gradients.factored.pieces import Piece, factor_dtype, inputs_by_place, kept_places, pieces_of
+from fisherfunc.gradients.factored.places import own_cotangents
+from fisherfunc.gradients.factored.rules import Map
 from fisherfunc.gradients.factored.structure import (
     Structure,
     Traced,
+    Unsettled,
     apart,
+    by_sequence,
     close,
     head_of,
-    own_cotangents,
     settled,
     trace,
+    trace_alone,
     trace_prefix,
+    vectors,
 )
 from fisherfunc.gradients.pullback import strided
-from fisherfunc.gradients.rows import one_hot
+from fisherfunc.gradients.stacks import Stack
 from fisherfunc.gradients.workload import Workload
-from fisherfunc.linalg.factors import PointFactors, SharedFactors
-from fisherfunc.records.axes import Batch
+from fisherfunc.linalg.factors import PointFactors
+
+HALVES = 2
+"""How many random halves of the tokens of a stack are held against each other; the probed sequence has them all."""
 
 
-class Unsettled(Exception):  # noqa: N818 (it is no error: the caller starts again with the structure that it carries)
-    """A sequence uses a parameter in a way that the structure found on another one does not allow for."""
-
-    def __init__(self, structure: Structure) -> None:
-        super().__init__("the sequences use the parameters in different ways")
-        self.structure = structure
-
-
-@dataclass(frozen=True, kw_only=True)
-class Piece:
-    """What one backward pass gave for one use of one parameter.
-
-    Attributes:
-        name: The parameter.
-        use: Which of its uses, counted from 0; those of one number share their input over all chunks of a sequence.
-        rows: The rows of the Gram.
-        part: Factors, or the gradients `(c, p)` themselves.
-    """
-
-    name: str
-    use: int
-    rows: slice
-    part: SharedFactors | PointFactors | Float[Tensor, "c p"]
-
-
-def sequence_pieces(
-    work: Workload, rows: slice, *, structure: Structure, wanted: frozenset[str], chunk_size: int
+def stack_pieces(
+    work: Workload,
+    stack: Stack,
+    *,
+    structure: Structure,
+    wanted: frozenset[str],
+    chunk_size: int,
+    passed: Callable[[int], None] = lambda count: None,
 ) -> Iterator[Piece]:
-    """The pieces of the wanted parameters for the tokens `rows`, all of one sequence.
+    """The pieces of the wanted parameters for the tokens of a stack.
+
+    Args:
+        work: What to pass over.
+        stack: Of its sequences.
+        structure: What is exploited.
+        wanted: The parameters.
+        chunk_size: Slots a batched backward pass.
+        passed: Called with the number of tokens of each chunk, when its pieces were taken.
 
     Raises:
-        Unsettled: If the structure does not hold for this sequence.
+        Unsettled: If the structure does not hold for these sequences.
     """
-    sequence = work.sequences[int(work.tokens.sequence[rows.start])]
-    formed = [name for name in structure.dense if name in wanted]
-    whole = trace(work, sequence, structure, formed)
+    leaves = [name for name in structure.dense if name in wanted]
+    whole = trace(work, stack.batch, structure, leaves=leaves, width=stack.width)
     changed = settled(structure, whole.recording)
     if changed != structure:
         raise Unsettled(changed)
-    inputs = {(u.name, number): _kept(u)[0] for number, u in _numbered(whole.recording.uses) if not u.is_bias}
-    position = work.tokens.position[rows]
-    if structure.head is None:
-        starts = _at_losses(whole, position.split(chunk_size))
-    else:
-        at_logits = _at_logits(whole, structure, position)
-        yield from _head_pieces(whole, structure, at_logits, position, rows, wanted)
-        below = at_logits @ work.params[structure.head].detach().to(at_logits.dtype)
-        places = position.split(chunk_size)
-        traces = (_covering(work, sequence, whole, structure, formed, chunk) for chunk in places)
-        starts = _below_head(traces, structure, places, below.split(chunk_size))
-    first = rows.start
-    for start in starts:
-        last = first + len(start.cotangent)
-        yield from _pulled(start, slice(first, last), wanted, inputs)
-        first = last
+    if stack.width > 1:
+        _check_apart(work, stack, structure, whole)
+    keep = _inputs(whole, wanted, stack.width)
+    for start in _starts(work, stack, structure, whole, leaves, wanted, chunk_size):
+        if isinstance(start, Piece):
+            yield start
+        else:
+            yield from _pulled(start, structure, wanted, keep)
+            passed(int((start.rows >= 0).sum()))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Start:
-    """Where a batched backward pass starts: the forward pass, the output, its cotangents, and the uses below it."""
+    """Where a batched backward pass starts: the forward pass, the output, its cotangents, its rows of the Gram."""
 
     traced: Traced
     output: Tensor
     cotangent: Tensor
-    uses: Sequence[Use]
+    rows: Tensor
 
 
-def _at_losses(whole: Traced, chunks: Iterable[Tensor]) -> Iterator[_Start]:
-    """At the losses themselves, over the whole sequence."""
-    for places in chunks:
-        cotangent = one_hot(places, whole.losses)
-        yield _Start(traced=whole, output=whole.losses, cotangent=cotangent, uses=whole.recording.uses)
+def _starts(
+    work: Workload,
+    stack: Stack,
+    structure: Structure,
+    whole: Traced,
+    leaves: Sequence[str],
+    wanted: frozenset[str],
+    chunk_size: int,
+) -> Iterator[_Start | Piece]:
+    """The pieces of the output layer, and then where the backward passes of the chunks start."""
+    chunks = [slice(first, first + chunk_size) for first in range(0, stack.num_slots, chunk_size)]
+    if structure.head is None:
+        for chunk in chunks:
+            rows = stack.rows[chunk]
+            cotangent = _at_losses(whole.losses, rows, stack.position[chunk])
+            yield _Start(traced=whole, output=whole.losses, cotangent=cotangent, rows=rows)
+        return
+    at_logits = _at_logits(whole, structure, stack)
+    yield from _head_pieces(whole, structure, stack, at_logits, wanted)
+    weight = work.params[structure.head[0]].detach()
+    below = at_logits.new_zeros(*stack.rows.shape, weight.shape[1])
+    below[stack.rows >= 0] = at_logits @ weight.to(at_logits.dtype)
+    for chunk in chunks:
+        position = stack.position[chunk]
+        traced = None
+        if structure.causal:
+            length = int(position.max()) + 1
+            traced = trace_prefix(work, stack.batch, length, whole, structure, leaves=leaves, width=stack.width)
+        source = vectors(head_of(whole.recording, structure)) if traced is None else traced.recording.end
+        assert source is not None
+        cotangent = _at_places(source, position, below[chunk])
+        yield _Start(traced=traced or whole, output=source, cotangent=cotangent, rows=stack.rows[chunk])
 
 
-def _below_head(
-    traces: Iterable[Traced], structure: Structure, chunks: Iterable[Tensor], values: Iterable[Tensor]
-) -> Iterator[_Start]:
-    """At the input of the output layer, at one place a token."""
-    for traced, places, own in zip(traces, chunks, values, strict=True):
-        source = head_of(traced.recording, structure).source
-        below = apart(traced.recording, structure)[1]
-        yield _Start(traced=traced, output=source, cotangent=_at_places(source, places, own), uses=below)
+def _at_losses(losses: Float[Tensor, "b s"], rows: Tensor, position: Tensor) -> Float[Tensor, "c b s"]:
+    """One for each token at its own loss."""
+    cotangent = losses.new_zeros(len(rows), *losses.shape)
+    return cotangent.scatter_(2, position[..., None], (rows >= 0)[..., None].to(losses.dtype))
 
 
-def _covering(
-    work: Workload, sequence: Batch, whole: Traced, structure: Structure, formed: Sequence[str], places: Tensor
-) -> Traced:
-    """A pass over the shortest prefix that holds the places, of a causal model; else the whole sequence's."""
-    if not structure.causal:
-        return whole
-    return trace_prefix(work, sequence, int(places[-1]) + 1, whole, structure, formed) or whole
+def _at_places(source: Tensor, position: Tensor, values: Float[Tensor, "c b d"]) -> Float[Tensor, "c ..."]:
+    """Cotangents of the input of the output layer: zero but for each token's values at its own place."""
+    count, width, features = values.shape
+    places = source.numel() // features // width
+    cotangent = values.new_zeros(count, width, places, features)
+    cotangent.scatter_(2, position[..., None, None].expand(-1, -1, 1, features), values[:, :, None])
+    return cotangent.reshape(count, *source.shape).to(source.dtype)
 
 
-def _at_logits(whole: Traced, structure: Structure, position: Tensor) -> Float[Tensor, "n v"]:
-    """The cotangents of the logits, each token's at its own place.
+def _at_logits(whole: Traced, structure: Structure, stack: Stack) -> Float[Tensor, "n v"]:
+    """The cotangents of the logits, each token's at its own place, in the order of slot and sequence.
 
     Raises:
-        Unsettled: If a loss of this sequence depends on more than its own place, or on the parameters otherwise.
+        Unsettled: If a loss of these sequences depends on more than its own place, or on the parameters otherwise.
     """
-    found = own_cotangents(whole.losses, head_of(whole.recording, structure).output, position)
+    there = stack.rows >= 0
+    sequence = torch.arange(stack.width, device=there.device).expand_as(stack.rows)[there]
+    logits = head_of(whole.recording, structure).output
+    found = own_cotangents(whole.losses, logits, sequence, stack.position[there], num_halves=HALVES)
     if found is None:
         raise Unsettled(replace(structure, head=None, causal=False))
     return found
 
 
 def _head_pieces(
-    whole: Traced, structure: Structure, at_logits: Tensor, position: Tensor, rows: slice, wanted: frozenset[str]
+    whole: Traced, structure: Structure, stack: Stack, at_logits: Tensor, wanted: frozenset[str]
 ) -> Iterator[Piece]:
+    there = stack.rows >= 0
+    sequence = torch.arange(stack.width, device=there.device).expand_as(stack.rows)[there]
     left = at_logits.to(factor_dtype(at_logits.dtype))
     for use in apart(whole.recording, structure)[0]:
-        if use.name in wanted:
-            point = at_logits if use.is_bias else PointFactors(left=left, right=use.shared[position])
-            yield Piece(name=use.name, use=-1, rows=rows, part=point)
+        if use.name not in wanted:
+            continue
+        part: PointFactors | Tensor = left
+        if isinstance(use.role, Map):
+            right = by_sequence(use.role.source.detach(), stack.width)[sequence, stack.position[there]]
+            part = PointFactors(left=left, right=right.to(left))
+        yield Piece(name=use.name, use=-1 if isinstance(use.role, Map) else 0, rows=stack.rows[there], part=part)
+
+
+def _inputs(whole: Traced, wanted: frozenset[str], width: int) -> dict[tuple[str, int, int], Tensor]:
+    """The inputs of linear maps at all places, for the chunks to share."""
+    found = {}
+    for use in whole.recording.uses:
+        if use.name in wanted and isinstance(use.role, Map):
+            for b, inputs in enumerate(inputs_by_place(use, width)):
+                found[use.name, use.number, b] = kept_places(inputs)[0]
+    return found
 
 
 def _pulled(
-    start: _Start, rows: slice, wanted: frozenset[str], inputs: Mapping[tuple[str, int], Tensor]
+    start: _Start, structure: Structure, wanted: frozenset[str], keep: dict[tuple[str, int, int], Tensor]
 ) -> Iterator[Piece]:
     """One batched backward pass to the outputs of the wanted uses and to the leaves."""
     leaves = start.traced.leaves
-    pulled = {id(use) for use in start.uses if use.name in wanted}
-    numbered = [(number, use) for number, use in _numbered(start.traced.recording.uses) if id(use) in pulled]
-    outputs = list({id(use.output): use.output for _, use in numbered}.values())
-    targets = [*outputs, *leaves.values()]
+    _, below = apart(start.traced.recording, structure)
+    uses = [use for use in below if use.name in wanted]
+    targets = [*{id(use.output): use.output for use in uses}.values(), *leaves.values()]
     if not targets or not start.output.requires_grad:
         return
-    found = torch.autograd.grad(
-        start.output, targets, start.cotangent, retain_graph=True, allow_unused=True, is_grads_batched=True
-    )
-    own = {id(o): _by_place(o, g, rows.stop - rows.start) for o, g in zip(outputs, found, strict=False)}
-    biases: dict[str, list[Tensor]] = defaultdict(list)
-    for number, use in numbered:
-        if use.is_bias:
-            biases[use.name].append(own[id(use.output)].sum(dim=1))
-        else:
-            part = _factors(use, own[id(use.output)], inputs.get((use.name, number)))
-            yield Piece(name=use.name, use=number, rows=rows, part=part)
-    for name, values in biases.items():
-        yield Piece(name=name, use=0, rows=rows, part=torch.stack(values).sum(dim=0))
-    for name, gradient in zip(leaves, found[len(outputs) :], strict=True):
+    found = pulled_back(start.output, targets, start.cotangent)
+    gradients = dict(zip(map(id, targets), found, strict=True))
+    found.clear()
+    for _, here in groupby(uses, key=lambda use: id(use.output)):
+        together = list(here)
+        cotangent = gradients.pop(id(together[0].output))
+        if cotangent is not None:
+            for use in together:
+                compact = use.name in structure.compact
+                yield from pieces_of(use, cotangent, start.rows, compact=compact, keep=keep)
+    there = start.rows[:, 0] >= 0
+    for name, leaf in leaves.items():
+        gradient = gradients[id(leaf)]
         if gradient is not None:
-            yield Piece(name=name, use=0, rows=rows, part=strided(gradient).reshape(len(gradient), -1))
+            rows = strided(gradient).reshape(len(there), -1)[there]
+            yield Piece(name=name, use=0, rows=start.rows[there, 0], part=rows)
 
 
-def _by_place(output: Tensor, gradient: Tensor | None, count: int) -> Float[Tensor, "c s d"]:
-    """The cotangents of an output with its leading axes flattened to places; zero where none arrive."""
-    if gradient is None:
-        return output.new_zeros(count, output[..., 0].numel(), output.shape[-1])
-    return rearrange(gradient, "c ... d -> c (...) d")
+def pulled_back(output: Tensor, targets: Sequence[Tensor], cotangent: Tensor) -> list[Tensor | None]:
+    """The cotangents of some tensors, each with the leading axis of `cotangent`; an ordinary pass for a single one."""
+    batched = len(cotangent) > 1
+    found = torch.autograd.grad(
+        output,
+        targets,
+        cotangent if batched else cotangent[0],
+        retain_graph=True,
+        allow_unused=True,
+        is_grads_batched=batched,
+    )
+    return [g if batched or g is None else g[None] for g in found]
 
 
-def _numbered(uses: Sequence[Use]) -> Iterator[tuple[int, Use]]:
-    """Each use with how many uses of the same parameter came before it."""
-    seen: Counter[str] = Counter()
-    for use in uses:
-        yield seen[use.name], use
-        seen[use.name] += 1
+def _check_apart(work: Workload, stack: Stack, structure: Structure, whole: Traced) -> None:
+    """Hold the sequences of a stack against each other: one of them alone, and one half against the other.
+
+    Raises:
+        Unsettled: If a sequence has other losses alone, or cotangents of one half reach the other.
+    """
+    if not sequences_apart(work, stack, structure, whole):
+        raise Unsettled(replace(structure, stacked=False))
 
 
-def _factors(use: Use, own: Tensor, whole: Tensor | None) -> SharedFactors | PointFactors:
-    """Factors; their input is that of the whole sequence, one tensor for all chunks, where it begins with theirs."""
-    shared, kept = _kept(use)
-    own = (own if kept is None else own[:, kept]).to(factor_dtype(own.dtype))
-    if len(shared) == 1 and shared.is_floating_point():
-        left, right = own[:, 0], shared.expand(len(own), -1).to(own)
-        return PointFactors(left=left, right=right) if use.axis == 0 else PointFactors(left=right, right=left)
-    if whole is not None and _begins_with(whole, shared, use.output.dtype):
-        shared = whole
-    return SharedFactors(own=own, shared=shared, axis=use.axis)
+def sequences_apart(work: Workload, stack: Stack, structure: Structure, whole: Traced) -> bool:
+    """Whether no sequence of a stack reaches another, as far as one of them alone and a random half show.
 
-
-def _begins_with(whole: Tensor, shared: Tensor, dtype: torch.dtype) -> bool:
-    first = whole[: len(shared)]
-    if first.shape != shared.shape or first.dtype != shared.dtype:
+    Cost: a forward pass of one sequence, one backward pass of the stack.
+    """
+    b = stack.members[0] % stack.width
+    alone = trace_alone(work, stack.members[b], structure)
+    together, at = whole.losses, alone.losses
+    if alone.recording.end is not None:
+        together, at = vectors(head_of(whole.recording, structure)), alone.recording.end
+    together, at = together.reshape(stack.width, -1), at.reshape(1, -1)
+    if together.shape[1] != at.shape[1] or not close(together[b], at[0]):
         return False
-    return close(shared.to(dtype), first.to(dtype)) if shared.is_floating_point() else torch.equal(shared, first)
-
-
-def _kept(use: Use) -> tuple[Tensor, Tensor | None]:
-    """The input of a use and the places that it has left: those of a padding id have no gradient."""
-    shared = use.shared
-    if shared.is_floating_point() or not bool((shared < 0).any()):
-        return shared, None
-    kept = (shared >= 0).nonzero().squeeze(-1)
-    return shared[kept], kept
-
-
-def _at_places(source: Tensor, place: Tensor, values: Tensor) -> Tensor:
-    """Cotangents `(c, *source)` that are zero but for each token's values at its own place."""
-    cotangent = source.new_zeros(len(place), source[..., 0].numel(), source.shape[-1])
-    cotangent[torch.arange(len(place), device=source.device), place] = values
-    return cotangent.reshape(len(place), *source.shape)
+    half = torch.randperm(stack.width, generator=torch.Generator().manual_seed(stack.members[0])) < stack.width // 2
+    half = half.to(together.device)
+    outputs = list({id(use.output): use.output for use in apart(whole.recording, structure)[1]}.values())
+    if not outputs or not together.requires_grad:
+        return True
+    ones = half[:, None].to(together.dtype).expand_as(together)
+    found = torch.autograd.grad(together, outputs, ones, retain_graph=True, allow_unused=True)
+    return all(
+        output.shape[0] % stack.width == 0
+        and (gradient is None or not bool(gradient.reshape(stack.width, -1)[~half].any()))
+        for output, gradient in zip(outputs, found, strict=True)
+    )

@@ -1,4 +1,4 @@
-"""From the pieces of all sequences to the Gram of one parameter.
+"""From the pieces of all stacks to the Gram of one parameter.
 
 Pieces of one weight come as strips (many places, that the rows of a sequence share), as points (one place a row) or as
 formed rows. Gradients of several uses add, so their Gram has all cross terms.
@@ -9,14 +9,15 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
-from fisherfunc.gradients.factored.collect import Piece
+from fisherfunc.gradients.factored.pieces import Piece
+from fisherfunc.gradients.stacks import Stack
 from fisherfunc.linalg.factors import PointFactors, SharedFactors, cross_gram
-from fisherfunc.linalg.gram import accumulate_rows
 from fisherfunc.linalg.strips import Strip, add_strips, empty_strip
+from fisherfunc.linalg.triangle import add_points, add_rows
 
 
 class Holder:
-    """The pieces of one parameter, held until those of all sequences are there.
+    """The pieces of one parameter, held until those of all stacks are there.
 
     Args:
         num_rows: N.
@@ -25,32 +26,44 @@ class Holder:
     def __init__(self, num_rows: int) -> None:
         self._num_rows = num_rows
         self._rows: Tensor | None = None
-        self._points: dict[int, list[tuple[slice, PointFactors]]] = defaultdict(list)
+        self._points: dict[int, list[tuple[Tensor, PointFactors]]] = defaultdict(list)
         self._strips: dict[tuple[int, int, int], Strip] = {}
 
-    def put(self, piece: Piece, sequence: slice) -> None:
-        """Take one piece; `sequence` are the rows of the Gram that belong to its sequence."""
+    def put(self, piece: Piece, stack: Stack) -> None:
+        """Take one piece of a stack."""
         if isinstance(piece.part, PointFactors):
             self._points[piece.use].append((piece.rows, piece.part))
         elif isinstance(piece.part, SharedFactors):
-            key = (sequence.start, piece.use, id(piece.part.shared))
-            if key not in self._strips:
-                self._strips[key] = empty_strip(sequence, piece.part)
-            self._strips[key].put(piece.rows.start - sequence.start, piece.part.own)
+            self._put_shared(piece, piece.part, stack)
         else:
-            self._add_rows(piece.rows, piece.part)
+            if self._rows is None:
+                self._rows = piece.part.new_zeros(self._num_rows, piece.part.shape[1])
+            self._rows.index_add_(0, piece.rows, piece.part)
 
-    def gram(self, *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """The Gram of all that was put. Cost that of `add_strips`, plus 2 N² (d + e) for points and 2 N² p for rows."""
-        gram = torch.zeros(self._num_rows, self._num_rows, dtype=dtype, device=device)
+    def _put_shared(self, piece: Piece, part: SharedFactors, stack: Stack) -> None:
+        if not len(piece.rows):
+            return
+        mine = stack.rows[:, piece.sequence]
+        first, last = int(mine[0]), int(mine.max()) + 1
+        key = (first, piece.use, id(part.shared))
+        if key not in self._strips:
+            self._strips[key] = empty_strip(slice(first, last), part)
+        self._strips[key].put(int(piece.rows[0]) - first, part.own)
+
+    def add_to(self, gram: Tensor) -> None:
+        """K += the Gram of all that was put; `gram` is written to.
+
+        Cost that of `add_strips`, plus N² (d + e) for points and N² p for rows.
+        """
+        points = [_joined(parts) for parts in self._points.values()]
         if self._rows is not None:
-            accumulate_rows(gram, self._rows)
+            add_rows(gram, self._rows)
+        for rows, one in points:
+            add_points(gram, rows, one)
         by_axis = [[s for s in self._strips.values() if s.axis == axis] for axis in (0, 1)]
         for strips in by_axis:
             add_strips(gram, strips)
-        points = [_joined(parts, gram.device) for parts in self._points.values()]
         for i, (rows, one) in enumerate(points):
-            gram[rows[:, None], rows] += cross_gram(one, one).to(dtype)
             for columns, other in points[:i]:
                 _add_both(gram, rows, columns, cross_gram(one, other))
         along = [[part for strip in strips for part in strip.factors()] for strips in by_axis]
@@ -60,18 +73,15 @@ class Holder:
         for rows, one_way in along[0]:
             for columns, other_way in along[1]:
                 _add_both(gram, rows, columns, cross_gram(one_way, other_way))
-        return gram
-
-    def _add_rows(self, rows: slice, part: Tensor) -> None:
-        if self._rows is None:
-            self._rows = part.new_zeros(self._num_rows, part.shape[1])
-        self._rows[rows] += part
 
 
-def _joined(parts: list[tuple[slice, PointFactors]], device: torch.device) -> tuple[Tensor, PointFactors]:
-    """The points of one use in all sequences, and their rows of the Gram."""
-    index = torch.cat([torch.arange(rows.start, rows.stop, device=device) for rows, _ in parts])
+def _joined(parts: list[tuple[Tensor, PointFactors]]) -> tuple[Tensor, PointFactors]:
+    """The points of one use in all stacks, in the order of their rows of the Gram."""
+    index = torch.cat([rows for rows, _ in parts])
     left, right = (torch.cat([getattr(part, side) for _, part in parts]) for side in ("left", "right"))
+    if bool((index.diff() < 0).any()):
+        order = index.argsort()
+        index, left, right = index[order], left[order], right[order]
     return index, PointFactors(left=left, right=right)
 
 

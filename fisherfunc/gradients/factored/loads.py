@@ -1,18 +1,27 @@
-"""What each parameter costs the factored route, in operations and bytes: the cost rule and the groups.
+"""What each parameter costs the factored route, in operations and bytes: the cost rule, the chunks, the groups.
 
 For N tokens, n of them a sequence of S places: contracting a weight with d features along its own axis pairwise costs
-N² S d (1 + S/n) operations, half of it for a causal model; formed gradients of p entries cost 2 N² p in the Gram's
-dtype and 2 N S p to form. A rule per tensor decides, never a layer's type.
+N² S d (1 + S/n) operations, half of it for a causal model; formed gradients of p entries cost N² p, and 2 N S p to
+form; points cost N² (d + e). A rule per tensor decides, never a layer's type.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from fisherfunc.gradients.factored._taps import Use
+from fisherfunc.gradients.factored.pieces import features_of, num_places
+from fisherfunc.gradients.factored.rules import Map, Scale, Shift
 from fisherfunc.gradients.factored.structure import Structure, Traced, apart
 from fisherfunc.linalg.strips import FEATURES
 
 CALL = 4e6
 """Operations that the overhead of one small product is worth."""
+SLOWER = 2.0
+"""How much slower an operation of a pairwise contraction is than one of a large matrix product."""
+LARGEST_CHUNK = 32
+PLACES = 1024
+"""Places that a batched backward pass of some slots and sequences should have, for large matrix products."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,58 +31,77 @@ class Tally:
     Attributes:
         num_tokens: N.
         num_sequences: That have a token.
+        num_slots: The most tokens of a sequence.
         itemsize: Of a gradient entry.
     """
 
     num_tokens: int
     num_sequences: int
+    num_slots: int
     itemsize: int
+
+    @property
+    def per_sequence(self) -> float:
+        """Tokens a sequence, on average."""
+        return self.num_tokens / self.num_sequences
 
 
 def formed_cheaper(traced: Traced, structure: Structure, num_params: Mapping[str, int], tally: Tally) -> list[str]:
     """The factored parameters whose gradients had better be formed."""
     _, uses = apart(traced.recording, structure)
-    pairwise: dict[str, float] = {}
+    at_head = {structure.head[0]} if structure.head else set()
+    pairwise: dict[str, float] = defaultdict(float)
+    places: dict[str, int] = defaultdict(int)
     for use in uses:
-        if use.is_bias or use.name == structure.head or len(use.shared) == 1:
-            continue
-        places, features = len(use.shared), use.output.shape[-1]
-        pairwise[use.name] = pairwise.get(use.name, 0.0) + _pairwise(places, features, tally, causal=structure.causal)
-    return [name for name, cost in pairwise.items() if _formed(num_params[name], tally) < cost]
+        if not isinstance(use.role, Shift | Scale):
+            pairwise[use.name] += _pairwise(use, num_params[use.name], tally, causal=structure.causal)
+            places[use.name] += num_places(use, 1)
+    return [
+        name
+        for name, cost in pairwise.items()
+        if name not in at_head and _formed(num_params[name], places[name], tally, causal=structure.causal) < cost
+    ]
 
 
-def _pairwise(places: int, features: int, tally: Tally, *, causal: bool) -> float:
-    per_sequence = tally.num_tokens / tally.num_sequences
-    products = tally.num_tokens**2 * places * features * (1 + places / per_sequence) * (0.5 if causal else 1.0)
-    return products + tally.num_sequences**2 / 2 * -(-features // FEATURES) * CALL
+def _pairwise(use: Use, size: int, tally: Tally, *, causal: bool) -> float:
+    places, features = num_places(use, 1), features_of(use)
+    if places == 1 and not (isinstance(use.role, Map) and not use.multiplies):
+        return tally.num_tokens**2 * (features + size / features)
+    products = tally.num_tokens**2 * places * features * (1 + places / tally.per_sequence) * (0.5 if causal else 1.0)
+    return SLOWER * products + tally.num_sequences**2 / 2 * -(-features // FEATURES) * CALL
 
 
-def _formed(size: int, tally: Tally) -> float:
-    return 4.0 * tally.num_tokens**2 * size
+def _formed(size: int, places: int, tally: Tally, *, causal: bool) -> float:
+    return tally.num_tokens * size * (tally.num_tokens + 2.0 * places * (0.5 if causal else 1.0))
 
 
 def held_bytes(traced: Traced, structure: Structure, num_params: Mapping[str, int], tally: Tally) -> dict[str, int]:
     """What is held of each parameter until its Gram is made: factors or rows of all tokens."""
-    entries = {name: num_params[name] for name in structure.dense}
+    rows = {name: num_params[name] for name in (*structure.dense, *structure.compact)}
+    factors: dict[str, float] = defaultdict(float)
     at_head, _ = apart(traced.recording, structure)
     for use in traced.recording.uses:
-        features = use.output.shape[-1]
-        if use.is_bias:
-            entries[use.name] = features
-        elif any(use is other for other in at_head):
-            entries[use.name] = entries.get(use.name, 0) + features + use.shared.shape[-1]
+        features = features_of(use)
+        if isinstance(use.role, Shift | Scale):
+            rows[use.name] = num_params[use.name]
+        elif use.name in structure.compact:
+            continue
+        elif any(use is other for other in at_head) or num_places(use, 1) == 1:
+            factors[use.name] += features + num_params[use.name] / features
         else:
             padded = -(-features // FEATURES) * FEATURES if features > FEATURES else features
-            entries[use.name] = entries.get(use.name, 0) + len(use.shared) * padded
-    return {name: count * tally.num_tokens * tally.itemsize for name, count in entries.items()}
+            share = 0.5 + 0.5 / tally.num_slots**0.5 if structure.causal else 1.0
+            factors[use.name] += num_places(use, 1) * padded * share
+    names = rows.keys() | factors.keys()
+    return {n: int((rows.get(n, 0) + factors.get(n, 0)) * tally.num_tokens * tally.itemsize) for n in names}
 
 
-def grouped(held: Mapping[str, int], budget: int) -> tuple[tuple[frozenset[str], ...], list[str]]:
+def grouped(held: Mapping[str, int], order: Sequence[str], budget: int) -> tuple[tuple[frozenset[str], ...], list[str]]:
     """Groups of parameters that fit the budget together, from the last to the first, and parameters that never fit."""
     groups: list[set[str]] = [set()]
     room = budget
-    too_large = [name for name, size in held.items() if size > budget]
-    for name in reversed([name for name in held if name not in too_large]):
+    too_large = [name for name in order if held[name] > budget]
+    for name in reversed([name for name in order if name not in too_large]):
         if held[name] > room:
             groups.append(set())
             room = budget
@@ -82,21 +110,31 @@ def grouped(held: Mapping[str, int], budget: int) -> tuple[tuple[frozenset[str],
     return tuple(frozenset(group) for group in groups if group), too_large
 
 
-def backward_bytes(traced: Traced, structure: Structure, chunk_size: int, saved: tuple[int, int]) -> int:
-    """What one batched backward pass holds: the graph, cotangents on their way, and those that are kept.
+def slot_bytes(traced: Traced, structure: Structure, saved_largest: int) -> int:
+    """What a batched backward pass holds for one slot of one sequence: cotangents on their way, and those kept.
 
     Args:
         traced: A pass over the longest sequence.
         structure: What is exploited: with an output layer the batched pass starts below it.
-        chunk_size: Tokens a batched backward pass.
-        saved: What the graph keeps: all of it, and its largest tensor.
+        saved_largest: The largest tensor of the graph.
     """
     _, below = apart(traced.recording, structure)
     sizes = {id(use.output): use.output.numel() * use.output.element_size() for use in below}
-    widest = saved[1] if structure.head is None else max(sizes.values(), default=0)
-    return saved[0] + chunk_size * (sum(sizes.values()) + 4 * widest)
+    widest = saved_largest if structure.head is None else max(sizes.values(), default=0)
+    return sum(sizes.values()) + 4 * widest
 
 
-def largest_group(groups: Sequence[frozenset[str]], held: Mapping[str, int]) -> int:
-    """The bytes of the largest group."""
-    return max((sum(held[name] for name in group) for group in groups), default=0)
+def chunk_of(tally: Tally, *, causal: bool, per_slot: int, room: int) -> int:
+    """Slots a batched backward pass.
+
+    A forward pass for every c slots costs 1/c of their backward passes, and prefixes that are up to c positions too
+    long cost c/S of them: √S is least. Without prefixes more slots are better, up to a size.
+    """
+    best = round(tally.num_slots**0.5) if causal else LARGEST_CHUNK // 2
+    return max(1, min(best, LARGEST_CHUNK, tally.num_slots, room // max(per_slot, 1)))
+
+
+def stack_width(places: int, chunk_size: int, per_sequence: int, room: int) -> int:
+    """Sequences that run together: enough for large matrix products, as many as there is room for."""
+    wanted = -(-PLACES // (places * chunk_size))
+    return max(1, min(wanted, room // max(per_sequence, 1)))

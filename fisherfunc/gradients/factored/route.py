@@ -5,83 +5,21 @@ back, contract.py turns them and the inputs a into Grams. Any other parameter, a
 its factors, is formed in the same backward passes. The parameters are taken in groups whose factors fit the memory.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from fisherfunc.gradients.dense.route import dense_grams
-from fisherfunc.gradients.factored._taps import factor_dtype
-from fisherfunc.gradients.factored.collect import Unsettled, sequence_pieces
+from fisherfunc.gradients.factored.collect import stack_pieces
 from fisherfunc.gradients.factored.contract import Holder
-from fisherfunc.gradients.factored.loads import (
-    Tally,
-    backward_bytes,
-    formed_cheaper,
-    grouped,
-    held_bytes,
-    largest_group,
-)
-from fisherfunc.gradients.factored.structure import Structure, formed, probe, trace
-from fisherfunc.gradients.memory import saved_bytes
-from fisherfunc.gradients.rows import runs
-from fisherfunc.gradients.self_check import NUM_TOKENS, gram_errors, wrong
+from fisherfunc.gradients.factored.plan import FactoredPlan, plan_factored
+from fisherfunc.gradients.factored.structure import Structure, Unsettled, with_leaves
+from fisherfunc.gradients.self_check import gram_errors, wrong
+from fisherfunc.gradients.stacks import stacks_of
 from fisherfunc.gradients.workload import PassOptions, Workload
 
-DEFAULT_CHUNK = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class FactoredPlan:
-    """How a factored pass is done.
-
-    Attributes:
-        structure: What is exploited, and which parameters are formed and why.
-        chunk_size: Tokens a batched backward pass.
-        groups: The parameters of each pass over all tokens.
-        slabbed: Parameters too large for the memory limit: the dense route takes them, slab by slab.
-        peak_bytes: The estimated peak beyond the model itself.
-        num_slabs: The passes of the dense route over the slabbed parameters.
-    """
-
-    structure: Structure
-    chunk_size: int
-    groups: tuple[frozenset[str], ...]
-    slabbed: tuple[str, ...]
-    peak_bytes: int
-    num_slabs: int = 0
-
-
-def plan_factored(work: Workload, options: PassOptions, *, structure: Structure | None = None) -> FactoredPlan:
-    """Choose what is formed and what is passed together.
-
-    Args:
-        work: What to pass over.
-        options: How.
-        structure: What is known of the model; found by a probe on the longest sequence where None.
-    """
-    structure = structure or probe(work)
-    like = next(iter(work.params.values()))
-    num_sequences = len(torch.unique(work.tokens.sequence))
-    tally = Tally(num_tokens=work.num_tokens, num_sequences=num_sequences, itemsize=factor_dtype(like.dtype).itemsize)
-    traced = trace(work, work.longest, structure, ())
-    cheaper = formed_cheaper(traced, structure, work.num_params, tally)
-    if cheaper:
-        structure = formed(structure, cheaper, "cheaper formed than factored")
-        traced = trace(work, work.longest, structure, ())
-    chunk_size = DEFAULT_CHUNK if options.chunk_size is None else options.chunk_size
-    gram = work.num_tokens**2 * torch.empty((), dtype=options.gram_dtype).element_size()
-    saved = saved_bytes(lambda: trace(work, work.longest, structure), beside=work.params.values())
-    held = held_bytes(traced, structure, work.num_params, tally)
-    fixed = len(work.params) * gram + backward_bytes(traced, structure, chunk_size, saved)
-    groups, slabbed = grouped(held, options.limit(like.device) - fixed)
-    return FactoredPlan(
-        structure=structure,
-        chunk_size=chunk_size,
-        groups=groups,
-        slabbed=tuple(slabbed),
-        peak_bytes=fixed + largest_group(groups, held),
-    )
+TRIED = 4
 
 
 class NotFactorable(Exception):  # noqa: N818 (no error: the dense route takes the model; the reason is recorded)
@@ -99,7 +37,7 @@ def factored_grams(work: Workload, options: PassOptions) -> tuple[dict[str, Tens
         options: How.
 
     Returns:
-        The Grams, and how they were computed.
+        The Grams, by parameter or by the labels of the options, and how they were computed.
 
     Raises:
         NotFactorable: If the model, or the memory limit, is one that this route is not for; with the reason.
@@ -118,16 +56,15 @@ def factored_grams(work: Workload, options: PassOptions) -> tuple[dict[str, Tens
         else:
             break
     if plan.slabbed:
-        rest, plan = _slabbed(work, options, plan, grams)
-        grams |= rest
-    return {name: grams[name] for name in work.params}, plan
+        plan = _add_slabbed(work, options, plan, grams)
+    return {label: grams[label] for label in dict.fromkeys(map(options.label, work.params))}, plan
 
 
 def planned(work: Workload, options: PassOptions, structure: Structure | None = None) -> FactoredPlan:
     """A plan whose Grams of a few tokens agree with ordinary backward passes.
 
-    Where they do not, prefixes are given up first, then the factors of the weights that differ are: such a gradient
-    is formed (one that a backward pass inside the model reads, say).
+    Where they do not, shortcuts and stacks are given up first, then prefixes, then the factors of the weights that
+    differ: such a gradient is formed (one that a backward pass inside the model reads, say).
 
     Raises:
         NotFactorable: If that does not help, or the model cannot be passed over in this way.
@@ -143,33 +80,45 @@ def planned(work: Workload, options: PassOptions, structure: Structure | None = 
             raise NotFactorable(_first_line(error)) from error
         if not bad:
             return plan
-        if plan.structure.causal:
+        if plan.structure.shortcuts or plan.structure.stacked:
+            structure = replace(plan.structure, shortcuts={}, stacked=False)
+        elif plan.structure.causal:
             structure = replace(plan.structure, causal=False)
         elif plan.structure.factored & set(bad):
-            structure = formed(plan.structure, bad, "its factors do not give its gradient")
+            structure = with_leaves(plan.structure, bad, "its factors do not give its gradient")
         else:
             raise NotFactorable(f"the gradient of {bad[0]!r} differs from that of ordinary backward passes")
 
 
 def wrong_on_a_few(work: Workload, options: PassOptions, plan: FactoredPlan) -> list[str]:
-    """The parameters whose Grams of a few tokens, each on a prefix of its own, differ from ordinary backward passes."""
-    mine = (work.tokens.sequence == work.tokens.sequence.bincount().argmax()).nonzero().squeeze(-1)
-    few = work.select(mine[torch.linspace(0, len(mine) - 1, min(NUM_TOKENS, len(mine))).long().unique()])
+    """The parameters whose Grams of a few tokens, each on a prefix of its own, differ from ordinary backward passes.
+
+    The tokens are those of the fullest sequence, and of its neighbour in a stack.
+    """
+    fullest = int(work.tokens.sequence.bincount().argmax())
+    stacks = stacks_of(work.sequences, work.tokens, plan.width)
+    members = next(stack.members for stack in stacks if fullest in stack.members)
+    pair = sorted({fullest, members[-1]})
+    chosen = []
+    for member in pair:
+        mine = (work.tokens.sequence == member).nonzero().squeeze(-1)
+        chosen.append(mine[torch.linspace(0, len(mine) - 1, min(TRIED // len(pair), len(mine))).long().unique()])
+    few = work.select(torch.cat(chosen))
     trial = replace(plan, groups=(frozenset(work.params),), chunk_size=1)
-    return wrong(gram_errors(_grams(few, trial, replace(options, progress=None)), few), work)
+    return wrong(gram_errors(_grams(few, trial, replace(options, progress=None, labels=None)), few), work)
 
 
-def _slabbed(
-    work: Workload, options: PassOptions, plan: FactoredPlan, grams: dict[str, Tensor]
-) -> tuple[dict[str, Tensor], FactoredPlan]:
-    """The Grams of the tensors too large for a group, by the dense route in the memory that the other Grams leave."""
+def _add_slabbed(work: Workload, options: PassOptions, plan: FactoredPlan, grams: dict[str, Tensor]) -> FactoredPlan:
+    """Add the Grams of tensors too large for a group, by the dense route in the memory that the other Grams leave."""
     large = {name: work.params[name] for name in plan.slabbed}
     others = replace(work.fn, params={**work.fn.params, **work.params})
     held = sum(gram.numel() * gram.element_size() for gram in grams.values())
     limit = options.limit(next(iter(large.values())).device) - held
     outcome = dense_grams(replace(work, fn=others, params=large), replace(options, memory_limit=limit))
+    for label, gram in outcome.grams.items():
+        grams[label] = grams[label] + gram if label in grams else gram
     peak = max(plan.peak_bytes, outcome.plan.peak_bytes + held)
-    return outcome.grams, replace(plan, peak_bytes=peak, num_slabs=len(outcome.plan.slabs))
+    return replace(plan, peak_bytes=peak, num_slabs=len(outcome.plan.slabs))
 
 
 def _first_line(error: Exception) -> str:
@@ -178,17 +127,31 @@ def _first_line(error: Exception) -> str:
 
 def _grams(work: Workload, plan: FactoredPlan, options: PassOptions) -> dict[str, Tensor]:
     grams: dict[str, Tensor] = {}
-    total = work.num_tokens * len(plan.groups)
-    for done, group in enumerate(plan.groups):
+    device = next(iter(work.params.values())).device
+    stacks = list(stacks_of(work.sequences, work.tokens, plan.width))
+    total, done = work.num_tokens * len(plan.groups), 0
+
+    def passed(count: int) -> None:
+        nonlocal done
+        done += count
+        if options.progress is not None:
+            options.progress(done, total)
+
+    for group in plan.groups:
         holders = {name: Holder(work.num_tokens) for name in group}
-        for first, last in runs(work.tokens.sequence):
-            rows = slice(first, last)
-            for piece in sequence_pieces(
-                work, rows, structure=plan.structure, wanted=group, chunk_size=plan.chunk_size
+        for stack in stacks:
+            for piece in stack_pieces(
+                work,
+                stack,
+                structure=plan.structure,
+                wanted=group,
+                chunk_size=plan.chunk_size,
+                passed=passed,
             ):
-                holders[piece.name].put(piece, rows)
-            if options.progress is not None:
-                options.progress(done * work.num_tokens + last, total)
-        for name in group:
-            grams[name] = holders.pop(name).gram(dtype=options.gram_dtype, device=work.params[name].device)
+                holders[piece.name].put(piece, stack)
+        for name in sorted(group):
+            label = options.label(name)
+            if label not in grams:
+                grams[label] = torch.zeros(work.num_tokens, work.num_tokens, dtype=options.gram_dtype, device=device)
+            holders.pop(name).add_to(grams[label])
     return grams

@@ -1,21 +1,26 @@
 """What a probe on the actual model finds out before the factored route exploits it; nothing is assumed from a name.
 
-On one sequence: which parameters enter through linear maps only; whether the losses depend on the parameters through
-one last linear map, each on its own place of it; whether a shorter sequence gives the same values at its places. Every
-other sequence is held against all three again, by collect.py.
+On one sequence: which parameters have uses that a rule explains; whether the losses depend on the parameters through
+one last linear map, each on its own place of it; whether a shorter sequence gives the same values at its places; which
+inputs are elementwise functions. On some sequences together: whether none reaches another. Every other sequence is held
+against all of it again, by collect.py.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from fisherfunc.gradients.factored._taps import Recorder, Recording, Use
+from fisherfunc.gradients.factored._taps import Directions, Reached, Recorder, Recording, Use
+from fisherfunc.gradients.factored.places import own_cotangents
+from fisherfunc.gradients.factored.rules import Map
+from fisherfunc.gradients.factored.shortcuts import Origins, elementwise_origins, is_elementwise
 from fisherfunc.gradients.pullback import leaves_of
 from fisherfunc.gradients.sequences import shortened
+from fisherfunc.gradients.stacks import REFUSALS
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.records.axes import Batch
 
@@ -25,18 +30,35 @@ class Structure:
     """What may be exploited.
 
     Attributes:
-        factored: Parameters that enter through linear maps only.
-        dense: {parameter: why its gradients are formed}.
+        factored: Parameters of which every use is explained by a rule.
+        dense: {parameter: why its gradients come from autograd}.
+        compact: Parameters among `factored` whose gradients are formed, as their Gram is then cheaper.
         protected: Parameters whose outputs the model overwrites.
-        head: The weight of the last linear map; None where the losses are not a function of it, place by place.
+        head: The last linear map, a parameter and which use of it; None where the losses are no function of it, place
+            by place.
         causal: Whether a prefix of a sequence gives the same values at its places.
+        stacked: Whether sequences run together do not reach one another.
+        widened: Parameters whose outputs a stack shares.
+        shortcuts: {use: the uses that its input is an elementwise function of}.
     """
 
     factored: frozenset[str]
-    dense: dict[str, str]
-    protected: frozenset[str]
-    head: str | None
-    causal: bool
+    dense: dict[str, str] = field(default_factory=dict)
+    compact: frozenset[str] = frozenset()
+    protected: frozenset[str] = frozenset()
+    head: tuple[str, int] | None = None
+    causal: bool = False
+    stacked: bool = False
+    widened: frozenset[str] = frozenset()
+    shortcuts: dict[tuple[str, int], Origins] = field(default_factory=dict)
+
+
+class Unsettled(Exception):  # noqa: N818 (it is no error: the caller starts again with the structure that it carries)
+    """A sequence uses a parameter in a way that the structure found on another one does not allow for."""
+
+    def __init__(self, structure: Structure) -> None:
+        super().__init__("the sequences use the parameters in different ways")
+        self.structure = structure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +66,7 @@ class Traced:
     """One recorded forward pass.
 
     Attributes:
-        losses: `(s,)`, in the graph; none for a prefix.
+        losses: `(b, s)`, in the graph; none for a pass that was cut short.
         recording: The uses of the factored parameters.
         leaves: The dense parameters, as leaves of the graph.
     """
@@ -54,152 +76,168 @@ class Traced:
     leaves: dict[str, Tensor]
 
 
-def trace(work: Workload, sequence: Batch, structure: Structure, formed: Iterable[str] | None = None) -> Traced:
-    """Run one sequence with every use of a factored parameter recorded and the dense ones (or `formed`) as leaves."""
-    output, traced = _run(work, sequence, structure, structure.dense if formed is None else formed)
+def trace(work: Workload, batch: Batch, structure: Structure, *, leaves: Iterable[str] = (), width: int = 1) -> Traced:
+    """Run some sequences with every use of a factored parameter recorded and the named dense ones as leaves."""
+    output, traced = _run(work, batch, structure, leaves, _directions(structure, width))
     with torch.enable_grad():
-        return replace(traced, losses=work.loss.values(output, sequence)[0])
+        return replace(traced, losses=work.loss.values(output, batch))
 
 
-REFUSALS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+def trace_alone(work: Workload, member: int, structure: Structure) -> Traced:
+    """One sequence, up to the last linear map where there is one."""
+    directions = replace(_directions(structure, 1), last=structure.head, verify=False)
+    output, traced = _run(work, work.sequences[member], structure, (), directions)
+    if traced.recording.end is not None:
+        return traced
+    with torch.enable_grad():
+        return replace(traced, losses=work.loss.values(output, work.sequences[member]))
 
 
 def trace_prefix(
-    work: Workload, sequence: Batch, length: int, whole: Traced, structure: Structure, formed: Iterable[str]
+    work: Workload,
+    batch: Batch,
+    length: int,
+    whole: Traced,
+    structure: Structure,
+    *,
+    leaves: Iterable[str] = (),
+    width: int = 1,
 ) -> Traced | None:
-    """Run the first `length` positions; None where that does not do what the whole sequence does at these places."""
-    prefix = shortened(sequence, length)
+    """Run the first `length` positions, up to the last linear map.
+
+    None where that does not do what the whole sequences do at these places.
+    """
+    prefix = shortened(batch, length)
     if prefix is None:
         return None
+    directions = replace(_directions(structure, width), last=structure.head, verify=False)
     try:
-        _, traced = _run(work, prefix, structure, formed)
+        _, traced = _run(work, prefix, structure, leaves, directions)
     except REFUSALS:  # a length that the model is not made for; the whole sequence is as right
         return None
-    if settled(structure, traced.recording) != structure:
+    part = traced.recording.end
+    if part is None or settled(structure, traced.recording, cut_short=True) != structure:
         return None
-    part = head_of(traced.recording, structure).source
-    expected = head_of(whole.recording, structure).source[:, :length]
-    same = part.shape == expected.shape and part.shape[1:2] == (length,) and close(part, expected)
+    expected = by_sequence(vectors(head_of(whole.recording, structure)), width)[:, :length]
+    same = part.numel() == expected.numel() and close(by_sequence(part, width), expected)
     return traced if same else None
 
 
-def _run(work: Workload, sequence: Batch, structure: Structure, formed: Iterable[str]) -> tuple[Any, Traced]:
+def _directions(structure: Structure, width: int) -> Directions:
+    return Directions(
+        protected=structure.protected,
+        widened=structure.widened if width > 1 else frozenset(),
+        width=width,
+        shortcuts=structure.shortcuts,
+    )
+
+
+def _run(
+    work: Workload, batch: Batch, structure: Structure, leaves: Iterable[str], directions: Directions
+) -> tuple[Any, Traced]:
     constants = {name: p.detach() for name, p in work.params.items()}
-    leaves = leaves_of({name: work.params[name] for name in formed})
-    recorder = Recorder({name: constants[name] for name in structure.factored}, protected=structure.protected)
-    with torch.enable_grad(), recorder:
-        output = work.fn.apply({**constants, **leaves}, sequence)
-    return output, Traced(losses=torch.empty(0), recording=recorder.recording, leaves=leaves)
+    leaf = leaves_of({name: work.params[name] for name in leaves})
+    recorder = Recorder({name: constants[name] for name in structure.factored}, directions)
+    output = None
+    with torch.enable_grad(), recorder, suppress(Reached):
+        output = work.fn.apply({**constants, **leaf}, batch)
+    return output, Traced(losses=torch.empty(0), recording=recorder.recording, leaves=leaf)
 
 
-def probe(work: Workload) -> Structure:
-    """Find the structure on the longest sequence. Cost: about five forward and two backward passes."""
-    structure = Structure(factored=frozenset(work.params), dense={}, protected=frozenset(), head=None, causal=False)
-    recording = trace(work, work.longest, structure).recording
-    unseen = set(work.params) - {use.name for use in recording.uses} - set(recording.unknown)
-    structure = formed(settled(structure, recording), unseen, "not seen in use")
+def probe(work: Workload) -> tuple[Structure, Traced]:
+    """Find the structure on the longest sequence, but for stacks. Cost: about four forward and two backward passes."""
+    structure = Structure(factored=frozenset(work.params))
     traced = trace(work, work.longest, structure)
-    head = _head(traced, work)
-    structure = replace(structure, head=head)
-    if head is None:
-        return structure
-    return replace(structure, causal=_is_causal(work, structure, traced))
+    recording = traced.recording
+    unseen = set(work.params) - {use.name for use in recording.uses} - set(recording.unknown)
+    found = with_leaves(settled(structure, recording), unseen, "not seen in use")
+    if found != structure:
+        structure, traced = found, trace(work, work.longest, found, leaves=found.dense)
+    structure = replace(structure, head=_head(traced, work), shortcuts=_shortcuts(traced.recording))
+    if structure.head is None:
+        return structure, traced
+    return replace(structure, causal=_is_causal(work, structure, traced)), traced
 
 
-def settled(structure: Structure, recording: Recording) -> Structure:
-    """The structure put right by a recording: parameters of unknown use are formed, overwritten outputs copied."""
-    biases = {use.name for use in recording.uses if use.is_bias}
-    weights = {use.name for use in recording.uses if not use.is_bias}
-    unknown = {**recording.unknown, **dict.fromkeys(biases & weights, "both as a weight and as a bias")}
-    for name, reason in unknown.items():
-        structure = formed(structure, [name], f"used by {reason}")
-    if all(use.name != structure.head for use in _multiplied(recording)):
+def settled(structure: Structure, recording: Recording, *, cut_short: bool = False) -> Structure:
+    """The structure put right by a recording: parameters of unknown use are leaves, overwritten outputs copied."""
+    for name, function in recording.unknown.items():
+        structure = with_leaves(structure, [name], f"used by {function}")
+    head_seen = cut_short or any((u.name, u.number) == structure.head for u in recording.uses if u.multiplies)
+    if structure.head is not None and not head_seen:
         structure = replace(structure, head=None, causal=False)
-    return replace(structure, protected=structure.protected | recording.overwritten())
+    straight = {use: origins for use, origins in structure.shortcuts.items() if use not in recording.crooked}
+    return replace(structure, protected=structure.protected | recording.overwritten(), shortcuts=straight)
 
 
-def formed(structure: Structure, names: Iterable[str], reason: str) -> Structure:
+def with_leaves(structure: Structure, names: Iterable[str], reason: str) -> Structure:
     """The structure with some of the factored parameters among the dense ones."""
     moved = {name: reason for name in names if name in structure.factored}
-    structure = replace(structure, factored=structure.factored - set(moved), dense={**structure.dense, **moved})
-    return replace(structure, head=None, causal=False) if structure.head in moved else structure
+    structure = replace(
+        structure,
+        factored=structure.factored - set(moved),
+        compact=structure.compact - set(moved),
+        dense={**structure.dense, **moved},
+        stacked=structure.stacked and not moved,
+        shortcuts={u: o for u, o in structure.shortcuts.items() if {u[0], *(n for n, _ in o)}.isdisjoint(moved)},
+    )
+    head_moved = structure.head is not None and structure.head[0] in moved
+    return replace(structure, head=None, causal=False) if head_moved else structure
 
 
 def head_of(recording: Recording, structure: Structure) -> Use:
     """The use of the last linear map."""
-    return next(u for u in reversed(_multiplied(recording)) if u.name == structure.head)
-
-
-def _multiplied(recording: Recording) -> list[Use]:
-    """The uses of weights that inputs are multiplied by: no biases, no embeddings of ids."""
-    return [use for use in recording.uses if not use.is_bias and use.source.is_floating_point()]
+    return next(use for use in recording.uses if use.multiplies and (use.name, use.number) == structure.head)
 
 
 def apart(recording: Recording, structure: Structure) -> tuple[list[Use], list[Use]]:
     """The uses at the last linear map (its weight, its bias), and all others."""
-    if structure.head is None:
+    if structure.head is None or recording.end is not None:
         return [], list(recording.uses)
     output = head_of(recording, structure).output
     at_head = [use for use in recording.uses if use.output is output]
     return at_head, [use for use in recording.uses if use.output is not output]
 
 
-def own_cotangents(losses: Tensor, output: Tensor, position: Tensor) -> Float[Tensor, "n v"] | None:
-    """∂ℓ_n/∂output[n] for the losses at `position`; None where one depends on another place, or not through `output`.
-
-    Exact: where the cotangents of some losses are zero, so are those of their places. Two places differ in a bit of
-    their number, so that halves by each bit tell them all apart. Cost: 1 + 2 log₂ N backward passes down to `output`.
-    """
-    places = output.numel() // output.shape[-1]
-    if int(position.max()) >= places or _bypassed(losses, output):
-        return None
-
-    def rows(some: Tensor) -> Tensor:
-        (found,) = torch.autograd.grad(losses[some].sum(), output, retain_graph=True, allow_unused=True)
-        return torch.zeros_like(output).reshape(places, -1) if found is None else found.reshape(places, -1)
-
-    together = rows(position)
-    elsewhere = torch.ones(places, dtype=torch.bool, device=output.device).index_fill(0, position, value=False)
-    if bool(together[elsewhere].any()):
-        return None
-    number = torch.arange(len(position), device=position.device)
-    for bit in range((len(position) - 1).bit_length()):
-        half = (number >> bit) % 2 == 0
-        for some, others in ((half, ~half), (~half, half)):
-            if bool(rows(position[some])[position[others]].any()):
-                return None
-    return together[position]
+def vectors(use: Use) -> Tensor:
+    """The input of a linear map."""
+    assert isinstance(use.role, Map)
+    return use.role.source
 
 
-def _bypassed(losses: Tensor, output: Tensor) -> bool:
-    """Whether the graph leads from the losses to a leaf past `output`."""
-    seen = {torch.autograd.graph.get_gradient_edge(output).node, None}
-    waiting: list[Any] = [losses.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        if hasattr(node, "variable"):
-            return True
-        seen.add(node)
-        waiting += [parent for parent, _ in node.next_functions]
-    return False
+def by_sequence(values: Tensor, width: int) -> Tensor:
+    """`(…, d)` with all leading axes as `(b, s, d)`, the sequences of a stack first."""
+    return values.reshape(width, -1, values.shape[-1])
 
 
-def _head(traced: Traced, work: Workload) -> str | None:
-    """The last weight use through which all losses go, each through its own place alone."""
-    candidates = _multiplied(traced.recording)
-    if not candidates or candidates[-1].axis != 0:
+def _head(traced: Traced, work: Workload) -> tuple[str, int] | None:
+    """The last linear map through which all losses go, each through its own place alone."""
+    last = next((use for use in reversed(traced.recording.uses) if use.multiplies), None)
+    if last is None or not isinstance(last.role, Map) or last.role.axis != 0:
         return None
     position = work.tokens.position[work.tokens.sequence == work.tokens.sequence.bincount().argmax()]
-    return None if own_cotangents(traced.losses, candidates[-1].output, position) is None else candidates[-1].name
+    found = own_cotangents(traced.losses, last.output, torch.zeros_like(position), position)
+    return None if found is None else (last.name, last.number)
 
 
 def _is_causal(work: Workload, structure: Structure, traced: Traced) -> bool:
-    whole = head_of(traced.recording, structure).source
+    whole = vectors(head_of(traced.recording, structure))
     lengths = {1, whole.shape[1] // 2} - {0} if whole.ndim == 3 else set()
-    found = [trace_prefix(work, work.longest, length, traced, structure, ()) for length in lengths]
+    found = [trace_prefix(work, work.longest, length, traced, structure) for length in lengths]
     return bool(found) and all(prefix is not None for prefix in found)
+
+
+def _shortcuts(recording: Recording) -> dict[tuple[str, int], Origins]:
+    """The uses whose inputs are elementwise functions of the outputs of earlier ones."""
+    nodes = {torch.autograd.graph.get_gradient_edge(u.output).node: (u.name, u.number) for u in recording.uses}
+    outputs = {(use.name, use.number): use.output for use in recording.uses}
+    found = {}
+    for use in recording.uses:
+        if use.multiplies and vectors(use).grad_fn is not None:
+            origins = elementwise_origins(vectors(use), nodes)
+            if origins and is_elementwise(vectors(use), [outputs[origin] for origin in origins]):
+                found[use.name, use.number] = origins
+    return found
 
 
 def close(value: Tensor, expected: Tensor) -> bool:

@@ -1,0 +1,175 @@
+"""From the cotangents of one use of a parameter to its part of the gradients.
+
+Axis order: c slots, b sequences, s places, d features of the output, e of the input, g groups of a convolution.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from einops import einsum, rearrange, repeat
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from fisherfunc.gradients.factored._taps import Use
+from fisherfunc.gradients.factored.rules import Convolution, Map, Scale, Shift
+from fisherfunc.linalg.factors import PointFactors, SharedFactors
+
+
+def factor_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What factors are kept in: products of float16 numbers overflow at 65,504."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """What one backward pass gave for one use of one parameter.
+
+    Attributes:
+        name: The parameter.
+        use: Which of its uses; pieces of one number and sequence share their input.
+        rows: The rows of the Gram, one a row of the part.
+        part: Factors, or the gradients `(n, p)` themselves.
+        sequence: Which sequence of the stack the rows belong to, where the part has factors that they share.
+    """
+
+    name: str
+    use: int
+    rows: Int[Tensor, " n"]
+    part: SharedFactors | PointFactors | Float[Tensor, "n p"]
+    sequence: int = 0
+
+
+def num_places(use: Use, width: int) -> int:
+    """At how many places of a sequence a linear map or a convolution acts."""
+    output = use.output
+    along = 1 if isinstance(use.role, Convolution) else -1
+    return output.numel() // output.shape[along] // width
+
+
+def features_of(use: Use) -> int:
+    """How many features the cotangent of a use has at a place."""
+    return use.output.shape[1 if isinstance(use.role, Convolution) else -1]
+
+
+def cotangents_by_place(use: Use, cotangent: Float[Tensor, "c ..."], width: int) -> Float[Tensor, "c b s d"]:
+    """The cotangents of the output of a linear map or a convolution."""
+    if isinstance(use.role, Convolution):
+        return rearrange(cotangent, "c b d ... -> c b (...) d")
+    return cotangent.reshape(len(cotangent), width, -1, cotangent.shape[-1])
+
+
+def inputs_by_place(use: Use, width: int) -> Float[Tensor, "b s e"] | Int[Tensor, "b s"]:
+    """The inputs of a linear map, or the patches of a convolution, in the dtype of factors."""
+    if isinstance(use.role, Convolution):
+        found = patches(use.role)
+    else:
+        assert isinstance(use.role, Map)
+        source = use.role.source.detach()
+        if not source.is_floating_point():
+            return source.reshape(width, -1)
+        found = source.reshape(width, -1, source.shape[-1])
+    return found.to(factor_dtype(use.output.dtype))  # the input has another dtype under autocast
+
+
+def patches(role: Convolution) -> Float[Tensor, "b s e"]:
+    """What each output of a convolution is a linear map of: channels, then places of the kernel."""
+    image = role.source.detach()
+    along = [pad for pads in reversed(role.padding) for pad in pads]
+    image = functional.pad(image, along)
+    if len(role.kernel) == 1:
+        image = image[:, :, None]
+    kernel, stride, dilation = ((1, *o)[-2:] for o in (role.kernel, role.stride, role.dilation))
+    return functional.unfold(image, kernel, dilation=dilation, stride=stride).mT
+
+
+def formed(use: Use, cotangent: Tensor, width: int) -> Float[Tensor, "c b p"]:
+    """The gradients of a use, a row for each slot and sequence, flattened."""
+    role = use.role
+    cotangent = cotangent.to(factor_dtype(cotangent.dtype))
+    if isinstance(role, Shift):
+        return _summed(cotangent, use.output, width, role.shape)
+    if isinstance(role, Scale):
+        return _summed(cotangent * role.factor().detach().to(cotangent), use.output, width, role.shape)
+    own, inputs = cotangents_by_place(use, cotangent, width), inputs_by_place(use, width)
+    if isinstance(role, Convolution):
+        left = rearrange(own, "c b s (g d) -> c b s g d", g=role.groups)
+        right = rearrange(inputs, "b s (g e) -> b s g e", g=role.groups)
+        return rearrange(einsum(left, right, "c b s g d, b s g e -> c b g d e"), "c b g d e -> c b (g d e)")
+    if inputs.is_floating_point():
+        found = einsum(own, inputs, "c b s d, b s e -> c b d e")
+    else:
+        found = _scattered(own, inputs, use.size // own.shape[-1]).mT
+    return rearrange(found if role.axis == 0 else found.mT, "c b i j -> c b (i j)")
+
+
+def _scattered(own: Float[Tensor, "c b s d"], ids: Int[Tensor, "b s"], num_rows: int) -> Float[Tensor, "c b e d"]:
+    """Cotangents added up by id; those of negative ids, which have no gradient, are left out."""
+    index = ids[..., None].expand(own.shape)
+    there = (index >= 0).to(own.dtype)
+    return own.new_zeros(*own.shape[:2], num_rows, own.shape[-1]).scatter_add(2, index.clamp(min=0), own * there)
+
+
+def _summed(cotangent: Tensor, output: Tensor, width: int, shape: tuple[int, ...]) -> Float[Tensor, "c b p"]:
+    """The cotangent of what was broadcast to the output."""
+    count = len(cotangent)
+    each = cotangent.reshape(count, width, output.shape[0] // width, *output.shape[1:]) if output.ndim else cotangent
+    if output.ndim == 0:
+        return each.reshape(count, 1, 1)
+    ones = (1,) * (output.ndim - len(shape))
+    return each.sum_to_size(count, width, *ones, *shape).reshape(count, width, -1)
+
+
+def pieces_of(
+    use: Use, cotangent: Tensor, rows: Int[Tensor, "c b"], *, compact: bool, keep: Mapping[tuple[str, int, int], Tensor]
+) -> list[Piece]:
+    """The pieces of one use.
+
+    Args:
+        use: The use.
+        cotangent: Of its output, with a leading axis of slots.
+        rows: The rows of the Gram; −1 where there is none.
+        compact: Whether gradients are to be formed.
+        keep: {(parameter, use, sequence): the input at all places}, to be shared by the pieces of chunks.
+    """
+    width = rows.shape[1]
+    there = rows >= 0
+    grouped = isinstance(use.role, Convolution) and use.role.groups > 1
+    if compact or grouped or isinstance(use.role, Shift | Scale):
+        return [Piece(name=use.name, use=0, rows=rows[there], part=formed(use, cotangent, width)[there])]
+    own = cotangents_by_place(use, cotangent, width)
+    own, inputs = own.to(factor_dtype(own.dtype)), inputs_by_place(use, width)
+    axis = use.role.axis if isinstance(use.role, Map) else 0
+    if own.shape[2] == 1 and inputs.is_floating_point():
+        across = repeat(inputs[:, 0], "b e -> c b e", c=len(own))[there]
+        left, right = (own[:, :, 0][there], across) if axis == 0 else (across, own[:, :, 0][there])
+        point = PointFactors(left=left, right=right.to(left))
+        return [Piece(name=use.name, use=use.number, rows=rows[there], part=point)]
+    found = []
+    for b in range(width):
+        shared, kept = kept_places(inputs[b])
+        mine = own[there[:, b], b] if kept is None else own[there[:, b], b][:, kept]
+        whole = keep.get((use.name, use.number, b), shared)
+        part = SharedFactors(own=mine, shared=whole if begins_with(whole, shared) else shared, axis=axis)
+        found.append(Piece(name=use.name, use=use.number, rows=rows[there[:, b], b], part=part, sequence=b))
+    return found
+
+
+def kept_places(shared: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The inputs that have a gradient, and their places where these are not all: those of a padding id have none."""
+    if shared.is_floating_point() or not bool((shared < 0).any()):
+        return shared, None
+    kept = (shared >= 0).nonzero().squeeze(-1)
+    return shared[kept], kept
+
+
+def begins_with(whole: Tensor, shared: Tensor) -> bool:
+    """Whether the input of a whole sequence begins with that of a prefix, to within round-off."""
+    first = whole[: len(shared)]
+    if first.shape != shared.shape:
+        return False
+    if not shared.is_floating_point():
+        return torch.equal(shared, first)
+    tolerance = torch.finfo(shared.dtype).eps ** 0.7
+    return bool(torch.linalg.vector_norm(shared - first) <= tolerance * torch.linalg.vector_norm(first))

@@ -1,0 +1,137 @@
+"""The plan of a factored pass: what is exploited, what runs together, and what it needs."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from fisherfunc.gradients.factored.collect import sequences_apart
+from fisherfunc.gradients.factored.loads import (
+    Tally,
+    chunk_of,
+    formed_cheaper,
+    grouped,
+    held_bytes,
+    slot_bytes,
+    stack_width,
+)
+from fisherfunc.gradients.factored.pieces import factor_dtype, num_places
+from fisherfunc.gradients.factored.rules import Shift
+from fisherfunc.gradients.factored.structure import Structure, Traced, probe, settled, trace
+from fisherfunc.gradients.memory import SavedBytes
+from fisherfunc.gradients.stacks import REFUSALS, Stack, stacks_of
+from fisherfunc.gradients.workload import PassOptions, Workload
+
+TRIED = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactoredPlan:
+    """How a factored pass is done.
+
+    Attributes:
+        structure: What is exploited, and which parameters are formed and why.
+        chunk_size: Slots a batched backward pass.
+        width: The most sequences that run together.
+        groups: The parameters of each pass over all tokens.
+        slabbed: Parameters too large for the memory limit: the dense route takes them, slab by slab.
+        peak_bytes: The estimated peak beyond the model itself.
+        num_slabs: The passes of the dense route over the slabbed parameters.
+    """
+
+    structure: Structure
+    chunk_size: int
+    width: int
+    groups: tuple[frozenset[str], ...]
+    slabbed: tuple[str, ...]
+    peak_bytes: int
+    num_slabs: int = 0
+
+    @property
+    def formed(self) -> dict[str, str]:
+        """{parameter: why its gradients are formed}."""
+        return self.structure.dense | dict.fromkeys(sorted(self.structure.compact), "cheaper formed than factored")
+
+
+def plan_factored(work: Workload, options: PassOptions, *, structure: Structure | None = None) -> FactoredPlan:
+    """Choose what is formed and what is passed together.
+
+    Args:
+        work: What to pass over.
+        options: How.
+        structure: What is known of the model; found by a probe on the longest sequence where None.
+    """
+    known = structure is not None
+    with SavedBytes(beside=work.params.values()) as saved:
+        if structure is None:
+            structure, traced = probe(work)
+        else:
+            traced = trace(work, work.longest, structure, leaves=structure.dense)
+    like = next(iter(work.params.values()))
+    tally = _tally(work, like.dtype)
+    structure = replace(
+        structure, compact=frozenset(formed_cheaper(traced, structure, work.num_params, tally)) & structure.factored
+    )
+    limit = options.limit(like.device)
+    num_grams = len(set(options.labels.values()) if options.labels else work.params)
+    gram = tally.num_tokens**2 * torch.empty((), dtype=options.gram_dtype).element_size()
+    per_slot = slot_bytes(traced, structure, saved.largest)
+    room = max(limit - num_grams * gram, 0) // 4
+    chunk = chunk_of(tally, causal=structure.causal, per_slot=per_slot, room=room)
+    chunk = chunk if options.chunk_size is None else min(options.chunk_size, tally.num_slots)
+    each = saved.total + chunk * per_slot
+    places = max((num_places(u, 1) for u in traced.recording.uses if not isinstance(u.role, Shift)), default=1)
+    width = min(stack_width(places, chunk, each, room), tally.num_sequences)
+    if width > 1 and not known and not structure.dense:
+        structure = _stacking(work, structure, width)
+    width = width if structure.stacked else 1
+    held = held_bytes(traced, structure, work.num_params, tally)
+    fixed = (num_grams + 1) * gram + width * each
+    order = [name for name in work.params if name in held]
+    groups, slabbed = grouped(held, order, limit - fixed)
+    return FactoredPlan(
+        structure=structure,
+        chunk_size=chunk,
+        width=width,
+        groups=groups,
+        slabbed=tuple(slabbed),
+        peak_bytes=fixed + max((sum(held[name] for name in group) for group in groups), default=0),
+    )
+
+
+def _tally(work: Workload, dtype: torch.dtype) -> Tally:
+    counts = work.tokens.sequence.bincount()
+    return Tally(
+        num_tokens=work.num_tokens,
+        num_sequences=int((counts > 0).sum()),
+        num_slots=int(counts.max()),
+        itemsize=factor_dtype(dtype).itemsize,
+    )
+
+
+def _stacking(work: Workload, structure: Structure, width: int) -> Structure:
+    """The structure with stacks, where a probe on the first one finds no sequence that reaches another."""
+    stack = next((s for s in stacks_of(work.sequences, work.tokens, min(width, TRIED)) if s.width > 1), None)
+    if stack is None:
+        return structure
+    stacked = replace(structure, stacked=True)
+    try:
+        traced = _widened_trace(work, stack, stacked)
+        if traced is None:
+            return structure
+        stacked, trial = traced
+        return stacked if sequences_apart(work, stack, stacked, trial) else structure
+    except REFUSALS:  # a model that takes one sequence only
+        return structure
+
+
+def _widened_trace(work: Workload, stack: Stack, structure: Structure) -> tuple[Structure, Traced] | None:
+    """A pass over a stack, with outputs that its sequences share made one for each; None where it is another model."""
+    for _ in range(2):
+        traced = trace(work, stack.batch, structure, width=stack.width)
+        shared = {u.name for u in traced.recording.uses if u.output.ndim > 1 and u.output.shape[0] == 1}
+        if settled(structure, traced.recording) != structure or len(traced.losses) != stack.width:
+            return None
+        if shared <= structure.widened:
+            return structure, traced
+        structure = replace(structure, widened=structure.widened | shared)
+    return None

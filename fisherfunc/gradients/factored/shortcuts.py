@@ -1,0 +1,77 @@
+"""Shortcuts past elementwise functions: an activation's chain of operations, as one multiplication a backward pass.
+
+Where the input a of a linear map is an elementwise function of the outputs y of earlier ones (an activation, a gate),
+∂a/∂y is diagonal. It is computed once a forward pass, by one ordinary backward pass of ones, and a batched backward
+pass over many tokens then multiplies by it instead of going through every operation of the chain. Whether it is
+diagonal is tested on a random cotangent, for every sequence.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Origins = frozenset[tuple[str, int]]
+"""Uses, by parameter and number."""
+
+
+def shortened_path(source: Tensor, outputs: Sequence[Tensor]) -> Tensor | None:
+    """The same values as `source`, with a graph that leads to `outputs` by one product each; None where there is none.
+
+    Args:
+        source: What a linear map is about to receive.
+        outputs: What it is an elementwise function of.
+    """
+    if any(y.numel() != source.numel() for y in outputs):
+        return None
+    result = source.detach()
+    for y, slope in zip(outputs, _pulled_back(source, outputs, torch.ones_like(source)), strict=True):
+        if slope is None:
+            return None
+        result = result + ((y - y.detach()) * slope).reshape(source.shape)
+    return result
+
+
+def is_elementwise(source: Tensor, outputs: Sequence[Tensor]) -> bool:
+    """Whether the Jacobian of `source` by each output is diagonal, as far as a random cotangent shows."""
+    if any(y.numel() != source.numel() for y in outputs):
+        return False
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randint(1, 5, source.shape, generator=generator).to(source)
+    slopes, found = (_pulled_back(source, outputs, c) for c in (torch.ones_like(source), probe))
+    return all(
+        slope is not None and pulled is not None and _close(pulled, slope * probe.reshape(slope.shape))
+        for slope, pulled in zip(slopes, found, strict=True)
+    )
+
+
+def _pulled_back(source: Tensor, outputs: Sequence[Tensor], cotangent: Tensor) -> Sequence[Tensor | None]:
+    return torch.autograd.grad(source, outputs, cotangent, retain_graph=True, allow_unused=True)
+
+
+def elementwise_origins(source: Tensor, outputs: dict[Any, tuple[str, int]]) -> Origins | None:
+    """The uses that an input comes from, where it comes from nothing else.
+
+    Args:
+        source: The input of a linear map.
+        outputs: {graph node of the output of a use: the use}.
+    """
+    origins, seen, waiting = set(), set(), [source.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if node in outputs:
+            origins.add(outputs[node])
+            continue
+        if hasattr(node, "variable"):
+            return None
+        seen.add(node)
+        waiting += [parent for parent, _ in node.next_functions]
+    return frozenset(origins) if seen and origins else None
+
+
+def _close(value: Tensor, expected: Tensor) -> bool:
+    tolerance = 1e3 * torch.finfo(value.dtype).eps
+    return bool(torch.linalg.vector_norm(value - expected) <= tolerance * torch.linalg.vector_norm(expected))

@@ -1,0 +1,109 @@
+"""Stacks: sequences of one shape that run through the model together, one row of a batch each.
+
+Only where a probe finds that no sequence of a stack reaches another (structure.py); elsewhere a stack is one sequence.
+The k-th tokens of all sequences of a stack are its slot k: one backward pass of a slot gives a row for each of them.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fisherfunc.gradients.rows import runs
+from fisherfunc.linalg.token_grams import Tokens
+from fisherfunc.records.axes import Batch
+
+REFUSALS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a model may raise where it is given a length, or a number of sequences, that it is not made for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """Sequences that run together, and their tokens.
+
+    Attributes:
+        members: Their numbers.
+        batch: Their tensors.
+        rows: `(k, b)`, the row of the Gram of slot k of each sequence; −1 where that has fewer tokens.
+        position: `(k, b)`, the position of that token; 0 where there is none.
+    """
+
+    members: tuple[int, ...]
+    batch: Batch
+    rows: Int[Tensor, "k b"]
+    position: Int[Tensor, "k b"]
+
+    @property
+    def width(self) -> int:
+        """How many sequences."""
+        return len(self.members)
+
+    @property
+    def num_slots(self) -> int:
+        """The most tokens of a sequence."""
+        return len(self.rows)
+
+
+def stacks_of(sequences: Sequence[Batch], tokens: Tokens, width: int) -> Iterator[Stack]:
+    """The sequences that have a token, in stacks of at most `width` neighbours of one shape."""
+    bounds = iter(list(runs(tokens.sequence)))
+    members = tokens.sequence.unique_consecutive().tolist()
+    for group in neighbours(members, sequences, width):
+        yield _stack(group, [sequences[member] for member in group], [next(bounds) for _ in group], tokens)
+
+
+def neighbours(members: Iterable[int], sequences: Sequence[Batch], width: int) -> Iterator[list[int]]:
+    """Members in groups of at most `width`, each of one shape."""
+    group: list[int] = []
+    for member in members:
+        if group and (len(group) == width or not _same_shape(sequences[member], sequences[group[0]])):
+            yield group
+            group = []
+        group.append(member)
+    if group:
+        yield group
+
+
+def _same_shape(one: Batch, other: Batch) -> bool:
+    entries, others = _entries(one), _entries(other)
+    return entries.keys() == others.keys() and all(_alike(value, others[key]) for key, value in entries.items())
+
+
+def _entries(batch: Batch) -> dict[Any, Any]:
+    """What a batch holds, by key or place."""
+    return batch if isinstance(batch, dict) else dict(enumerate(batch))
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and one.dtype == other.dtype
+    if isinstance(one, list | tuple | dict) and type(one) is type(other):
+        return len(one) == len(other) and _same_shape(one, other)
+    return type(one) is type(other) and bool(one == other)
+
+
+def _stack(group: list[int], batches: list[Batch], bounds: list[tuple[int, int]], tokens: Tokens) -> Stack:
+    slots = max(last - first for first, last in bounds)
+    first = torch.tensor([start for start, _ in bounds], device=tokens.position.device)
+    last = torch.tensor([stop for _, stop in bounds], device=tokens.position.device)
+    rows = first + torch.arange(slots, device=first.device)[:, None]
+    there = rows < last
+    position = torch.where(there, tokens.position[rows.clamp(max=len(tokens.position) - 1)], 0)
+    return Stack(members=tuple(group), batch=joined(batches), rows=torch.where(there, rows, -1), position=position)
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """One-sequence batches as one; a tensor that they share stays as it is."""
+    if len(batches) == 1:
+        return batches[0]
+
+    def cat(*leaves: Any) -> Any:
+        shared = not isinstance(leaves[0], Tensor) or leaves[0].ndim == 0 or leaves[0].shape[0] != 1
+        one = not shared and all(leaf.data_ptr() == leaves[0].data_ptr() for leaf in leaves)
+        return leaves[0] if shared or one else torch.cat(leaves)
+
+    return pytree.tree_map(cat, *batches)
