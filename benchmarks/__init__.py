@@ -1,1 +1,5 @@
-"""Measurements that anyone can repeat: `python -m benchmarks.NAME`. They print JSON, and ratios taken in one run."""
+"""Measurements that anyone can repeat: `python -m benchmarks`, and `python -m benchmarks.routes`.
+
+workloads.py says what is run, contenders/ who runs, oracle.py who passes, measure.py and process.py how it is measured,
+floor.py, gemm.py and targets.py what it is held to, table.py and plot.py how it is shown.
+"""
