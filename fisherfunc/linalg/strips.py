@@ -9,6 +9,7 @@ Axis order of a strip's `own`: `(k, n, s, f)`, k blocks of f features.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 
 import torch
@@ -16,11 +17,13 @@ from einops import rearrange
 from torch import Tensor
 
 from fisherfunc.linalg.factors import SharedFactors, inner_products
+from fisherfunc.linalg.threads import side_by_side
 
-FEATURES = 128
+FEATURES = 256
+"""The most features of a block."""
 SEGMENT = 8
 """Places of a row that are multiplied together: rows that end inside a segment are zero to its end."""
-MIDDLE_BYTES = 2**23
+MIDDLE_BYTES = 2**24
 """What the middle product of some strips may take: a good part of the cache that cores share."""
 
 
@@ -76,8 +79,8 @@ class Strip:
 def empty_strip(rows: slice, like: SharedFactors) -> Strip:
     """A strip for the given rows of a Gram, to be filled with factors such as `like` by `put`."""
     width = like.own.shape[2]
-    features = min(FEATURES, width)
-    own = like.own.new_empty(-(-width // features), rows.stop - rows.start, len(like.shared), features)
+    blocks = -(-width // FEATURES)
+    own = like.own.new_empty(blocks, rows.stop - rows.start, len(like.shared), -(-width // blocks))
     return Strip(rows=rows, shared=like.shared, axis=like.axis, width=width, own=own)
 
 
@@ -86,14 +89,19 @@ def add_strips(gram: Tensor, strips: Sequence[Strip]) -> None:
 
     Cost for rows n, m and places s, t of each pair: 2 m s t d + 2 n m s d, less what lies beyond the reach of the rows.
     """
-    for i, one in enumerate(strips):
-        for others in _groups(strips[:i], one):
-            blocks = _against(one, others).to(gram.dtype).split([other.own.shape[1] for other in others], dim=1)
-            for other, block in zip(others, blocks, strict=True):  # two uses of one sequence have the same rows
-                gram[one.rows, other.rows] += block
-                gram[other.rows, one.rows] += block.mT
-        block = _itself(one).to(gram.dtype)
+    pairs = [(one, others) for i, one in enumerate(strips) for others in ((), *_groups(strips[:i], one))]
+    tasks = [partial(_against, one, others) if others else partial(_itself, one) for one, others in pairs]
+    for (one, others), found in zip(pairs, side_by_side(tasks, device=gram.device), strict=True):
+        _add_block(gram, one, others, found.to(gram.dtype))
+
+
+def _add_block(gram: Tensor, one: Strip, others: Sequence[Strip], block: Tensor) -> None:
+    if not others:
         gram[one.rows, one.rows] += block.tril() + block.tril(-1).mT
+        return
+    for other, part in zip(others, block.split([o.own.shape[1] for o in others], dim=1), strict=True):
+        gram[one.rows, other.rows] += part  # one by one: two uses of one sequence have the same rows
+        gram[other.rows, one.rows] += part.mT
 
 
 def _groups(strips: Sequence[Strip], one: Strip) -> Iterator[list[Strip]]:

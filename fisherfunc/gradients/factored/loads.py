@@ -89,9 +89,8 @@ def held_bytes(traced: Traced, structure: Structure, num_params: Mapping[str, in
         elif any(use is other for other in at_head) or num_places(use, 1) == 1:
             factors[use.name] += features + num_params[use.name] / features
         else:
-            padded = -(-features // FEATURES) * FEATURES if features > FEATURES else features
             share = 0.5 + 0.5 / tally.num_slots**0.5 if structure.causal else 1.0
-            factors[use.name] += num_places(use, 1) * padded * share
+            factors[use.name] += num_places(use, 1) * features * share
     names = rows.keys() | factors.keys()
     return {n: int((rows.get(n, 0) + factors.get(n, 0)) * tally.num_tokens * tally.itemsize) for n in names}
 
