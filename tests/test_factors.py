@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from fisherfunc.linalg import strips as strips_module
+from fisherfunc.linalg.by_id import add_by_id
 from fisherfunc.linalg.factors import PointFactors, SharedFactors, cross_gram, form_gradients
 from fisherfunc.linalg.strips import add_strips, empty_strip
 
@@ -94,6 +95,10 @@ def test_strips_sum_to_the_gram_of_all_rows(kind, sizes, features, causal, seed)
         add_strips(gram, strips)
     matrix = torch.cat(formed)
     assert_close(gram, matrix @ matrix.T, atol=1e-10, rtol=0)
+    if kind == "embedding":
+        by_id = torch.zeros_like(gram)
+        add_by_id(by_id, strips)
+        assert_close(by_id, gram, atol=1e-10, rtol=0)
 
 
 def test_rows_that_were_never_put_count_as_zero():

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from fisherfunc.gradients.rows import runs
 from fisherfunc.linalg.token_grams import Tokens
@@ -46,6 +45,11 @@ class Stack:
     def num_slots(self) -> int:
         """The most tokens of a sequence."""
         return len(self.rows)
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all its sequences."""
+        return int((self.rows >= 0).sum())
 
 
 def stacks_of(sequences: Sequence[Batch], tokens: Tokens, width: int) -> Iterator[Stack]:
@@ -98,12 +102,13 @@ def _stack(group: list[int], batches: list[Batch], bounds: list[tuple[int, int]]
 
 def joined(batches: Sequence[Batch]) -> Batch:
     """One-sequence batches as one; a tensor that they share stays as it is."""
-    if len(batches) == 1:
-        return batches[0]
-
-    def cat(*leaves: Any) -> Any:
-        shared = not isinstance(leaves[0], Tensor) or leaves[0].ndim == 0 or leaves[0].shape[0] != 1
-        one = not shared and all(leaf.data_ptr() == leaves[0].data_ptr() for leaf in leaves)
-        return leaves[0] if shared or one else torch.cat(leaves)
-
-    return pytree.tree_map(cat, *batches)
+    first = batches[0]
+    if isinstance(first, Tensor):
+        shared = first.ndim == 0 or first.shape[0] != 1 or all(b.data_ptr() == first.data_ptr() for b in batches)
+        return first if shared else torch.cat(list(batches))
+    if isinstance(first, dict):
+        return {key: joined([batch[key] for batch in batches]) for key in first}
+    if isinstance(first, list | tuple):
+        parts = [joined(entries) for entries in zip(*batches, strict=True)]
+        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
+    return first

@@ -12,6 +12,7 @@ from torch import Tensor
 from fisherfunc.gradients.factored.pieces import Piece
 from fisherfunc.gradients.stacks import Stack
 from fisherfunc.linalg.factors import PointFactors, SharedFactors, cross_gram
+from fisherfunc.linalg.by_id import add_by_id
 from fisherfunc.linalg.strips import Strip, add_strips, empty_strip
 from fisherfunc.linalg.triangle import add_points, add_rows
 
@@ -62,7 +63,8 @@ class Holder:
             add_points(gram, rows, one)
         by_axis = [[s for s in self._strips.values() if s.axis == axis] for axis in (0, 1)]
         for strips in by_axis:
-            add_strips(gram, strips)
+            ids_alone = bool(strips) and not any(strip.shared.is_floating_point() for strip in strips)
+            (add_by_id if ids_alone else add_strips)(gram, strips)
         for i, (rows, one) in enumerate(points):
             for columns, other in points[:i]:
                 _add_both(gram, rows, columns, cross_gram(one, other))

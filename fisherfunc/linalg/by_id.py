@@ -1,0 +1,38 @@
+"""Grams of embeddings: rows of the weight that two gradients share are all that their inner product has.
+
+The gradient of a token by a table W[ids] has the rows G_n[v] = Σ_{s: id_s = v} δ_{n,s}, and zeros elsewhere, so that
+K[n,m] = Σ_v ⟨G_n[v], G_m[v]⟩ over the ids of both. Axis order: z entries, each of a row n and an id v, of d features.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from einops import repeat
+from torch import Tensor
+
+from fisherfunc.linalg.strips import Strip
+
+
+def add_by_id(gram: Tensor, strips: Sequence[Strip]) -> None:
+    """K += the Gram of strips whose shared factors are ids. `gram` is written to.
+
+    Cost M_v² d operations for each id v that occurs in the sequences of M_v rows: at most N² S d.
+    """
+    parts = [part for strip in strips for part in _entries(strip)]
+    rows, ids, values = (torch.cat(column) for column in zip(*parts, strict=True))
+    order = ids.argsort(stable=True)
+    counts = ids[order].unique_consecutive(return_counts=True)[1]
+    for some in order.split(counts.tolist()):
+        mine = values[some]
+        gram[rows[some][:, None], rows[some]] += (mine @ mine.mT).to(gram.dtype)
+
+
+def _entries(strip: Strip) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """The rows `(z,)`, ids `(z,)` and values `(z, d)` of the gradients of a strip, once each."""
+    found = []
+    for rows, factors in strip.factors():
+        ids, place = factors.shared[: factors.own.shape[1]].unique(return_inverse=True)
+        values = factors.own.new_zeros(len(rows), len(ids), factors.own.shape[2]).index_add(1, place, factors.own)
+        both = repeat(rows, "n -> (n v)", v=len(ids)), repeat(ids, "v -> (n v)", n=len(rows))
+        found.append((*both, values.flatten(0, 1)))
+    return found
