@@ -1,7 +1,6 @@
 """`token_grams`: the one expensive pass. Everything else is algebra on what it returns."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -14,9 +13,10 @@ from fisherfunc.gradients.factored.route import NotFactorable, factored_grams
 from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.pullback import check_reach
-from fisherfunc.gradients.rows import losses_of, raise_nonfinite
+from fisherfunc.gradients.rows import losses_of
 from fisherfunc.gradients.self_check import check_grams
 from fisherfunc.gradients.sequences import split
+from fisherfunc.gradients.sound import named, sound_pass
 from fisherfunc.gradients.survey import survey
 from fisherfunc.gradients.workload import PassOptions, Workload
 from fisherfunc.linalg.token_grams import TokenGrams, Tokens
@@ -26,6 +26,7 @@ from fisherfunc.records.dtypes import dtype_name
 from fisherfunc.records.versions import versions
 
 ROUTES = ("factored", "dense")
+UNITS = ("token", "sequence")
 
 
 @torch.inference_mode(mode=False)
@@ -35,6 +36,7 @@ def token_grams(
     batch: Batch,
     loss: TokenLoss,
     *,
+    unit: str = "token",
     num_tokens: int | None = None,
     seed: int = 0,
     route: str = "factored",
@@ -54,6 +56,7 @@ def token_grams(
         params: Where to differentiate, and by what.
         batch: A batch, or a list of them.
         loss: The token loss.
+        unit: What a row is: "token", or "sequence": the sum over its tokens, in one backward pass a sequence.
         num_tokens: At most this many tokens, picked by seed; all of them where None.
         seed: Of whatever is picked.
         route: "factored": from output cotangents and inputs of linear maps; or "dense": gradients are formed, one slab
@@ -74,7 +77,7 @@ def token_grams(
         ValueError: If no token is valid, an option is out of range, the memory limit is below the smallest chunk, or a
             loss or gradient is not finite (the error names sequence, position and parameter).
     """
-    _check_options(num_tokens, chunk_size, memory_limit, route)
+    _check_options(num_tokens, chunk_size, memory_limit, route, unit)
     begin = perf_counter()
     params, sequences = fn.at(params), split(batch)
     found, dropped = survey(fn, params, sequences, loss, drop_nonfinite=drop_nonfinite)
@@ -87,39 +90,40 @@ def token_grams(
         coordinates = sample_coordinates(num_params, labels, max_coordinates=max_coordinates, seed=seed)
     work = Workload(fn=fn, params=params, sequences=sequences, loss=loss, tokens=tokens)
     options = PassOptions(chunk_size=chunk_size, memory_limit=memory_limit, gram_dtype=gram_dtype, progress=progress)
-    matrices, how = _passed(work, options, route, coordinates)
-    like = next(iter(params.values()))
-    grams = TokenGrams(
-        grams=matrices,
-        tokens=tokens,
-        scale={},
-        num_params=num_params,
-        unit="token",
-        centered=False,
-        precision=max((p.dtype for p in params.values()), key=lambda dtype: torch.finfo(dtype).eps),
-        metadata={},
-    )
-    grams, lost = _sound(grams, drop_nonfinite)
-    checked = check_grams(grams.grams, replace(work, tokens=grams.tokens), seed=seed) if self_check else None
+
+    def passed(rows: Workload) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return _passed(rows, options, route, coordinates)
+
+    done = sound_pass(work, passed, unit=unit, drop_nonfinite=drop_nonfinite)
+    checked = check_grams(done.grams, done.rows, seed=seed) if self_check else None
     facts: dict[str, Any] = {
         "fisher": "empirical",
         "targets": "observed",
         "loss": loss.name,
         "shift": loss.shift,
         "num_valid_tokens": len(found.sequence),
-        "dropped_tokens": dropped + lost,
+        "dropped_tokens": dropped + work.num_tokens - done.num_tokens,
         "seed": int(seed),
         "dtype": "+".join(sorted({dtype_name(p.dtype) for p in params.values()})),
         "gram_dtype": dtype_name(gram_dtype),
-        "device": str(like.device),
-        **how,
+        "device": str(next(iter(params.values())).device),
+        **done.how,
         "self_check": checked,
         "approximations": [f"at most {max_coordinates} coordinates a block, seed {seed}"] if coordinates.index else [],
         "sampled_parameters": sorted(coordinates.index),
         "versions": versions(),
         "pass_time_s": perf_counter() - begin,
     }
-    return replace(grams, metadata=facts)
+    return TokenGrams(
+        grams=done.grams,
+        tokens=named(done.rows, unit),
+        scale={},  # also for sequences: their rows are formed as sums, no Gram of single tokens cancels (by_sequence)
+        num_params=num_params,
+        unit=unit,
+        centered=False,
+        precision=max((p.dtype for p in params.values()), key=lambda dtype: torch.finfo(dtype).eps),
+        metadata=facts | ({"num_summed_tokens": done.num_tokens} if unit == "sequence" else {}),
+    )
 
 
 def _passed(
@@ -155,7 +159,9 @@ def _passed(
     }
 
 
-def _check_options(num_tokens: int | None, chunk_size: int | None, memory_limit: Any, route: str) -> None:
+def _check_options(num_tokens: int | None, chunk_size: int | None, memory_limit: Any, route: str, unit: str) -> None:
+    if unit not in UNITS:
+        raise ValueError(f"unit expected 'token' or 'sequence', got unit={unit!r}")
     if route not in ROUTES:
         raise ValueError(f"route expected one of {ROUTES}, got route={route!r}")
     if memory_limit is not None and not isinstance(memory_limit, int):
@@ -171,16 +177,3 @@ def _pick(tokens: Tokens, num_tokens: int | None, seed: int) -> Tokens:
         return tokens
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return tokens.select(order[:num_tokens].sort().values.to(tokens.sequence.device))
-
-
-def _sound(grams: TokenGrams, drop_nonfinite: bool) -> tuple[TokenGrams, int]:
-    """Raise at a gradient that is not finite, or leave such tokens out: they spoil their own row and column only."""
-    finite = {name: gram.diagonal().isfinite() for name, gram in grams.grams.items()}
-    if not drop_nonfinite:
-        for name, mask in finite.items():
-            raise_nonfinite(mask, grams.tokens, name)
-        return grams, 0
-    sound: Tensor = torch.stack(list(finite.values())).all(dim=0)
-    if not bool(sound.any()):
-        raise ValueError(f"the gradient of all {len(sound)} tokens is not finite; check the model's weights and dtype")
-    return (grams, 0) if bool(sound.all()) else (grams.select(sound), int((~sound).sum()))

@@ -73,10 +73,12 @@ def raise_nonfinite(finite: Bool[Tensor, " n"], tokens: Tokens, name: str) -> No
     if bool(finite.all()):
         return
     row = int((~finite).nonzero()[0, 0])
+    position = int(tokens.position[row])
+    where = f"sequence {int(tokens.sequence[row])}{f', position {position}' if position >= 0 else ''}"
     raise ValueError(
-        f"the gradient of sequence {int(tokens.sequence[row])}, position {int(tokens.position[row])} by parameter "
-        f"{name!r} is not finite ({int((~finite).sum())} such tokens of {len(finite)}); drop_nonfinite=True in "
-        "token_grams or fisher_spectrum leaves them out and counts them"
+        f"the gradient of {where} by parameter {name!r} is not finite ({int((~finite).sum())} such "
+        f"{'tokens' if position >= 0 else 'sequences'} of {len(finite)}); drop_nonfinite=True in token_grams or "
+        "fisher_spectrum leaves out such tokens and counts them"
     )
 
 

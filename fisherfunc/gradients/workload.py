@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.memory import free_bytes
@@ -47,8 +48,15 @@ class Workload:
 
     @property
     def longest(self) -> Batch:
-        """The sequence with the most tokens."""
-        return self.sequences[int(torch.bincount(self.tokens.sequence).argmax())]
+        """The sequence with the most tokens; of several, the one of the largest tensors."""
+        counts = torch.bincount(self.tokens.sequence)
+        most = (counts == counts.max()).nonzero().squeeze(-1).tolist()
+        return max((self.sequences[index] for index in most), key=_num_entries)
+
+    @property
+    def largest(self) -> Batch:
+        """Of the sequences that have a token, the one of the largest tensors."""
+        return max((self.sequences[index] for index in self.tokens.sequence.unique().tolist()), key=_num_entries)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,3 +84,7 @@ class PassOptions:
     def limit(self, device: torch.device) -> int:
         """The memory limit in bytes."""
         return free_bytes(device) // 2 if self.memory_limit is None else self.memory_limit
+
+
+def _num_entries(batch: Batch) -> int:
+    return sum(leaf.numel() for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor))

@@ -59,7 +59,7 @@ def fisher_spectrum(
         loss: A token loss, or a function (output, batch) → losses not reduced over tokens; inferred where None.
         blocks: Parameter name → block label.
         center: Whether to subtract the mean gradient: the gradient covariance.
-        unit: "token", or "sequence" (rows are summed over the tokens of a sequence).
+        unit: "token", or "sequence": one row, and one backward pass, a sequence, the sum over its tokens.
         num_tokens: At most this many tokens, picked by seed.
         seed: Of whatever is picked.
         route: How the Grams are computed, exactly either way: "factored", or "dense" (see `token_grams`).
@@ -102,6 +102,7 @@ def fisher_spectrum(
         fn.params,
         cast(batch, dtype=_input_dtype(fn), device=like.device),
         _token_loss(loss, model, batch),
+        unit=unit,
         num_tokens=num_tokens,
         seed=seed,
         route=route,

@@ -4,7 +4,7 @@ K_p = G_p G_pᵀ is accumulated over tiles of columns, so N·P is never held whe
 rows `(n, p)`, Grams `(n, m)`, rows in the order of sequence and position.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -93,7 +93,7 @@ def dense_grams(work: Workload, options: PassOptions, *, coordinates: Coordinate
         ValueError: If the memory limit is below the smallest chunk.
     """
     losses = losses_of(work.fn, work.params, work.sequences, work.loss)
-    plan = _plan(losses, work, options, coordinates)
+    plan = _plan(work, options, coordinates)
     count = work.num_tokens
     grams = {
         options.label(n): torch.zeros(count, count, dtype=options.gram_dtype, device=p.device)
@@ -124,13 +124,10 @@ def _columns_of(gradient: Tensor, columns: Columns, coordinates: Coordinates) ->
     return flat[:, index] * coordinates.weight[columns.name]
 
 
-def _plan(
-    losses: Sequence[pullback.LossesOf], work: Workload, options: PassOptions, coordinates: Coordinates
-) -> DensePlan:
+def _plan(work: Workload, options: PassOptions, coordinates: Coordinates) -> DensePlan:
     leaves = pullback.leaves_of(work.params)
-    longest = int(work.tokens.sequence[work.tokens.position.argmax()])
     with torch.enable_grad(), SavedBytes(beside=leaves.values()) as saved:
-        losses[longest](leaves)
+        losses_of(work.fn, work.params, [work.largest], work.loss)[0](leaves)
     footprint = Footprint(
         num_tokens=work.num_tokens,
         itemsize=max(p.element_size() for p in leaves.values()),

@@ -1,0 +1,97 @@
+"""Rows that are not finite: an error that says where, or tokens left out. Such a row spoils its row and column only."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from fisherfunc.gradients.rows import raise_nonfinite
+from fisherfunc.gradients.summed import summed
+from fisherfunc.gradients.workload import Workload
+from fisherfunc.linalg.gram import selected
+from fisherfunc.linalg.token_grams import Tokens
+
+Pass = Callable[[Workload], tuple[dict[str, Tensor], dict[str, Any]]]
+"""Rows → their Grams, and how these were computed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoundPass:
+    """A pass of which every row is finite.
+
+    Attributes:
+        rows: What its rows are: tokens, or the sums of a sequence's.
+        grams: Their Grams.
+        how: How these were computed.
+        num_tokens: How many tokens the rows are made of.
+    """
+
+    rows: Workload
+    grams: dict[str, Tensor]
+    how: dict[str, Any]
+    num_tokens: int
+
+
+def sound_pass(work: Workload, passed: Pass, *, unit: str, drop_nonfinite: bool) -> SoundPass:
+    """Pass over the tokens, or over their sums by sequence.
+
+    Where a sequence's row is not finite, its tokens are passed over one by one to find those to leave out, and the
+    sequences again without these.
+
+    Args:
+        work: The tokens.
+        passed: The pass.
+        unit: "token" or "sequence".
+        drop_nonfinite: Whether to leave out tokens whose gradient is not finite, rather than raise.
+
+    Raises:
+        ValueError: If a row is not finite and not to be left out, or no token remains.
+    """
+    rows = summed(work) if unit == "sequence" else work
+    grams, how = passed(rows)
+    sound = _finite(grams)
+    if bool(sound.all()):
+        return SoundPass(rows=rows, grams=grams, how=how, num_tokens=work.num_tokens)
+    if not drop_nonfinite:
+        for name, gram in grams.items():
+            raise_nonfinite(gram.diagonal().isfinite(), named(rows, unit), name)
+    if unit == "sequence":
+        return sound_pass(_without_unsound(work, rows, sound, passed), passed, unit=unit, drop_nonfinite=True)
+    kept = sound.nonzero().squeeze(-1)
+    _check_any(len(kept), work.num_tokens)
+    grams = {name: selected(gram, kept) for name, gram in grams.items()}
+    return SoundPass(rows=rows.select(kept), grams=grams, how=how, num_tokens=len(kept))
+
+
+def named(rows: Workload, unit: str) -> Tokens:
+    """The tokens that results carry: a sequence has no position."""
+    if unit == "token":
+        return rows.tokens
+    return replace(rows.tokens, position=torch.full_like(rows.tokens.position, -1))
+
+
+def _finite(grams: Mapping[str, Tensor]) -> Bool[Tensor, " n"]:
+    return torch.stack([gram.diagonal().isfinite() for gram in grams.values()]).all(dim=0)
+
+
+def _without_unsound(work: Workload, rows: Workload, sound: Tensor, passed: Pass) -> Workload:
+    """The tokens less those of the sequences that are not sound whose own gradients are not finite."""
+    suspects = torch.isin(work.tokens.sequence, rows.tokens.sequence[~sound]).nonzero().squeeze(-1)
+    fine = _finite(passed(work.select(suspects))[0])
+    if bool(fine.all()):
+        raise ValueError(
+            f"the summed gradient of sequence {int(rows.tokens.sequence[~sound][0])} is not finite, though those of "
+            "its tokens are; run the pass in a wider dtype, or use unit='token'"
+        )
+    kept = torch.ones(work.num_tokens, dtype=torch.bool, device=sound.device)
+    kept[suspects[~fine]] = False
+    _check_any(int(kept.sum()), work.num_tokens)
+    return work.select(kept.nonzero().squeeze(-1))
+
+
+def _check_any(remaining: int, num_tokens: int) -> None:
+    if remaining == 0:
+        raise ValueError(f"the gradient of all {num_tokens} tokens is not finite; check the model's weights and dtype")
