@@ -22,6 +22,7 @@ LAYERS = ("records", "linalg", "partitioning", "gradients", "models", "pipeline"
 EXTRAS = ("transformers", "tokenizers", "matplotlib", "click", "rich", "hypothesis")
 WITH_EXTRAS = ("surface", "testing", "assets")
 WITH_EFFECTS = ("surface.", "assets.train.", "assets._corpus.", "records.storage.", "__main__.")
+WITH_EFFECTS += ("records.tensor_files.",)
 LINES = 300
 CONTRACT = {
     "": "fisher_spectrum FisherSpectrum Spectrum functionalize ModelFunction per_token_gradients token_grams "

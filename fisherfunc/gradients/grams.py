@@ -1,15 +1,22 @@
 """`token_grams`: the one expensive pass. Everything else is algebra on what it returns."""
 
+import os
 from collections.abc import Callable
+from functools import partial
+from itertools import count
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fisherfunc.gradients.checkpoint import NOWHERE, Checkpoint, opened
 from fisherfunc.gradients.dense.route import dense_grams
+from fisherfunc.gradients.dense.slabs import DensePlan
 from fisherfunc.gradients.dense.subsample import EVERY, Coordinates, sample_coordinates
 from fisherfunc.gradients.factored.route import NotFactorable, factored_grams
+from fisherfunc.gradients.fingerprint import fingerprint
 from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.pullback import check_reach
@@ -47,6 +54,7 @@ def token_grams(
     coordinate_blocks: Callable[[str], str] | None = None,
     drop_nonfinite: bool = False,
     self_check: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> TokenGrams:
     """The Gram matrix K_p = G_p G_pᵀ of every parameter tensor: unnormalised, exact.
@@ -68,14 +76,18 @@ def token_grams(
         coordinate_blocks: The blocks of `max_coordinates`; each parameter is one where None.
         drop_nonfinite: Whether to leave out tokens with a loss or gradient that is not finite, and count them.
         self_check: Whether to compare the Grams with ordinary backward passes on a few tokens (see self_check.py).
+        checkpoint: A folder in which the pass keeps what it has done: the same call goes on from there, to the same
+            bits, and after the end takes the Grams from there. Each run needs a folder of its own; nothing deletes it.
         progress: Called as `progress(done, total)`, in backward passes of one token.
 
     Returns:
         One Gram a parameter, and which token each row is.
 
     Raises:
-        ValueError: If no token is valid, an option is out of range, the memory limit is below the smallest chunk, or a
-            loss or gradient is not finite (the error names sequence, position and parameter).
+        ValueError: If no token is valid, an option is out of range, the memory limit is below the smallest chunk, a
+            loss or gradient is not finite (the error names sequence, position and parameter), or the checkpoint is of
+            another run (it says what differs).
+        OSError: If the checkpoint cannot be written.
     """
     _check_options(num_tokens, chunk_size, memory_limit, route, unit)
     begin = perf_counter()
@@ -90,9 +102,13 @@ def token_grams(
         coordinates = sample_coordinates(num_params, labels, max_coordinates=max_coordinates, seed=seed)
     work = Workload(fn=fn, params=params, sequences=sequences, loss=loss, tokens=tokens)
     options = PassOptions(chunk_size=chunk_size, memory_limit=memory_limit, gram_dtype=gram_dtype, progress=progress)
+    numbers = count()  # of the passes: there are more than one where a sequence's row is not finite
 
     def passed(rows: Workload) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return _passed(rows, options, route, coordinates)
+        number = next(numbers)
+        folder = None if checkpoint is None else Path(checkpoint, *([f"again-{number}"] if number else []))
+        kept = opened(folder, partial(fingerprint, rows, options, route, coordinates))
+        return _passed(rows, options, route, coordinates, kept)
 
     done = sound_pass(work, passed, unit=unit, drop_nonfinite=drop_nonfinite)
     checked = check_grams(done.grams, done.rows, seed=seed) if self_check else None
@@ -127,13 +143,15 @@ def token_grams(
 
 
 def _passed(
-    work: Workload, options: PassOptions, route: str, coordinates: Coordinates
+    work: Workload, options: PassOptions, route: str, coordinates: Coordinates, checkpoint: Checkpoint = NOWHERE
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The Grams by a route, and how they were computed."""
     reason = "asked for" if route == "dense" else "coordinates are sampled"
-    if route == "factored" and not coordinates.index:
+    if isinstance(checkpoint.plan, DensePlan):
+        reason = checkpoint.note
+    elif route == "factored" and not coordinates.index:
         try:
-            grams, plan = factored_grams(work, options)
+            grams, plan = factored_grams(work, options, checkpoint)
         except NotFactorable as unfit:
             reason = str(unfit)
         else:
@@ -148,7 +166,7 @@ def _passed(
                 "formed_parameters": plan.formed,
                 "slabbed_parameters": list(plan.slabbed),
             }
-    outcome = dense_grams(work, options, coordinates=coordinates)
+    outcome = dense_grams(work, options, coordinates=coordinates, checkpoint=checkpoint, note=reason)
     return outcome.grams, {
         "route": "dense",
         "route_reason": reason,

@@ -20,6 +20,7 @@ from fisherfunc.linalg import gram as algebra
 from fisherfunc.records.dtypes import dtype_name
 from fisherfunc.records.record import record
 from fisherfunc.records.storage import replacing
+from fisherfunc.records.tensor_files import apart
 
 FORMAT = "fisherfunc.token_grams.1"
 TOKEN_FIELDS = ("sequence", "position", "loss")
@@ -158,7 +159,7 @@ class TokenGrams:
             "metadata": dict(self.metadata),
         }
         with replacing(path) as temporary:
-            save_file(_apart(tensors), temporary, metadata={"format": FORMAT, "header": json.dumps(header)})
+            save_file(apart(tensors), temporary, metadata={"format": FORMAT, "header": json.dumps(header)})
 
     @staticmethod
     def load(path: str | os.PathLike[str], *, device: str = "cpu") -> "TokenGrams":
@@ -213,15 +214,3 @@ class TokenGrams:
                 f"select expected a flat index of integers into {self.num_units} rows, got {index.tolist()}"
             )
         return index
-
-
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors of which no two share a storage: safetensors refuses those."""
-    storages: set[int] = set()
-    apart = {}
-    for name, tensor in tensors.items():
-        own = tensor.detach().contiguous()
-        own = own.clone() if own.untyped_storage().data_ptr() in storages else own
-        storages.add(own.untyped_storage().data_ptr())
-        apart[name] = own
-    return apart

@@ -1,5 +1,6 @@
 """`fisher_spectrum`: a model and a batch in, the spectra of its empirical Fisher information out."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from time import perf_counter
@@ -46,6 +47,7 @@ def fisher_spectrum(
     max_coordinates: int | None = None,
     drop_nonfinite: bool = False,
     self_check: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> FisherSpectrum:
     """The spectrum of the empirical Fisher information F = (1/N) Σ_n g_n g_nᵀ, g_n = ∇ℓ_n, one term a valid token.
@@ -75,6 +77,7 @@ def fisher_spectrum(
         drop_nonfinite: Whether to leave out tokens with a loss or gradient that is not finite, and count them.
         self_check: Whether to compare the Grams with ordinary backward passes on a few tokens; an error names a
             tensor that differs.
+        checkpoint: A folder from which the same call goes on where it was stopped, to the same bits (`token_grams`).
         progress: Called as `progress(done, total)`.
 
     Returns:
@@ -83,6 +86,7 @@ def fisher_spectrum(
     Raises:
         ValueError: If an option or the batch is unusable, or a loss or gradient is not finite; it says what and where.
         TypeError: If the model or the batch is of a kind that it cannot be.
+        OSError: If the checkpoint cannot be written.
         torch.linalg.LinAlgError: If every eigensolver failed.
 
     Example:
@@ -112,6 +116,7 @@ def fisher_spectrum(
         coordinate_blocks=blocks,
         drop_nonfinite=drop_nonfinite,
         self_check=self_check,
+        checkpoint=checkpoint,
         progress=progress,
     )
     kernel = robust_eigh(dtype=eigensolve_dtype, device=_eigensolve_device(eigensolve_device, like.device))

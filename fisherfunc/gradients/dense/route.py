@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fisherfunc.gradients import pullback
+from fisherfunc.gradients.checkpoint import NOWHERE, Checkpoint, finished_grams, stage_of
 from fisherfunc.gradients.dense.slabs import DEFAULT_CHUNK, Columns, DensePlan, Footprint, cut
 from fisherfunc.gradients.dense.subsample import EVERY, Coordinates
 from fisherfunc.gradients.losses import TokenLoss
@@ -79,7 +80,14 @@ class DenseOutcome:
     method: str
 
 
-def dense_grams(work: Workload, options: PassOptions, *, coordinates: Coordinates = EVERY) -> DenseOutcome:
+def dense_grams(
+    work: Workload,
+    options: PassOptions,
+    *,
+    coordinates: Coordinates = EVERY,
+    checkpoint: Checkpoint = NOWHERE,
+    note: str = "",
+) -> DenseOutcome:
     """The Grams of the tokens, {name: (N, N)}; a row that is not finite spoils its row and column only.
 
     Cost: one forward and N backward passes a slab, 2 N² P operations in the dtype of the Grams.
@@ -88,12 +96,16 @@ def dense_grams(work: Workload, options: PassOptions, *, coordinates: Coordinate
         work: What to pass over.
         options: How.
         coordinates: The columns to keep.
+        checkpoint: Where to keep the Grams after each slab, and the plan of a pass to go on with.
+        note: What the checkpoint is to say of the pass.
 
     Raises:
         ValueError: If the memory limit is below the smallest chunk.
     """
     losses = losses_of(work.fn, work.params, work.sequences, work.loss)
-    plan = _plan(work, options, coordinates)
+    plan = checkpoint.plan if isinstance(checkpoint.plan, DensePlan) else None
+    plan = plan or _plan(work, options, coordinates)
+    checkpoint.begin(plan, note)
     count = work.num_tokens
     grams = {
         options.label(n): torch.zeros(count, count, dtype=options.gram_dtype, device=p.device)
@@ -104,6 +116,10 @@ def dense_grams(work: Workload, options: PassOptions, *, coordinates: Coordinate
         some = {columns.name: work.params[columns.name] for columns in slab}
         method = pullback.choose(losses[int(work.tokens.sequence[0])], some)
         methods.add(method)
+        finished = finished_grams(checkpoint, done, next(iter(some.values())))
+        if finished is not None:
+            grams |= finished
+            continue
         buffers = [some[columns.name].new_empty(count, columns.width) for columns in slab]
         for rows, chunk in gradient_chunks(losses, some, work.tokens, method=method, chunk_size=plan.chunk_size):
             for columns, buffer in zip(slab, buffers, strict=True):
@@ -113,6 +129,7 @@ def dense_grams(work: Workload, options: PassOptions, *, coordinates: Coordinate
                 options.progress(done * count + rows.stop, len(plan.slabs) * count)
         for columns, buffer in zip(slab, buffers, strict=True):
             accumulate_rows(grams[options.label(columns.name)], buffer)
+        checkpoint.write(stage_of(done), {label: grams[label] for label in {*map(options.label, some)}}, {})
     return DenseOutcome(grams=grams, plan=plan, method="+".join(sorted(methods)))
 
 

@@ -6,14 +6,17 @@ its factors, is formed in the same backward passes. The parameters are taken in 
 """
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from fisherfunc.gradients.checkpoint import NOWHERE, Checkpoint, finished_grams, stage_of
 from fisherfunc.gradients.dense.route import dense_grams
 from fisherfunc.gradients.factored.collect import stack_pieces
 from fisherfunc.gradients.factored.contract import Holder
 from fisherfunc.gradients.factored.plan import FactoredPlan, plan_factored
+from fisherfunc.gradients.factored.store import Passes, part_of, pieces_through
 from fisherfunc.gradients.factored.structure import Structure, Unsettled, with_leaves
 from fisherfunc.gradients.self_check import gram_errors, wrong
 from fisherfunc.gradients.stacks import stacks_of
@@ -26,7 +29,9 @@ class NotFactorable(Exception):  # noqa: N818 (no error: the dense route takes t
     """This route is not right for the model, or for the memory limit."""
 
 
-def factored_grams(work: Workload, options: PassOptions) -> tuple[dict[str, Tensor], FactoredPlan]:
+def factored_grams(
+    work: Workload, options: PassOptions, checkpoint: Checkpoint = NOWHERE
+) -> tuple[dict[str, Tensor], FactoredPlan]:
     """The Grams of the tokens, {name: (N, N)}; a row that is not finite spoils its row and column only.
 
     Cost: a backward pass from the output layer down, a token and group, at half the length for a causal model; and
@@ -35,6 +40,7 @@ def factored_grams(work: Workload, options: PassOptions) -> tuple[dict[str, Tens
     Args:
         work: What to pass over.
         options: How.
+        checkpoint: Where to keep what is done, and the plan of a pass to go on with.
 
     Returns:
         The Grams, by parameter or by the labels of the options, and how they were computed.
@@ -43,12 +49,14 @@ def factored_grams(work: Workload, options: PassOptions) -> tuple[dict[str, Tens
         NotFactorable: If the model, or the memory limit, is one that this route is not for; with the reason.
         ValueError: If the memory limit is below what the dense route needs for the largest tensor.
     """
-    plan = planned(work, options)
+    plan = checkpoint.plan if isinstance(checkpoint.plan, FactoredPlan) else None
+    plan = plan or planned(work, options)  # not made anew where there is one: another amount of memory may be free
     while True:
         if not plan.groups:
             raise NotFactorable("the memory limit has no room for the factors of any tensor")
+        checkpoint.begin(plan)
         try:
-            grams = _grams(work, plan, options)
+            grams = _grams(work, plan, options, checkpoint)
         except Unsettled as found:
             plan = planned(work, options, found.structure)
         except RuntimeError as error:  # a rule that cannot be batched, in a sequence other than the one probed
@@ -56,7 +64,7 @@ def factored_grams(work: Workload, options: PassOptions) -> tuple[dict[str, Tens
         else:
             break
     if plan.slabbed:
-        plan = _add_slabbed(work, options, plan, grams)
+        plan = _add_slabbed(work, options, plan, grams, checkpoint.under("slabbed"))
     return {label: grams[label] for label in dict.fromkeys(map(options.label, work.params))}, plan
 
 
@@ -108,13 +116,17 @@ def wrong_on_a_few(work: Workload, options: PassOptions, plan: FactoredPlan) -> 
     return wrong(gram_errors(_grams(few, trial, replace(options, progress=None, labels=None)), few), work)
 
 
-def _add_slabbed(work: Workload, options: PassOptions, plan: FactoredPlan, grams: dict[str, Tensor]) -> FactoredPlan:
+def _add_slabbed(
+    work: Workload, options: PassOptions, plan: FactoredPlan, grams: dict[str, Tensor], checkpoint: Checkpoint
+) -> FactoredPlan:
     """Add the Grams of tensors too large for a group, by the dense route in the memory that the other Grams leave."""
     large = {name: work.params[name] for name in plan.slabbed}
     others = replace(work.fn, params={**work.fn.params, **work.params})
     held = sum(gram.numel() * gram.element_size() for gram in grams.values())
     limit = options.limit(next(iter(large.values())).device) - held
-    outcome = dense_grams(replace(work, fn=others, params=large), replace(options, memory_limit=limit))
+    outcome = dense_grams(
+        replace(work, fn=others, params=large), replace(options, memory_limit=limit), checkpoint=checkpoint
+    )
     for label, gram in outcome.grams.items():
         grams[label] = grams[label] + gram if label in grams else gram
     peak = max(plan.peak_bytes, outcome.plan.peak_bytes + held)
@@ -125,33 +137,37 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def _grams(work: Workload, plan: FactoredPlan, options: PassOptions) -> dict[str, Tensor]:
+def _grams(
+    work: Workload, plan: FactoredPlan, options: PassOptions, checkpoint: Checkpoint = NOWHERE
+) -> dict[str, Tensor]:
     grams: dict[str, Tensor] = {}
-    device = next(iter(work.params.values())).device
+    like = next(iter(work.params.values()))
     stacks = list(stacks_of(work.sequences, work.tokens, plan.width))
-    total, done = work.num_tokens * len(plan.groups), 0
-
-    def passed(count: int) -> None:
-        nonlocal done
-        done += count
-        if options.progress is not None:
-            options.progress(done, total)
-
-    for group in plan.groups:
+    passes = Passes(checkpoint, [stack.num_tokens for stack in stacks], len(plan.groups), options.progress)
+    for number, group in enumerate(plan.groups):
+        finished = finished_grams(checkpoint, number, like)
+        if finished is not None:
+            grams |= finished
+            continue
         holders = {name: Holder(work.num_tokens) for name in group}
-        for stack in stacks:
-            for piece in stack_pieces(
+        for index, stack in enumerate(stacks):
+            compute = partial(
+                stack_pieces,
                 work,
                 stack,
                 structure=plan.structure,
                 wanted=group,
                 chunk_size=plan.chunk_size,
-                passed=passed,
-            ):
+                passed=passes.of(number, index),
+            )
+            for piece in pieces_through(checkpoint, number, index, compute, like.device):
                 holders[piece.name].put(piece, stack)
         for name in sorted(group):
             label = options.label(name)
             if label not in grams:
-                grams[label] = torch.zeros(work.num_tokens, work.num_tokens, dtype=options.gram_dtype, device=device)
+                shape = (work.num_tokens, work.num_tokens)
+                grams[label] = torch.zeros(shape, dtype=options.gram_dtype, device=like.device)
             holders.pop(name).add_to(grams[label])
+        checkpoint.write(stage_of(number), {label: grams[label] for label in {*map(options.label, group)}}, {})
+        checkpoint.drop(part_of(number))
     return grams

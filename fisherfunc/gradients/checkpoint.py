@@ -1,0 +1,209 @@
+"""A folder in which a pass keeps what it has done, so that another process can go on where it stopped.
+
+| file | what |
+| --- | --- |
+| `plan.safetensors` | fingerprint and plan of the pass, in its header |
+| `grams-K.safetensors` | the Grams that stage K (a group of parameters, or a slab) added to, as they were after it |
+| `pieces-K-S.safetensors` | what stack S of sequences gave in stage K (factored/store.py); deleted after the stage |
+
+Files are written whole or not at all, and have checksums. A damaged or missing one is computed again.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fisherfunc.gradients.fingerprint import differences
+from fisherfunc.records.plain import from_plain, to_plain
+from fisherfunc.records.tensor_files import DamagedError, read_tensors, write_tensors
+
+FORMAT = "fisherfunc.checkpoint.1"
+SUFFIX = ".safetensors"
+INDEX = f"plan{SUFFIX}"
+
+
+class Checkpoint(ABC):
+    """Where a pass keeps what it has done.
+
+    Attributes:
+        keeps: Whether anything is kept.
+        plan: That of the pass that began here; None where none did.
+        note: What that pass said of itself.
+    """
+
+    keeps: bool
+    plan: Any
+    note: str
+
+    @abstractmethod
+    def begin(self, plan: Any, note: str = "") -> None:
+        """Whatever was kept under another plan is of no use, and is deleted."""
+
+    @abstractmethod
+    def has(self, part: str) -> bool:
+        """Whether a part is kept, perhaps damaged."""
+
+    @abstractmethod
+    def read(self, part: str) -> tuple[dict[str, Tensor], Any] | None:
+        """The tensors and the header of a part; None where it is missing or damaged."""
+
+    @abstractmethod
+    def write(self, part: str, tensors: Mapping[str, Tensor], header: Any) -> None:
+        """Keep a part."""
+
+    @abstractmethod
+    def drop(self, prefix: str) -> None:
+        """Delete the parts whose names begin so."""
+
+    @abstractmethod
+    def under(self, name: str) -> "Checkpoint":
+        """Another one inside, for a pass of its own."""
+
+
+class Nowhere(Checkpoint):
+    """No folder: nothing is kept."""
+
+    keeps = False
+    plan = None
+    note = ""
+
+    def begin(self, plan: Any, note: str = "") -> None:
+        """Nothing to do."""
+
+    def has(self, part: str) -> bool:
+        """Never."""
+        return False
+
+    def read(self, part: str) -> None:
+        """Nothing."""
+
+    def write(self, part: str, tensors: Mapping[str, Tensor], header: Any) -> None:
+        """Nothing to do."""
+
+    def drop(self, prefix: str) -> None:
+        """Nothing to do."""
+
+    def under(self, name: str) -> "Nowhere":
+        """The same."""
+        return self
+
+
+class Folder(Checkpoint):
+    """A folder for one pass; two processes may not use it at once.
+
+    Args:
+        path: Made where it is missing.
+        fingerprint: Of the pass.
+
+    Raises:
+        ValueError: If the folder is of another pass, damaged, or no checkpoint and not empty.
+        OSError: If it cannot be made or read.
+    """
+
+    keeps = True
+
+    def __init__(self, path: str | os.PathLike[str], fingerprint: Mapping[str, str]) -> None:
+        self._path, self._fingerprint = Path(path), dict(fingerprint)
+        self.plan: Any = None
+        self.note = ""
+        try:
+            self._path.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise NotADirectoryError(f"checkpoint={str(path)!r} is a file; give a folder") from error
+        for left in self._path.glob(f".*{SUFFIX}"):  # by a process that was killed while it wrote
+            left.unlink()
+        header = self._header()
+        if header is not None:
+            self.plan, self.note = from_plain(header["plan"]), header["note"]
+
+    def begin(self, plan: Any, note: str = "") -> None:
+        """Whatever was kept under another plan is of no use, and is deleted."""
+        if self.plan == plan:
+            return
+        for file in [*self._path.rglob(f"*{SUFFIX}")]:  # before the plan changes: they are of the old one
+            if file.name != INDEX or file.parent != self._path:
+                file.unlink()
+        header = {"format": FORMAT, "fingerprint": self._fingerprint, "plan": to_plain(plan), "note": note}
+        write_tensors(self._path / INDEX, {}, header)
+        self.plan, self.note = plan, note
+
+    def has(self, part: str) -> bool:
+        """Whether a part is kept, perhaps damaged."""
+        return self._file(part).exists()
+
+    def read(self, part: str) -> tuple[dict[str, Tensor], Any] | None:
+        """The tensors and the header of a part; None where it is missing or damaged."""
+        try:
+            return read_tensors(self._file(part))
+        except (FileNotFoundError, DamagedError):
+            return None
+
+    def write(self, part: str, tensors: Mapping[str, Tensor], header: Any) -> None:
+        """Keep a part."""
+        write_tensors(self._file(part), tensors, header)
+
+    def drop(self, prefix: str) -> None:
+        """Delete the parts whose names begin so."""
+        for file in self._path.glob(f"{prefix}*{SUFFIX}"):
+            file.unlink(missing_ok=True)
+
+    def under(self, name: str) -> "Folder":
+        """Another one inside, for a pass of its own over the same."""
+        return Folder(self._path / name, self._fingerprint)
+
+    def _file(self, part: str) -> Path:
+        return self._path / f"{part}{SUFFIX}"
+
+    def _header(self) -> Any:
+        """What the plan's file says; None in an empty folder."""
+        remedy = "give another folder, or delete this one to begin again"
+        try:
+            _, header = read_tensors(self._path / INDEX)
+        except FileNotFoundError:
+            if any(self._path.iterdir()):
+                raise ValueError(
+                    f"checkpoint={str(self._path)!r} holds other files and no {INDEX}; give an empty or a new folder"
+                ) from None
+            return None
+        except DamagedError as error:
+            raise ValueError(f"{error}, and the rest of the checkpoint is of no use without it; {remedy}") from error
+        if header.get("format") != FORMAT:
+            raise ValueError(f"{self._path} has format {header.get('format')!r}, expected {FORMAT!r}; {remedy}")
+        found = differences(header["fingerprint"], self._fingerprint)
+        if found:
+            raise ValueError(f"the checkpoint in {self._path} is of another run; these differ: {found}; {remedy}")
+        return header
+
+
+NOWHERE = Nowhere()
+
+
+def stage_of(number: int) -> str:
+    """The part that holds the Grams of a stage."""
+    return f"grams-{number}"
+
+
+def finished_grams(checkpoint: Checkpoint, stage: int, like: Tensor) -> dict[str, Tensor] | None:
+    """The Grams as a finished stage left those that it added to; None where it is not finished.
+
+    Args:
+        checkpoint: Where.
+        stage: Its number.
+        like: A tensor on the device of the pass.
+    """
+    found = checkpoint.read(stage_of(stage))
+    return None if found is None else {label: found[0][label].to(like.device, copy=True) for label in found[0]}
+
+
+def opened(path: str | os.PathLike[str] | None, fingerprint: Callable[[], Mapping[str, str]]) -> Checkpoint:
+    """The folder of a pass; nowhere where `path` is None.
+
+    Raises:
+        ValueError: If the folder is not one of this pass.
+        OSError: If it cannot be made or read.
+    """
+    return NOWHERE if path is None else Folder(path, fingerprint())
