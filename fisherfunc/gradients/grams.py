@@ -1,7 +1,8 @@
 """`token_grams`: the one expensive pass. Everything else is algebra on what it returns."""
 
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -27,7 +28,7 @@ from fisherfunc.gradients.sound import named, sound_pass
 from fisherfunc.gradients.survey import survey
 from fisherfunc.gradients.workload import PassOptions, Workload
 from fisherfunc.linalg.token_grams import TokenGrams, Tokens
-from fisherfunc.partitioning import partition
+from fisherfunc.partitioning import labels_of, partition, rule_name
 from fisherfunc.records.axes import Batch, Params, Progress
 from fisherfunc.records.dtypes import dtype_name
 from fisherfunc.records.versions import versions
@@ -50,6 +51,7 @@ def token_grams(
     chunk_size: int | None = None,
     memory_limit: int | None = None,
     gram_dtype: torch.dtype = torch.float64,
+    blocks: Callable[[str], str] | None = None,
     max_coordinates: int | None = None,
     coordinate_blocks: Callable[[str], str] | None = None,
     drop_nonfinite: bool = False,
@@ -72,8 +74,10 @@ def token_grams(
         chunk_size: Tokens a batched backward pass; the result does not depend on it beyond round-off.
         memory_limit: In bytes, beyond the model; half of what is free where None.
         gram_dtype: What Grams are accumulated in.
+        blocks: Parameter name → label: one Gram a label, the sum of those of its parameters, so that memory is N² times
+            the number of blocks; a Gram a parameter where None. Finer blocks then take another pass.
         max_coordinates: Approximate: keep at most this many columns a block (see subsample.py).
-        coordinate_blocks: The blocks of `max_coordinates`; each parameter is one where None.
+        coordinate_blocks: The blocks of `max_coordinates`; those of `blocks` where None, or else each parameter is one.
         drop_nonfinite: Whether to leave out tokens with a loss or gradient that is not finite, and count them.
         self_check: Whether to compare the Grams with ordinary backward passes on a few tokens (see self_check.py).
         checkpoint: A folder in which the pass keeps what it has done: the same call goes on from there, to the same
@@ -81,7 +85,7 @@ def token_grams(
         progress: Called as `progress(done, total)`, in backward passes of one token.
 
     Returns:
-        One Gram a parameter, and which token each row is.
+        One Gram a parameter (or a block), and which unit each row is.
 
     Raises:
         ValueError: If no token is valid, an option is out of range, the memory limit is below the smallest chunk, a
@@ -98,10 +102,13 @@ def token_grams(
     num_params = {name: p.numel() for name, p in params.items()}
     coordinates = EVERY
     if max_coordinates is not None:
-        labels = partition(params, coordinate_blocks or (lambda name: name))
-        coordinates = sample_coordinates(num_params, labels, max_coordinates=max_coordinates, seed=seed)
+        parts = partition(params, coordinate_blocks or blocks or (lambda name: name))
+        coordinates = sample_coordinates(num_params, parts, max_coordinates=max_coordinates, seed=seed)
     work = Workload(fn=fn, params=params, sequences=sequences, loss=loss, tokens=tokens)
-    options = PassOptions(chunk_size=chunk_size, memory_limit=memory_limit, gram_dtype=gram_dtype, progress=progress)
+    labels = None if blocks is None else labels_of(partition(params, blocks))
+    options = PassOptions(
+        chunk_size=chunk_size, memory_limit=memory_limit, gram_dtype=gram_dtype, labels=labels, progress=progress
+    )
     numbers = count()  # of the passes: there are more than one where a sequence's row is not finite
 
     def passed(rows: Workload) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -110,8 +117,8 @@ def token_grams(
         kept = opened(folder, partial(fingerprint, rows, options, route, coordinates))
         return _passed(rows, options, route, coordinates, kept)
 
-    done = sound_pass(work, passed, unit=unit, drop_nonfinite=drop_nonfinite)
-    checked = check_grams(done.grams, done.rows, seed=seed) if self_check else None
+    done = sound_pass(work, passed, unit=unit, drop_nonfinite=drop_nonfinite, of="block" if labels else "parameter")
+    checked = check_grams(done.grams, done.rows, labels=labels, seed=seed) if self_check else None
     facts: dict[str, Any] = {
         "fisher": "empirical",
         "targets": "observed",
@@ -122,6 +129,7 @@ def token_grams(
         "seed": int(seed),
         "dtype": "+".join(sorted({dtype_name(p.dtype) for p in params.values()})),
         "gram_dtype": dtype_name(gram_dtype),
+        "accumulated": "by parameter" if blocks is None else rule_name(blocks),
         "device": str(next(iter(params.values())).device),
         **done.how,
         "self_check": checked,
@@ -134,12 +142,20 @@ def token_grams(
         grams=done.grams,
         tokens=named(done.rows, unit),
         scale={},  # also for sequences: their rows are formed as sums, no Gram of single tokens cancels (by_sequence)
-        num_params=num_params,
+        num_params=_by_label(num_params, options),
         unit=unit,
         centered=False,
         precision=max((p.dtype for p in params.values()), key=lambda dtype: torch.finfo(dtype).eps),
         metadata=facts | ({"num_summed_tokens": done.num_tokens} if unit == "sequence" else {}),
+        labels=labels,
     )
+
+
+def _by_label(num_params: Mapping[str, int], options: PassOptions) -> dict[str, int]:
+    summed: Counter[str] = Counter()
+    for name, size in num_params.items():
+        summed[options.label(name)] += size
+    return dict(summed)
 
 
 def _passed(

@@ -68,7 +68,7 @@ def losses_of(
     return [of(sequence) for sequence in sequences]
 
 
-def raise_nonfinite(finite: Bool[Tensor, " n"], tokens: Tokens, name: str) -> None:
+def raise_nonfinite(finite: Bool[Tensor, " n"], tokens: Tokens, name: str, *, of: str = "parameter") -> None:
     """Raise a ValueError that names the first token whose gradient by a parameter is not finite, if there is one."""
     if bool(finite.all()):
         return
@@ -76,7 +76,7 @@ def raise_nonfinite(finite: Bool[Tensor, " n"], tokens: Tokens, name: str) -> No
     position = int(tokens.position[row])
     where = f"sequence {int(tokens.sequence[row])}{f', position {position}' if position >= 0 else ''}"
     raise ValueError(
-        f"the gradient of {where} by parameter {name!r} is not finite ({int((~finite).sum())} such "
+        f"the gradient of {where} by {of} {name!r} is not finite ({int((~finite).sum())} such "
         f"{'tokens' if position >= 0 else 'sequences'} of {len(finite)}); drop_nonfinite=True in token_grams or "
         "fisher_spectrum leaves out such tokens and counts them"
     )

@@ -16,7 +16,9 @@ from fisherfunc.gradients.workload import Workload
 NUM_TOKENS = 8
 
 
-def check_grams(grams: Mapping[str, Tensor], work: Workload, *, seed: int = 0) -> float:
+def check_grams(
+    grams: Mapping[str, Tensor], work: Workload, *, labels: Mapping[str, str] | None = None, seed: int = 0
+) -> float:
     """Compare the Grams of a pass with ordinary backward passes, on at most 8 tokens picked by seed.
 
     Cost: one forward and one backward pass for each sequence that has one of the tokens; a gradient is held.
@@ -30,7 +32,7 @@ def check_grams(grams: Mapping[str, Tensor], work: Workload, *, seed: int = 0) -
     order = torch.randperm(work.num_tokens, generator=torch.Generator().manual_seed(seed))
     index = order[:NUM_TOKENS].sort().values
     chosen = {name: gram[index.to(gram.device)][:, index.to(gram.device)] for name, gram in grams.items()}
-    errors = gram_errors(chosen, work.select(index), seed=seed)
+    errors = gram_errors(chosen, work.select(index), labels=labels, seed=seed)
     for name in wrong(errors, work):
         raise RuntimeError(
             f"self-check: the Gram of {name!r} differs from ordinary backward passes by {errors[name]:.1e} of its "
@@ -39,16 +41,22 @@ def check_grams(grams: Mapping[str, Tensor], work: Workload, *, seed: int = 0) -
     return max(errors.values())
 
 
-def gram_errors(grams: Mapping[str, Tensor], work: Workload, *, seed: int = 0) -> dict[str, float]:
-    """|cᵀ K c − ‖Σ_n c_n ∇ℓ_n‖²| over Σ_n c_n² K_nn a parameter, c drawn by seed, one entry a token."""
+def gram_errors(
+    grams: Mapping[str, Tensor], work: Workload, *, labels: Mapping[str, str] | None = None, seed: int = 0
+) -> dict[str, float]:
+    """|cᵀ K c − ‖Σ_n c_n ∇ℓ_n‖²| over Σ_n c_n² K_nn a parameter or label, c drawn by seed, one entry a token."""
     weights = torch.randn(work.num_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     gradient = _weighted_gradient(work, weights)
     matrices = {name: gram.double().cpu() for name, gram in grams.items()}
     sizes = {name: float(weights.square() @ matrix.diagonal()) for name, matrix in matrices.items()}
     floor = torch.finfo(weights.dtype).tiny + sum(sizes.values()) * _eps(work)
     found = {name: float(weights @ matrix @ weights) for name, matrix in matrices.items()}
-    expected = {name: float(torch.linalg.vector_norm(g, dtype=torch.float64)) ** 2 for name, g in gradient.items()}
-    return {name: abs(found[name] - expected.get(name, 0.0)) / (sizes[name] + floor) for name in matrices}
+    expected = dict.fromkeys(matrices, 0.0)
+    for name, g in gradient.items():
+        expected[name if labels is None else labels[name]] += (
+            float(torch.linalg.vector_norm(g, dtype=torch.float64)) ** 2
+        )
+    return {name: abs(found[name] - expected[name]) / (sizes[name] + floor) for name in matrices}
 
 
 def wrong(errors: Mapping[str, float], work: Workload) -> list[str]:

@@ -35,7 +35,7 @@ class SoundPass:
     num_tokens: int
 
 
-def sound_pass(work: Workload, passed: Pass, *, unit: str, drop_nonfinite: bool) -> SoundPass:
+def sound_pass(work: Workload, passed: Pass, *, unit: str, drop_nonfinite: bool, of: str = "parameter") -> SoundPass:
     """Pass over the tokens, or over their sums by sequence.
 
     Where a sequence's row is not finite, its tokens are passed over one by one to find those to leave out, and the
@@ -46,6 +46,7 @@ def sound_pass(work: Workload, passed: Pass, *, unit: str, drop_nonfinite: bool)
         passed: The pass.
         unit: "token" or "sequence".
         drop_nonfinite: Whether to leave out tokens whose gradient is not finite, rather than raise.
+        of: What an error says that a Gram is of.
 
     Raises:
         ValueError: If a row is not finite and not to be left out, or no token remains.
@@ -57,7 +58,7 @@ def sound_pass(work: Workload, passed: Pass, *, unit: str, drop_nonfinite: bool)
         return SoundPass(rows=rows, grams=grams, how=how, num_tokens=work.num_tokens)
     if not drop_nonfinite:
         for name, gram in grams.items():
-            raise_nonfinite(gram.diagonal().isfinite(), named(rows, unit), name)
+            raise_nonfinite(gram.diagonal().isfinite(), named(rows, unit), name, of=of)
     if unit == "sequence":
         return sound_pass(_without_unsound(work, rows, sound, passed), passed, unit=unit, drop_nonfinite=True)
     kept = sound.nonzero().squeeze(-1)

@@ -45,19 +45,20 @@ class Tokens:
         return Tokens(sequence=self.sequence[index], position=self.position[index], loss=self.loss[index])
 
 
-@record(static=("num_params", "unit", "centered", "precision", "metadata"))
+@record(static=("num_params", "unit", "centered", "precision", "metadata", "labels"))
 class TokenGrams:
     """Unnormalised Grams {name: (N, N)} of the gradients of N units.
 
     Attributes:
-        grams: K_p for each parameter tensor p.
+        grams: K_p for each parameter tensor p, or K_b for each label b.
         tokens: Which unit each row is.
         scale: The norm of K_p before a cancellation (centring, summing over tokens); empty where none was.
-        num_params: {name: P_p}.
+        num_params: {name: P_p}, for the names of `grams`.
         unit: What a row is: "token" or "sequence".
         centered: Whether the mean row was subtracted.
         precision: The dtype in which the gradients were computed.
         metadata: How they came about; plain Python values.
+        labels: {parameter: the label that its Gram was added under}; None where each has a Gram of its own.
     """
 
     grams: dict[str, Float[Tensor, "n n"]]
@@ -68,6 +69,7 @@ class TokenGrams:
     centered: bool
     precision: torch.dtype
     metadata: Mapping[str, Any]
+    labels: Mapping[str, str] | None = None
 
     @property
     def num_units(self) -> int:
@@ -157,6 +159,7 @@ class TokenGrams:
             "centered": self.centered,
             "precision": dtype_name(self.precision),
             "metadata": dict(self.metadata),
+            "labels": None if self.labels is None else dict(self.labels),
         }
         with replacing(path) as temporary:
             save_file(apart(tensors), temporary, metadata={"format": FORMAT, "header": json.dumps(header)})

@@ -1,6 +1,6 @@
 """The partition layer: parameter names to block labels. Pure strings and tables; knows no torch."""
 
-from fisherfunc.partitioning.partition import partition
+from fisherfunc.partitioning.partition import labels_of, partition, rule_name
 from fisherfunc.partitioning.rules import (
     OTHER,
     RULES,
@@ -11,4 +11,15 @@ from fisherfunc.partitioning.rules import (
     whole,
 )
 
-__all__ = ["OTHER", "RULES", "Rule", "by_layer", "by_module", "by_parameter", "partition", "whole"]
+__all__ = [
+    "OTHER",
+    "RULES",
+    "Rule",
+    "by_layer",
+    "by_module",
+    "by_parameter",
+    "labels_of",
+    "partition",
+    "rule_name",
+    "whole",
+]

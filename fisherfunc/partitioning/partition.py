@@ -1,6 +1,6 @@
 """Partition parameter names into labelled blocks: every name in exactly one, none left out."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 _RULES = "by_layer, by_module, by_parameter, whole or any function from a name to a label"
 
@@ -32,6 +32,21 @@ def partition(names: Iterable[str], by: Callable[[str], str]) -> dict[str, tuple
     for name in _checked(names):
         blocks.setdefault(_label(name, by), []).append(name)
     return {label: tuple(members) for label, members in blocks.items()}
+
+
+def labels_of(blocks: Mapping[str, Iterable[str]]) -> dict[str, str]:
+    """The other way round: the label of each name of a partition.
+
+    Example:
+        >>> labels_of({"w": ("a.w", "b.w"), "b": ("a.b",)})
+        {'a.w': 'w', 'b.w': 'w', 'a.b': 'b'}
+    """
+    return {name: label for label, names in blocks.items() for name in names}
+
+
+def rule_name(rule: Callable[[str], str]) -> str:
+    """What results call a rule."""
+    return getattr(rule, "__name__", type(rule).__name__)
 
 
 def _checked(names: Iterable[str]) -> list[str]:

@@ -3,6 +3,7 @@
 Grams add, so the partition, the unit and the centring are chosen here, after the pass, at no further pass.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,7 @@ from fisherfunc.linalg.kernels import cheapest, robust_eigh
 from fisherfunc.linalg.lifting import GramKernel, RowKernel
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.linalg.token_grams import TokenGrams
-from fisherfunc.partitioning import by_layer, partition
+from fisherfunc.partitioning import by_layer, partition, rule_name
 from fisherfunc.pipeline.result import FisherSpectrum, apart_from, union
 from fisherfunc.records.dtypes import dtype_name
 from fisherfunc.records.versions import versions
@@ -27,7 +28,7 @@ NORMALIZATION = "F = (1/N) GᵀG, N = number of units"
 def spectrum_of_grams(
     grams: TokenGrams,
     *,
-    blocks: Callable[[str], str] = by_layer,
+    blocks: Callable[[str], str] | None = None,
     center: bool = False,
     unit: str = "token",
     kernel: GramKernel | None = None,
@@ -36,7 +37,7 @@ def spectrum_of_grams(
 
     Args:
         grams: The Grams of a pass.
-        blocks: Parameter name → block label.
+        blocks: Parameter name → block label; where None, the blocks that the Grams were accumulated by, or `by_layer`.
         center: Whether to subtract the mean row: the gradient covariance in place of the Fisher.
         unit: What a row is: "token", or "sequence" (the sum of its tokens' rows).
         kernel: Gram → spectrum; `kernels.robust_eigh()` where None.
@@ -45,14 +46,15 @@ def spectrum_of_grams(
         The spectra of the blocks, of their union and of the full matrix.
 
     Raises:
-        ValueError: If the unit is unknown or finer than that of the Grams, or a Gram is indefinite.
+        ValueError: If the unit is unknown, unit or blocks are finer than those of the Grams, or a Gram is indefinite.
         torch.linalg.LinAlgError: If every eigensolver failed.
     """
     grams = _in_unit(grams, unit)
     grams = grams.center() if center and not grams.centered else grams
     kernel = kernel or robust_eigh()
-    labels = partition(grams.grams, blocks)
-    sampled = set(grams.metadata.get("sampled_parameters", ()))
+    blocks = blocks or (by_layer if grams.labels is None else None)
+    labels = _gathered(grams, blocks)
+    sampled = {(grams.labels or {}).get(name, name) for name in grams.metadata.get("sampled_parameters", ())}
 
     def solve(names: Sequence[str]) -> Spectrum:
         spectrum = kernel(
@@ -109,13 +111,32 @@ def spectrum_of_gradients(
         "centered": center,
         "num_tokens": some.shape[0],
         "num_params": sum(g.shape[1] for g in rows.values()),
-        "blocks": _rule_name(blocks),
+        "blocks": rule_name(blocks),
         "dtype": dtype_name(some.dtype),
         "device": str(some.device),
         "route": "gradients given",
         "versions": versions(),
     }
     return _result(spectra, full, facts)
+
+
+def _gathered(grams: TokenGrams, blocks: Callable[[str], str] | None) -> dict[str, tuple[str, ...]]:
+    """{block: the Grams that it is the sum of}."""
+    if blocks is None:
+        return {label: (label,) for label in grams.grams}
+    if grams.labels is None:
+        return partition(grams.grams, blocks)
+    of = grams.labels
+    found = {block: tuple(dict.fromkeys(of[n] for n in names)) for block, names in partition(of, blocks).items()}
+    counts = Counter(label for labels in found.values() for label in labels)
+    for label, count in counts.items():
+        if count > 1:
+            raise ValueError(
+                f"the Gram of {label!r} is a sum over parameters of {count} blocks of {rule_name(blocks)}: "
+                f"{[block for block, labels in found.items() if label in labels]}; pass again with these blocks in "
+                "token_grams, or with blocks=None, which keeps a Gram a parameter"
+            )
+    return found
 
 
 def _in_unit(grams: TokenGrams, unit: str) -> TokenGrams:
@@ -140,7 +161,7 @@ def _result(spectra: dict[str, Spectrum], full: Spectrum, metadata: dict[str, An
     return FisherSpectrum(blocks=spectra, block_diagonal=union(spectra), full=full, metadata=metadata)
 
 
-def _facts(grams: TokenGrams, blocks: Callable[[str], str]) -> dict[str, Any]:
+def _facts(grams: TokenGrams, blocks: Callable[[str], str] | None) -> dict[str, Any]:
     summed = grams.metadata.get("num_summed_tokens", grams.num_units)
     return {
         "unit": grams.unit,
@@ -149,12 +170,8 @@ def _facts(grams: TokenGrams, blocks: Callable[[str], str]) -> dict[str, Any]:
         "num_sequences": len(grams.tokens.sequence.unique()),
         "mean_loss": (grams.tokens.loss.double().sum() / summed).item(),
         "num_params": sum(grams.num_params.values()),
-        "blocks": _rule_name(blocks),
+        "blocks": grams.metadata.get("accumulated") if blocks is None else rule_name(blocks),
     }
-
-
-def _rule_name(blocks: Callable[[str], str]) -> str:
-    return getattr(blocks, "__name__", type(blocks).__name__)
 
 
 def _stacked(gradients: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

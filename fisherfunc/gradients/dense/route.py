@@ -159,6 +159,7 @@ def _plan(work: Workload, options: PassOptions, coordinates: Coordinates) -> Den
         footprint,
         memory_limit=options.limit(next(iter(leaves.values())).device),
         chunk_size=options.chunk_size,
+        num_grams=len({*map(options.label, work.params)}),
     )
 
 

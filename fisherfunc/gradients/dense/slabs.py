@@ -83,6 +83,7 @@ def cut(
     *,
     memory_limit: int,
     chunk_size: int | None = None,
+    num_grams: int | None = None,
 ) -> DensePlan:
     """Slabs filled in the order of the parameters, for the largest chunk that leaves half the room for rows.
 
@@ -92,19 +93,21 @@ def cut(
         footprint: What the parts of the pass hold.
         memory_limit: In bytes.
         chunk_size: Tokens a backward pass; at most `DEFAULT_CHUNK` where None.
+        num_grams: How many Grams are accumulated; one a parameter where None.
 
     Raises:
         ValueError: If the limit is below the smallest chunk; it says how much is needed.
     """
     chunk_size = None if chunk_size is None else min(chunk_size, footprint.num_tokens)
-    fixed = footprint.fixed(len(num_params))
+    num_grams = len(num_params) if num_grams is None else num_grams
+    fixed = footprint.fixed(num_grams)
     largest = max(num_params.values())
     widest = min(TILE, max(num_columns.values()))
     least = fixed + footprint.backward(chunk_size or 1, largest) + footprint.rows(widest)
     if memory_limit < least:
         raise ValueError(
             f"memory_limit={memory_limit} bytes is below the {least} bytes ({least / 2**20:.0f} MiB) that the smallest "
-            f"chunk needs: {len(num_params)} Grams of {footprint.num_tokens} tokens ({fixed} bytes with work space) "
+            f"chunk needs: {num_grams} Grams of {footprint.num_tokens} tokens ({fixed} bytes with work space) "
             f"and {chunk_size or 1} gradient(s) of the largest tensor, {largest} entries; raise the limit or lower "
             "num_tokens"
         )
