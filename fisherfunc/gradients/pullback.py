@@ -89,7 +89,7 @@ def check_reach(losses_of: LossesOf, params: Params) -> None:
             f"no gradient reaches any of the {len(params)} parameters, such as {next(iter(params))!r}: the losses do "
             "not depend on them; look for torch.no_grad, detach or argmax in the model or the loss"
         )
-    for leaf in _leaves(losses.grad_fn):
+    for leaf in reached_leaves(losses.grad_fn):
         if isinstance(leaf, nn.Parameter) and leaf.numel():
             names = [repr(name) for name, p in params.items() if p.data_ptr() == leaf.data_ptr()] or ["not named"]
             raise ValueError(
@@ -99,7 +99,7 @@ def check_reach(losses_of: LossesOf, params: Params) -> None:
             )
 
 
-def _leaves(node: Any) -> Iterator[Tensor]:
+def reached_leaves(node: Any) -> Iterator[Tensor]:
     """The leaves of the graph that ends in a node."""
     seen, waiting = {node}, [node]
     while waiting:

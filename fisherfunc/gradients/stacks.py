@@ -84,7 +84,8 @@ def _entries(batch: Batch) -> dict[Any, Any]:
 
 def _alike(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one.shape == other.shape and one.dtype == other.dtype
+        same = one.shape == other.shape and one.dtype == other.dtype
+        return same and (one.ndim > 0 or torch.equal(one, other))  # without an axis, they share one value
     if isinstance(one, list | tuple | dict) and type(one) is type(other):
         return len(one) == len(other) and _same_shape(one, other)
     return type(one) is type(other) and bool(one == other)

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fisherfunc.gradients.factored.rules import TRANSPOSES, Convolution, Map, Role, explained
-from fisherfunc.gradients.factored.shortcuts import Origins, is_elementwise, shortened_path
+from fisherfunc.gradients.factored.shortcuts import Origins, elementwise_origins, is_elementwise, shortened_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,8 @@ class Recorder(TorchFunctionMode):
     """Record the uses of some parameters while the context is active.
 
     Args:
-        parameters: {name: tensor}, recognised by identity; the model must be given these very tensors.
+        parameters: {name: leaf}, recognised by identity; the model must be given these very tensors. Where a use is
+            explained, the function gets a constant in its place, so the graph leads to a leaf from other uses only.
         directions: What to do beside looking.
     """
 
@@ -105,6 +106,8 @@ class Recorder(TorchFunctionMode):
         self._directions = directions or Directions()
         self._kept: list[Tensor] = list(parameters.values())  # alive, so that an id stays theirs
         self._names = {id(tensor): (name, False) for name, tensor in parameters.items()}
+        self._constants = {id(tensor): tensor.detach() for tensor in parameters.values()}
+        self._nodes: dict[Any, tuple[str, int]] = {}
         self._counts: Counter[str] = Counter()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -114,7 +117,7 @@ class Recorder(TorchFunctionMode):
         if not names or not torch.is_grad_enabled():  # no gradient comes this way
             return func(*args, **kwargs)
         if func in TRANSPOSES and args[0].ndim == 2:
-            return self._alias(args[0], func(*args, **kwargs))
+            return self._alias(args[0], func)
         return self._recorded(func, args, kwargs, names)
 
     def _watched(self, args: Any, kwargs: Any) -> Counter[str]:
@@ -125,10 +128,12 @@ class Recorder(TorchFunctionMode):
             flat = pytree.tree_leaves(flat)
         return Counter(names[id(leaf)][0] for leaf in flat if id(leaf) in names)
 
-    def _alias(self, original: Tensor, transposed: Tensor) -> Tensor:
+    def _alias(self, original: Tensor, transpose: Any) -> Tensor:
+        transposed = transpose(original)
         name, flipped = self._names[id(original)]
         self._kept.append(transposed)
         self._names[id(transposed)] = (name, not flipped)
+        self._constants[id(transposed)] = transpose(self._constants[id(original)])
         return transposed
 
     def _recorded(self, func: Any, args: Any, kwargs: Any, names: Counter[str]) -> Any:
@@ -137,12 +142,15 @@ class Recorder(TorchFunctionMode):
         for tensor, role in roles:
             args, kwargs = self._on_the_way_in(tensor, role, args, kwargs)
         roles = [(t, r) for t, r in explained(func, args, kwargs) if id(t) in self._names] if roles else []
+        constants = {id(tensor): self._constants[id(tensor)] for tensor, _ in roles}
+        if constants:
+            args, kwargs = pytree.tree_map(lambda leaf: constants.get(id(leaf), leaf), (args, kwargs))
         result = func(*args, **kwargs)
         if id(result) in self._names or not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(result)):
             return result
         known: Counter[str] = Counter()
-        if roles and not torch._C._functorch.is_functorch_wrapped_tensor(result):
-            if not self._directions.widened.isdisjoint(names) and result.shape[0] == 1:
+        if roles and _is_recordable(result):
+            if not self._directions.widened.isdisjoint(names) and result.ndim > 1 and result.shape[0] == 1:
                 result, roles = self._widen(result), [(tensor, self._widened(role)) for tensor, role in roles]
             for tensor, role in roles:
                 known[self._put(tensor, role, result)] += 1
@@ -163,7 +171,7 @@ class Recorder(TorchFunctionMode):
         if origins is None:
             return args, kwargs
         outputs = [use.output for use in self.recording.uses if (use.name, use.number) in origins]
-        straight = len(outputs) == len(origins) and (
+        straight = elementwise_origins(role.source, self._nodes) == origins and (
             not self._directions.verify or is_elementwise(role.source, outputs)
         )
         source = shortened_path(role.source, outputs) if straight else None
@@ -190,4 +198,11 @@ class Recorder(TorchFunctionMode):
         self._counts[name] += 1
         use = Use(name=name, size=tensor.numel(), number=number, output=result, version=result._version, role=role)
         self.recording.uses.append(use)
+        self._nodes[torch.autograd.graph.get_gradient_edge(result).node] = (name, number)
         return name
+
+
+def _is_recordable(result: Any) -> bool:
+    """Whether rules hold for an output: they are about real numbers, outside any transform."""
+    real = isinstance(result, Tensor) and result.is_floating_point()
+    return real and not torch._C._functorch.is_functorch_wrapped_tensor(result)

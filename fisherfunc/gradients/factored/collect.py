@@ -17,17 +17,16 @@ from torch import Tensor
 from fisherfunc.gradients.factored.pieces import Piece, factor_dtype, inputs_by_place, kept_places, pieces_of
 from fisherfunc.gradients.factored.places import own_cotangents
 from fisherfunc.gradients.factored.rules import Map
+from fisherfunc.gradients.factored.separate import sequences_apart
 from fisherfunc.gradients.factored.structure import (
     Structure,
     Traced,
     Unsettled,
     apart,
     by_sequence,
-    close,
     head_of,
     settled,
     trace,
-    trace_alone,
     trace_prefix,
     vectors,
 )
@@ -35,9 +34,6 @@ from fisherfunc.gradients.pullback import strided
 from fisherfunc.gradients.stacks import Stack
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.linalg.factors import PointFactors
-
-HALVES = 2
-"""How many random halves of the tokens of a stack are held against each other; the probed sequence has them all."""
 
 
 def stack_pieces(
@@ -146,7 +142,7 @@ def _at_logits(whole: Traced, structure: Structure, stack: Stack) -> Float[Tenso
     there = stack.rows >= 0
     sequence = torch.arange(stack.width, device=there.device).expand_as(stack.rows)[there]
     logits = head_of(whole.recording, structure).output
-    found = own_cotangents(whole.losses, logits, sequence, stack.position[there], num_halves=HALVES)
+    found = own_cotangents(whole.losses, logits, sequence, stack.position[there])
     if found is None:
         raise Unsettled(replace(structure, head=None, causal=False))
     return found
@@ -221,37 +217,10 @@ def pulled_back(output: Tensor, targets: Sequence[Tensor], cotangent: Tensor) ->
 
 
 def _check_apart(work: Workload, stack: Stack, structure: Structure, whole: Traced) -> None:
-    """Hold the sequences of a stack against each other: one of them alone, and one half against the other.
+    """Hold the sequences of a stack against each other.
 
     Raises:
-        Unsettled: If a sequence has other losses alone, or cotangents of one half reach the other.
+        Unsettled: If one of them reaches another.
     """
     if not sequences_apart(work, stack, structure, whole):
         raise Unsettled(replace(structure, stacked=False))
-
-
-def sequences_apart(work: Workload, stack: Stack, structure: Structure, whole: Traced) -> bool:
-    """Whether no sequence of a stack reaches another, as far as one of them alone and a random half show.
-
-    Cost: a forward pass of one sequence, one backward pass of the stack.
-    """
-    b = stack.members[0] % stack.width
-    alone = trace_alone(work, stack.members[b], structure)
-    together, at = whole.losses, alone.losses
-    if alone.recording.end is not None:
-        together, at = vectors(head_of(whole.recording, structure)), alone.recording.end
-    together, at = together.reshape(stack.width, -1), at.reshape(1, -1)
-    if together.shape[1] != at.shape[1] or not close(together[b], at[0]):
-        return False
-    half = torch.randperm(stack.width, generator=torch.Generator().manual_seed(stack.members[0])) < stack.width // 2
-    half = half.to(together.device)
-    outputs = list({id(use.output): use.output for use in apart(whole.recording, structure)[1]}.values())
-    if not outputs or not together.requires_grad:
-        return True
-    ones = half[:, None].to(together.dtype).expand_as(together)
-    found = torch.autograd.grad(together, outputs, ones, retain_graph=True, allow_unused=True)
-    return all(
-        output.shape[0] % stack.width == 0
-        and (gradient is None or not bool(gradient.reshape(stack.width, -1)[~half].any()))
-        for output, gradient in zip(outputs, found, strict=True)
-    )

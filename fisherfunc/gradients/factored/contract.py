@@ -5,16 +5,20 @@ formed rows. Gradients of several uses add, so their Gram has all cross terms.
 """
 
 from collections import defaultdict
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from fisherfunc.gradients.factored.pieces import Piece
 from fisherfunc.gradients.stacks import Stack
-from fisherfunc.linalg.factors import PointFactors, SharedFactors, cross_gram
+from fisherfunc.linalg.factors import PointFactors, SharedFactors, cross_gram, form_gradients
 from fisherfunc.linalg.by_id import add_by_id
 from fisherfunc.linalg.strips import Strip, add_strips, empty_strip
 from fisherfunc.linalg.triangle import add_points, add_rows
+
+FORMED = 2**22
+"""Entries of gradients that are formed at a time where factors meet formed rows."""
 
 
 class Holder:
@@ -75,6 +79,11 @@ class Holder:
         for rows, one_way in along[0]:
             for columns, other_way in along[1]:
                 _add_both(gram, rows, columns, cross_gram(one_way, other_way))
+        if self._rows is not None:
+            everything = torch.arange(self._num_rows, device=gram.device)
+            for index, part in points + along[0] + along[1]:
+                for some, formed in _formed(part, self._rows.shape[1]):
+                    _add_both(gram, index[some], everything, formed.to(self._rows) @ self._rows.mT)
 
 
 def _joined(parts: list[tuple[Tensor, PointFactors]]) -> tuple[Tensor, PointFactors]:
@@ -85,6 +94,22 @@ def _joined(parts: list[tuple[Tensor, PointFactors]]) -> tuple[Tensor, PointFact
         order = index.argsort()
         index, left, right = index[order], left[order], right[order]
     return index, PointFactors(left=left, right=right)
+
+
+def _formed(part: PointFactors | SharedFactors, size: int) -> Iterator[tuple[slice, Tensor]]:
+    """The gradients that factors stand for, some rows at a time: what meets formed rows of the same parameter."""
+    own = part.left if isinstance(part, PointFactors) else part.own
+    step = max(1, FORMED // size)
+    for first in range(0, len(own), step):
+        some = slice(first, first + step)
+        if isinstance(part, PointFactors):
+            few: PointFactors | SharedFactors = PointFactors(left=part.left[some], right=part.right[some])
+            shape = (part.left.shape[1], part.right.shape[1])
+        else:
+            few = SharedFactors(own=own[some], shared=part.shared, axis=part.axis)
+            features = own.shape[-1]
+            shape = (features, size // features) if part.axis == 0 else (size // features, features)
+        yield some, form_gradients(few, shape).flatten(1)
 
 
 def _add_both(gram: Tensor, rows: Tensor, columns: Tensor, block: Tensor) -> None:

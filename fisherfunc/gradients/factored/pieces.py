@@ -44,12 +44,13 @@ class Piece:
 def num_places(use: Use, width: int) -> int:
     """At how many places of a sequence a linear map or a convolution acts."""
     output = use.output
-    along = 1 if isinstance(use.role, Convolution) else -1
-    return output.numel() // output.shape[along] // width
+    return output.numel() // max(features_of(use), 1) // width
 
 
 def features_of(use: Use) -> int:
     """How many features the cotangent of a use has at a place."""
+    if use.output.ndim == 0:
+        return 1
     return use.output.shape[1 if isinstance(use.role, Convolution) else -1]
 
 

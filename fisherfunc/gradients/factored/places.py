@@ -9,56 +9,58 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+PROBES = 2
+NUM_POWERS = 16
+TINY = torch.finfo(torch.float32).tiny
+
 
 def own_cotangents(
-    losses: Float[Tensor, "b s"], output: Tensor, sequence: Tensor, position: Tensor, *, num_halves: int | None = None
+    losses: Float[Tensor, "b s"], output: Tensor, sequence: Tensor, position: Tensor
 ) -> Float[Tensor, "n v"] | None:
     """∂ℓ_n/∂output[n] for some tokens; None where a loss depends on another place, or not through `output`.
 
-    Exact: where the cotangents of some losses are zero, so are those of their places. Two places differ in a bit of
-    their number, so that halves by each bit tell them all apart. Cost: 1 + log₂ N backward passes down to `output`.
+    Each loss is multiplied by a random power of two, which is exact: where no place reaches another, it multiplies the
+    cotangents of its own place, to the last bit. Two places that do have the same factors with probability
+    (2 NUM_POWERS)^-PROBES. Cost: 1 + PROBES backward passes down to `output`.
 
     Args:
         losses: Of all sequences and positions, in the graph.
         output: What they may depend on.
         sequence: The row of `losses` of each token.
         position: Its column.
-        num_halves: Hold this many random halves against each other, rather than those by all bits: each finds two
-            places that reach each other with probability one half.
     """
     places = output[..., 0].numel() // len(losses)
     if int(position.max()) >= places or bypassed(losses, output):
         return None
     place = sequence * places + position
+    elsewhere = torch.ones(places * len(losses), dtype=torch.bool, device=output.device)
+    elsewhere = elsewhere.index_fill(0, place, value=False)
 
-    def rows(some: Tensor) -> Tensor:
-        chosen = losses[sequence[some], position[some]].sum()
+    def rows(weights: Tensor) -> Tensor:
+        chosen = (losses[sequence, position] * weights).sum()
         (found,) = torch.autograd.grad(chosen, output, retain_graph=True, allow_unused=True)
         return torch.zeros_like(output).flatten(0, -2) if found is None else found.flatten(0, -2)
 
-    everything = torch.ones_like(place, dtype=torch.bool)
-    together = rows(everything)
-    elsewhere = torch.ones(len(together), dtype=torch.bool, device=output.device).index_fill(0, place, value=False)
+    together = rows(torch.ones_like(losses[sequence, position]))
     if bool(together[elsewhere].any()):
         return None
-    for half in _halves(len(place), num_halves):
-        half = half.to(place.device)
-        for some in (half, ~half):
-            found = rows(some)
-            if bool(found[place[~some]].any()):
-                return None
-            if torch.equal(found[place[some]], together[place[some]]):
-                break  # then the other half has nothing here: cotangents add
+    generator = torch.Generator().manual_seed(len(place))
+    for _ in range(PROBES):
+        powers = torch.randint(NUM_POWERS, place.shape, generator=generator)
+        signs = 1 - 2 * torch.randint(2, place.shape, generator=generator)
+        weights = (signs * 2.0**powers).to(losses)
+        found = rows(weights)
+        if bool(found[elsewhere].any()) or not _same(found[place], together[place], weights):
+            return None
     return together[place]
 
 
-def _halves(count: int, num_halves: int | None) -> list[Tensor]:
-    number = torch.arange(count)
-    bits = (count - 1).bit_length()
-    if num_halves is None or num_halves >= bits:
-        return [(number >> bit) % 2 == 0 for bit in range(bits)]
-    generator = torch.Generator().manual_seed(count)
-    return [torch.randperm(count, generator=generator) < count // 2 for _ in range(num_halves)]
+def _same(scaled: Float[Tensor, "n v"], plain: Float[Tensor, "n v"], weights: Float[Tensor, " n"]) -> bool:
+    """Whether entries are the same but for their factors; those too small to be normal numbers lose digits."""
+    finfo = torch.finfo(plain.dtype)
+    wide = torch.promote_types(plain.dtype, torch.float32)
+    found, expected = scaled.to(wide) / weights.to(wide)[:, None], plain.to(wide)
+    return bool(((found - expected).abs() <= 4 * finfo.eps * expected.abs() + max(finfo.tiny * finfo.eps, TINY)).all())
 
 
 def bypassed(losses: Tensor, output: Tensor) -> bool:

@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from fisherfunc.gradients.factored.collect import sequences_apart
 from fisherfunc.gradients.factored.loads import (
     Tally,
     chunk_of,
@@ -16,6 +15,7 @@ from fisherfunc.gradients.factored.loads import (
 )
 from fisherfunc.gradients.factored.pieces import factor_dtype, num_places
 from fisherfunc.gradients.factored.rules import Shift
+from fisherfunc.gradients.factored.separate import sequences_apart
 from fisherfunc.gradients.factored.structure import Structure, Traced, probe, settled, trace
 from fisherfunc.gradients.memory import SavedBytes
 from fisherfunc.gradients.stacks import REFUSALS, Stack, stacks_of

@@ -15,6 +15,8 @@ from torch import Tensor
 Origins = frozenset[tuple[str, int]]
 """Uses, by parameter and number."""
 
+LARGEST_POWER = 6
+
 
 def shortened_path(source: Tensor, outputs: Sequence[Tensor]) -> Tensor | None:
     """The same values as `source`, with a graph that leads to `outputs` by one product each; None where there is none.
@@ -30,15 +32,20 @@ def shortened_path(source: Tensor, outputs: Sequence[Tensor]) -> Tensor | None:
         if slope is None:
             return None
         result = result + ((y - y.detach()) * slope).reshape(source.shape)
-    return result
+    return result.to(source.dtype)
 
 
 def is_elementwise(source: Tensor, outputs: Sequence[Tensor]) -> bool:
-    """Whether the Jacobian of `source` by each output is diagonal, as far as a random cotangent shows."""
+    """Whether the Jacobian of `source` by each output is diagonal, as far as a random cotangent shows.
+
+    Its entries are powers of two, so that a diagonal Jacobian gives the product with the slopes to the last bit.
+    """
     if any(y.numel() != source.numel() for y in outputs):
         return False
     generator = torch.Generator().manual_seed(0)
-    probe = torch.randint(1, 5, source.shape, generator=generator).to(source)
+    powers = torch.randint(LARGEST_POWER + 1, source.shape, generator=generator)
+    signs = 1 - 2 * torch.randint(2, source.shape, generator=generator)
+    probe = (signs * 2.0**powers).to(source)
     slopes, found = (_pulled_back(source, outputs, c) for c in (torch.ones_like(source), probe))
     return all(
         slope is not None and pulled is not None and _close(pulled, slope * probe.reshape(slope.shape))
@@ -73,5 +80,5 @@ def elementwise_origins(source: Tensor, outputs: dict[Any, tuple[str, int]]) -> 
 
 
 def _close(value: Tensor, expected: Tensor) -> bool:
-    tolerance = 1e3 * torch.finfo(value.dtype).eps
+    tolerance = 2 * torch.finfo(value.dtype).eps
     return bool(torch.linalg.vector_norm(value - expected) <= tolerance * torch.linalg.vector_norm(expected))

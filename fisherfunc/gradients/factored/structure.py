@@ -6,7 +6,7 @@ inputs are elementwise functions. On some sequences together: whether none reach
 against all of it again, by collect.py.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,9 +18,9 @@ from fisherfunc.gradients.factored._taps import Directions, Reached, Recorder, R
 from fisherfunc.gradients.factored.places import own_cotangents
 from fisherfunc.gradients.factored.rules import Map
 from fisherfunc.gradients.factored.shortcuts import Origins, elementwise_origins, is_elementwise
-from fisherfunc.gradients.pullback import leaves_of
+from fisherfunc.gradients.pullback import leaves_of, reached_leaves
 from fisherfunc.gradients.sequences import shortened
-from fisherfunc.gradients.stacks import REFUSALS
+from fisherfunc.gradients.stacks import REFUSALS, joined
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.records.axes import Batch
 
@@ -69,28 +69,36 @@ class Traced:
         losses: `(b, s)`, in the graph; none for a pass that was cut short.
         recording: The uses of the factored parameters.
         leaves: The dense parameters, as leaves of the graph.
+        watched: The factored ones, as the model got them.
     """
 
     losses: Tensor
     recording: Recording
     leaves: dict[str, Tensor]
+    watched: dict[str, Tensor]
 
 
 def trace(work: Workload, batch: Batch, structure: Structure, *, leaves: Iterable[str] = (), width: int = 1) -> Traced:
     """Run some sequences with every use of a factored parameter recorded and the named dense ones as leaves."""
     output, traced = _run(work, batch, structure, leaves, _directions(structure, width))
     with torch.enable_grad():
-        return replace(traced, losses=work.loss.values(output, batch))
+        losses = work.loss.values(output, batch)
+    watched = {id(tensor): name for name, tensor in traced.watched.items()}
+    for leaf in reached_leaves(losses.grad_fn) if losses.requires_grad else ():
+        if id(leaf) in watched:  # what is explained leads to no leaf
+            traced.recording.unknown.setdefault(watched[id(leaf)], "a function that cannot be seen")
+    return replace(traced, losses=losses)
 
 
-def trace_alone(work: Workload, member: int, structure: Structure) -> Traced:
-    """One sequence, up to the last linear map where there is one."""
-    directions = replace(_directions(structure, 1), last=structure.head, verify=False)
-    output, traced = _run(work, work.sequences[member], structure, (), directions)
+def trace_part(work: Workload, members: Sequence[int], structure: Structure) -> Traced:
+    """Some sequences together, up to the last linear map where there is one; for their values only."""
+    batch = joined([work.sequences[member] for member in members])
+    directions = replace(_directions(structure, len(members)), last=structure.head, shortcuts={})
+    output, traced = _run(work, batch, structure, (), directions)
     if traced.recording.end is not None:
         return traced
     with torch.enable_grad():
-        return replace(traced, losses=work.loss.values(output, work.sequences[member]))
+        return replace(traced, losses=work.loss.values(output, batch))
 
 
 def trace_prefix(
@@ -137,11 +145,12 @@ def _run(
 ) -> tuple[Any, Traced]:
     constants = {name: p.detach() for name, p in work.params.items()}
     leaf = leaves_of({name: work.params[name] for name in leaves})
-    recorder = Recorder({name: constants[name] for name in structure.factored}, directions)
+    watched = leaves_of({name: work.params[name] for name in work.params if name in structure.factored})
+    recorder = Recorder(watched, directions)
     output = None
     with torch.enable_grad(), recorder, suppress(Reached):
-        output = work.fn.apply({**constants, **leaf}, batch)
-    return output, Traced(losses=torch.empty(0), recording=recorder.recording, leaves=leaf)
+        output = work.fn.apply({**constants, **watched, **leaf}, batch)
+    return output, Traced(losses=torch.empty(0), recording=recorder.recording, leaves=leaf, watched=watched)
 
 
 def probe(work: Workload) -> tuple[Structure, Traced]:

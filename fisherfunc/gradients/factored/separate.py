@@ -1,0 +1,80 @@
+"""Whether sequences that run together are separate: in their values, and in their gradients.
+
+Every stack is tested, as what a model does may depend on the data. Values: the stack is cut into parts at random, which
+run without each other. Gradients: a random cotangent is multiplied by a power of two a sequence, which is exact in
+floating point; where sequences are separate, so are all cotangents below. Axis order: b sequences, then all else.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from fisherfunc.gradients.factored.structure import Structure, Traced, apart, head_of, trace_part, vectors
+from fisherfunc.gradients.stacks import Stack
+from fisherfunc.gradients.workload import Workload
+
+PARTS = 8
+"""At most how many parts run without each other: two sequences that meet are parted with probability 7/8 or more."""
+LARGEST_POWER = 6
+
+
+def sequences_apart(work: Workload, stack: Stack, structure: Structure, whole: Traced) -> bool:
+    """Whether no sequence of a stack reaches another, as far as random parts and random weights show.
+
+    Cost: a forward pass of all sequences, two ordinary backward passes of the stack.
+
+    Args:
+        work: What is passed over.
+        stack: Of its sequences.
+        structure: What is exploited.
+        whole: The pass over the stack.
+    """
+    generator = torch.Generator().manual_seed(stack.members[0])
+    at_end = structure.head is not None
+    together = vectors(head_of(whole.recording, structure)) if at_end else whole.losses
+    if together.numel() % stack.width:
+        return False
+    values = together.detach().reshape(stack.width, -1)
+    order = torch.randperm(stack.width, generator=generator)
+    for part in order.tensor_split(min(PARTS, stack.width)):
+        found = trace_part(work, [stack.members[b] for b in part.tolist()], structure)
+        alone = found.losses if found.recording.end is None else found.recording.end
+        if (found.recording.end is not None) != at_end or alone.numel() != values[0].numel() * len(part):
+            return False
+        if not bool(_rows_close(alone.detach().reshape(len(part), -1), values[part.to(values.device)]).all()):
+            return False
+    return _gradients_apart(together, whole, structure, stack.width, generator)
+
+
+def _gradients_apart(
+    together: Tensor, whole: Traced, structure: Structure, width: int, generator: torch.Generator
+) -> bool:
+    outputs = list({id(use.output): use.output for use in apart(whole.recording, structure)[1]}.values())
+    if not outputs or not together.requires_grad:
+        return True
+    if any(output.ndim == 0 or output.shape[0] % width for output in outputs):
+        return False
+    probe = torch.randn(together.shape, generator=generator, dtype=torch.float64).to(together)
+    powers = torch.randint(LARGEST_POWER + 1, (width,), generator=generator)
+    signs = 1 - 2 * torch.randint(2, (width,), generator=generator)
+    weights = (signs * 2.0**powers).to(together)
+    weighted = (probe.reshape(width, -1) * weights[:, None]).reshape(together.shape)
+    plain, scaled = (
+        torch.autograd.grad(together, outputs, cotangent, retain_graph=True, allow_unused=True)
+        for cotangent in (probe, weighted)
+    )
+    return all(
+        one is None or other is None or _scales(one.reshape(width, -1), other.reshape(width, -1), weights)
+        for one, other in zip(plain, scaled, strict=True)
+    )
+
+
+def _scales(plain: Float[Tensor, "b p"], scaled: Float[Tensor, "b p"], weights: Float[Tensor, " b"]) -> bool:
+    return bool(_rows_close(scaled / weights.to(scaled)[:, None], plain).all())
+
+
+def _rows_close(values: Float[Tensor, "b p"], expected: Float[Tensor, "b p"]) -> Bool[Tensor, " b"]:
+    """Sequence by sequence, with a floor for those that are all but zero."""
+    tolerance = torch.finfo(values.dtype).eps ** 0.7
+    sizes = torch.linalg.vector_norm(expected, dim=1)
+    return torch.linalg.vector_norm(values - expected, dim=1) <= tolerance * (sizes + sizes.mean())
