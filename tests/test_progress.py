@@ -1,5 +1,7 @@
 """The progress bar is seen in a terminal, and only there."""
 
+import re
+
 import pytest
 
 from fisherfunc.surface.progress import progress_bar
@@ -25,3 +27,15 @@ def test_a_terminal_sees_the_counts_and_what_is_being_done(terminal, monkeypatch
 def test_quiet_shows_nothing_in_a_terminal_either(monkeypatch, capsys):
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     assert "4/4" not in shown(capsys, quiet=True)
+
+
+def test_what_is_left_is_estimated_from_this_run_and_from_chunks_that_are_minutes_apart(monkeypatch, capsys):
+    """An earlier run did 50 of 100; this one does 10 in 100 seconds."""
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    now = 1000.0
+    monkeypatch.setattr("rich.console.monotonic", lambda: now)
+    with progress_bar() as report:
+        for done in (50, 60, 70):
+            report(done, 100)
+            now += 100
+    assert re.search(r"70/100 0:05:00 0:05:00", re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", capsys.readouterr().err))

@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | bad input, a missing file or package | `fisherfunc: error: …` (with --debug: the traceback) | 1 |
 | wrong options | `fisherfunc: error: …` and where the help is | 2 |
-| interrupted | `fisherfunc: interrupted; nothing was written` | 130 |
+| interrupted | `fisherfunc: interrupted; nothing was written` (or what was, or how to go on) | 130 |
 """
 
 import sys

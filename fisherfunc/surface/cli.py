@@ -26,6 +26,7 @@ Examples:
   fisherfunc spectrum --model ./my-model --text book.txt --tokens 1024
   fisherfunc spectrum --model gpt2 --text - --blocks module < book.txt
   fisherfunc spectrum --format json | jq .full.effective_rank
+  fisherfunc spectrum --model ./large --text book.txt --tokens 4096 --resume ./large-pass
 
 \b
 Columns of the table:
@@ -116,6 +117,12 @@ _OPTIONS = (
         metavar="DIR",
         help="Folder of the results; older ones are replaced.  [default: named after the model]",
     ),
+    click.option(
+        "--resume",
+        type=click.Path(file_okay=False),
+        metavar="DIR",
+        help="Keep what is done in this folder; the same command goes on from there.",
+    ),
     click.option("--debug", is_flag=True, help="Show the traceback of an error."),
 )
 
@@ -127,7 +134,9 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 @cli.command(help=SPECTRUM_HELP, short_help="The spectrum of a language model's empirical Fisher.")
 @_options
 @guarded
-def spectrum(form: str, quiet: bool, out: str | None, checkpoint: str | None, **options: Any) -> None:
+def spectrum(
+    form: str, quiet: bool, out: str | None, checkpoint: str | None, resume: str | None, **options: Any
+) -> None:
     """Run the main job."""
     if checkpoint is not None and options["model"] is not None:
         raise click.UsageError("--checkpoint is of the embedded model; leave it out with --model")
@@ -138,8 +147,13 @@ def spectrum(form: str, quiet: bool, out: str | None, checkpoint: str | None, **
     task = job.Job(checkpoint=checkpoint or "final", **options)
     folder = out or task.folder
     job.check_output(folder)
-    with progress_bar(quiet=quiet) as progress:
-        result = job.compute(task, progress=progress)
+    try:
+        with progress_bar(quiet=quiet) as progress:
+            result = job.compute(task, progress=progress, checkpoint=resume)
+    except KeyboardInterrupt as error:
+        if resume is None:
+            raise
+        raise Interrupted(f"interrupted; run the same command again to go on from {resume}") from error
     paths = job.save(result, folder)
     try:
         if not quiet:

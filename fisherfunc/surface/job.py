@@ -75,12 +75,15 @@ class Job:
         return Path(f"{name}-spectrum" if taken else name)
 
 
-def compute(job: Job, *, progress: Progress | None = None) -> FisherSpectrum:
+def compute(
+    job: Job, *, progress: Progress | None = None, checkpoint: str | os.PathLike[str] | None = None
+) -> FisherSpectrum:
     """Load the model, cut the text into batches, and compute the spectrum.
 
     Args:
         job: What to compute.
         progress: Called as `progress(done, total)`.
+        checkpoint: A folder to keep what is done in, and to go on from.
 
     Raises:
         ValueError: If the text, the model or an option cannot be used; it says which and why.
@@ -111,6 +114,7 @@ def compute(job: Job, *, progress: Progress | None = None) -> FisherSpectrum:
         num_tokens=job.num_tokens or DEFAULT_TOKENS,
         seed=job.seed,
         memory_limit=job.memory_limit,
+        checkpoint=checkpoint,
         progress=progress,
     )
     facts = {

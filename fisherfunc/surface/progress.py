@@ -5,6 +5,12 @@ from contextlib import contextmanager
 
 from fisherfunc.records.axes import Progress
 
+SPEED_OVER_S = 3600.0
+"""Over how long the speed is averaged, in seconds: chunks may be minutes apart, and later ones slower than the first.
+
+What an earlier run has done comes in the first report, and a speed is measured from that on.
+"""
+
 
 @contextmanager
 def progress_bar(*, quiet: bool = False) -> Iterator[Progress]:
@@ -34,6 +40,7 @@ def progress_bar(*, quiet: bool = False) -> Iterator[Progress]:
         progress.TimeElapsedColumn(),
         progress.TimeRemainingColumn(),
         console=console,
+        speed_estimate_period=SPEED_OVER_S,
         transient=True,
         disable=quiet or not console.is_terminal,
     )
