@@ -14,6 +14,7 @@ from fisherfunc.gradients import losses
 from fisherfunc.gradients.dense.route import per_token_gradients
 from fisherfunc.gradients.grams import token_grams
 from fisherfunc.gradients.model_function import ModelFunction
+from fisherfunc.gradients.run_plan import RunPlan
 from fisherfunc.linalg import kernels, metrics
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.linalg.token_grams import TokenGrams, Tokens
@@ -21,12 +22,14 @@ from fisherfunc.models.functionalize import functionalize
 from fisherfunc.partitioning import by_layer, by_module, by_parameter, partition, whole
 from fisherfunc.pipeline.determinism import deterministic
 from fisherfunc.pipeline.fisher import fisher_spectrum
+from fisherfunc.pipeline.plan import plan
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.pipeline.solve import spectrum_of_gradients, spectrum_of_grams
 
 __all__ = [
     "FisherSpectrum",
     "ModelFunction",
+    "RunPlan",
     "Spectrum",
     "TokenGrams",
     "Tokens",
@@ -41,6 +44,7 @@ __all__ = [
     "metrics",
     "partition",
     "per_token_gradients",
+    "plan",
     "spectrum_of_gradients",
     "spectrum_of_grams",
     "token_grams",

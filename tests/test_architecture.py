@@ -25,7 +25,7 @@ WITH_EFFECTS = ("surface.", "assets.train.", "assets._corpus.", "records.storage
 WITH_EFFECTS += ("records.tensor_files.",)
 LINES = 300
 CONTRACT = {
-    "": "fisher_spectrum FisherSpectrum Spectrum functionalize ModelFunction per_token_gradients token_grams "
+    "": "fisher_spectrum plan RunPlan FisherSpectrum Spectrum functionalize ModelFunction per_token_gradients token_grams "
     "TokenGrams partition by_layer by_module by_parameter whole deterministic",
     "losses": "causal_lm masked_lm seq2seq_lm classification regression infer",
     "kernels": "gram_eigh covariance_eigh svd svd_lowrank",

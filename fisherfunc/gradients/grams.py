@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import count
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -20,21 +19,17 @@ from fisherfunc.gradients.factored.route import NotFactorable, factored_grams
 from fisherfunc.gradients.fingerprint import fingerprint
 from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.model_function import ModelFunction
-from fisherfunc.gradients.pullback import check_reach
-from fisherfunc.gradients.rows import losses_of
+from fisherfunc.gradients.outcome import watched
+from fisherfunc.gradients.prepare import check_options, prepared
+from fisherfunc.gradients.run_plan import dense_run, factored_run
 from fisherfunc.gradients.self_check import check_grams
-from fisherfunc.gradients.sequences import split
 from fisherfunc.gradients.sound import named, sound_pass
-from fisherfunc.gradients.survey import survey
 from fisherfunc.gradients.workload import PassOptions, Workload
-from fisherfunc.linalg.token_grams import TokenGrams, Tokens
+from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.partitioning import labels_of, partition, rule_name
 from fisherfunc.records.axes import Batch, Params, Progress
 from fisherfunc.records.dtypes import dtype_name
 from fisherfunc.records.versions import versions
-
-ROUTES = ("factored", "dense")
-UNITS = ("token", "sequence")
 
 
 @torch.inference_mode(mode=False)
@@ -93,27 +88,24 @@ def token_grams(
             another run (it says what differs).
         OSError: If the checkpoint cannot be written.
     """
-    _check_options(num_tokens, chunk_size, memory_limit, route, unit)
-    begin = perf_counter()
-    params, sequences = fn.at(params), split(batch)
-    found, dropped = survey(fn, params, sequences, loss, drop_nonfinite=drop_nonfinite)
-    tokens = _pick(found, num_tokens, seed)
-    check_reach(losses_of(fn, params, sequences, loss)[int(tokens.sequence[0])], params)
-    num_params = {name: p.numel() for name, p in params.items()}
+    check_options(num_tokens, chunk_size, memory_limit, route, unit)
+    params = fn.at(params)
+    outcome = watched(next(iter(params.values())).device)
+    ready = prepared(fn, params, batch, loss, num_tokens=num_tokens, seed=seed, drop_nonfinite=drop_nonfinite)
+    work, num_params = ready.work, ready.work.num_params
     coordinates = EVERY
     if max_coordinates is not None:
         parts = partition(params, coordinate_blocks or blocks or (lambda name: name))
         coordinates = sample_coordinates(num_params, parts, max_coordinates=max_coordinates, seed=seed)
-    work = Workload(fn=fn, params=params, sequences=sequences, loss=loss, tokens=tokens)
     labels = None if blocks is None else labels_of(partition(params, blocks))
     options = PassOptions(
         chunk_size=chunk_size, memory_limit=memory_limit, gram_dtype=gram_dtype, labels=labels, progress=progress
     )
-    numbers = count()  # of the passes: there are more than one where a sequence's row is not finite
+
+    numbers = count()  # of the passes: there are more than one where rows are not finite
 
     def passed(rows: Workload) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        number = next(numbers)
-        folder = None if checkpoint is None else Path(checkpoint, *([f"again-{number}"] if number else []))
+        folder = None if checkpoint is None else Path(checkpoint, *[f"again-{n}" for n in [next(numbers)] if n])
         kept = opened(folder, partial(fingerprint, rows, options, route, coordinates))
         return _passed(rows, options, route, coordinates, kept)
 
@@ -124,8 +116,8 @@ def token_grams(
         "targets": "observed",
         "loss": loss.name,
         "shift": loss.shift,
-        "num_valid_tokens": len(found.sequence),
-        "dropped_tokens": dropped + work.num_tokens - done.num_tokens,
+        "num_valid_tokens": ready.num_valid,
+        "dropped_tokens": ready.num_dropped + work.num_tokens - done.num_tokens,
         "seed": int(seed),
         "dtype": "+".join(sorted({dtype_name(p.dtype) for p in params.values()})),
         "gram_dtype": dtype_name(gram_dtype),
@@ -136,7 +128,8 @@ def token_grams(
         "approximations": [f"at most {max_coordinates} coordinates a block, seed {seed}"] if coordinates.index else [],
         "sampled_parameters": sorted(coordinates.index),
         "versions": versions(),
-        "pass_time_s": perf_counter() - begin,
+        "outcome": (took := outcome()),
+        "pass_time_s": took["seconds"],
     }
     return TokenGrams(
         grams=done.grams,
@@ -163,6 +156,7 @@ def _passed(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The Grams by a route, and how they were computed."""
     reason = "asked for" if route == "dense" else "coordinates are sampled"
+    limit = options.limit(next(iter(work.params.values())).device)
     if isinstance(checkpoint.plan, DensePlan):
         reason = checkpoint.note
     elif route == "factored" and not coordinates.index:
@@ -173,7 +167,8 @@ def _passed(
         else:
             return grams, {
                 "route": "factored",
-                "passes": len(plan.groups) + plan.num_slabs,
+                "plan": factored_run(plan, work, memory_limit=limit).to_dict(),
+                "passes": plan.num_passes,
                 "chunk_size": plan.chunk_size,
                 "predicted_peak_bytes": plan.peak_bytes,
                 "causal_prefixes": plan.structure.causal,
@@ -186,28 +181,9 @@ def _passed(
     return outcome.grams, {
         "route": "dense",
         "route_reason": reason,
+        "plan": dense_run(outcome.plan, work, reason=reason, memory_limit=limit).to_dict(),
         "passes": len(outcome.plan.slabs),
         "chunk_size": outcome.plan.chunk_size,
         "predicted_peak_bytes": outcome.plan.peak_bytes,
         "method": outcome.method,
     }
-
-
-def _check_options(num_tokens: int | None, chunk_size: int | None, memory_limit: Any, route: str, unit: str) -> None:
-    if unit not in UNITS:
-        raise ValueError(f"unit expected 'token' or 'sequence', got unit={unit!r}")
-    if route not in ROUTES:
-        raise ValueError(f"route expected one of {ROUTES}, got route={route!r}")
-    if memory_limit is not None and not isinstance(memory_limit, int):
-        raise TypeError(f"memory_limit expected a number of bytes, got {memory_limit!r}; 2 GB are 2_000_000_000")
-    for name, value in (("num_tokens", num_tokens), ("chunk_size", chunk_size)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} expected at least 1, got {name}={value}")
-
-
-def _pick(tokens: Tokens, num_tokens: int | None, seed: int) -> Tokens:
-    count = len(tokens.sequence)
-    if num_tokens is None or num_tokens >= count:
-        return tokens
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    return tokens.select(order[:num_tokens].sort().values.to(tokens.sequence.device))

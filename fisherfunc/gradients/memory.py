@@ -23,10 +23,12 @@ class SavedBytes:
 
     def __init__(self, *, beside: Iterable[Tensor] = ()) -> None:
         self._sizes: dict[int, int] = {}
+        self._alive: list[Tensor] = []  # or the memory of one that is let go would be counted for the next one too
         there = {tensor.untyped_storage().data_ptr() for tensor in beside}
 
         def pack(tensor: Tensor) -> Tensor:
             if tensor.layout == torch.strided and tensor.untyped_storage().data_ptr() not in there:
+                self._alive.append(tensor.detach())
                 self._sizes[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
             return tensor
 
@@ -38,6 +40,7 @@ class SavedBytes:
 
     def __exit__(self, *error: object) -> None:
         self._hooks.__exit__(*error)
+        self._alive.clear()
 
     @property
     def total(self) -> int:

@@ -13,6 +13,7 @@ from fisherfunc.gradients import losses
 from fisherfunc.gradients.grams import token_grams
 from fisherfunc.gradients.losses import TokenLoss, custom, infer
 from fisherfunc.gradients.model_function import ModelFunction
+from fisherfunc.gradients.run_plan import eigensolve_operations, solver_bytes
 from fisherfunc.gradients.sequences import cast
 from fisherfunc.linalg.kernels import robust_eigh
 from fisherfunc.models.functionalize import Selection, functionalize
@@ -104,8 +105,8 @@ def fisher_spectrum(
     grams = token_grams(
         fn,
         fn.params,
-        cast(batch, dtype=_input_dtype(fn), device=like.device),
-        _token_loss(loss, model, batch),
+        cast(batch, dtype=input_dtype(fn), device=like.device),
+        token_loss(loss, model, batch),
         unit=unit,
         num_tokens=num_tokens,
         seed=seed,
@@ -125,19 +126,33 @@ def fisher_spectrum(
         "model": fn.name,
         "mode": "evaluation",
         "num_frozen_params": sum(p.numel() for p in fn.frozen.values()),
+        "plan": _with_eigensolve(result.metadata["plan"], len(result.blocks)),
         "eigensolve_dtype": dtype_name(eigensolve_dtype),
         "wall_time_s": perf_counter() - begin,
     }
     return replace(result, metadata={**result.metadata, **facts})
 
 
-def _input_dtype(fn: ModelFunction) -> torch.dtype | None:
+def _with_eigensolve(plan: dict[str, Any], num_blocks: int) -> dict[str, Any]:
+    """The plan of the pass, with the eigensolves."""
+    count = plan["num_units"]
+    operations = {**plan["operations"], "eigensolve": eigensolve_operations(count, num_blocks)}
+    peak = max(plan["peak_bytes"], solver_bytes(count, num_blocks))
+    return {**plan, "operations": operations, "peak_bytes": peak}
+
+
+def input_dtype(fn: ModelFunction) -> torch.dtype | None:
     """What floating-point inputs are cast to: the dtype of the parameters, or None where these differ."""
     dtypes = {t.dtype for t in (fn.params | fn.frozen).values() if t.is_floating_point()}
     return next(iter(dtypes)) if len(dtypes) == 1 else None
 
 
-def _token_loss(loss: Any, model: nn.Module, batch: Batch) -> TokenLoss:
+def token_loss(loss: Any, model: nn.Module, batch: Batch) -> TokenLoss:
+    """The token loss that a user asks for: one of ours, a function of their own, or what the model and batch suggest.
+
+    Raises:
+        TypeError: If it is none of these.
+    """
     if loss is None:
         return infer(model, batch)
     if isinstance(loss, TokenLoss):

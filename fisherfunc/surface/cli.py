@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import Any
 
@@ -44,6 +44,28 @@ Windows of text are consecutive, from the beginning of the file:
   sequence-to-sequence  the first half is read, the second predicted
 """
 
+PLAN_HELP = """Predict what `fisherfunc spectrum` would do with the same options, and what it would take.
+
+No token is passed over and no file is written: a forward pass finds the tokens, a probe the structure of the model,
+and about a second of calibration the speed of this machine.
+
+\b
+Examples:
+  fisherfunc plan
+  fisherfunc plan --model gpt2 --text book.txt --tokens 1024 --memory 2GB
+  fisherfunc plan --format json | jq .seconds.total
+
+\b
+Routes of parameters:
+  pairwise      inner products of output cotangents and of inputs; no gradient is formed
+  points        the same where a weight acts at one place of a sequence
+  output layer  the same, in closed form
+  rows          gradients are formed, where that is cheaper
+  elementwise   gradients of biases, norms and such
+  autograd      gradients are formed, as no rule knows the use; the table says which
+  slabs         gradients are formed slab by slab: it does not fit the memory limit otherwise
+"""
+
 
 @click.group(cls=Group, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="fisherfunc", message="fisherfunc %(version)s")
@@ -73,7 +95,7 @@ _FORM = click.Choice(["table", "json"])
 
 
 _BLOCKS = click.Choice(["layer", "module", "parameter", "whole"])
-_OPTIONS = (
+_TASK = (
     click.option("--model", metavar="ID_OR_FOLDER", help="Hugging Face folder or hub id.  [default: embedded]"),
     click.option("--text", type=_TEXT, metavar="FILE", help="UTF-8 text; - is stdin.  [default: embedded]"),
     click.option("--checkpoint", type=_CHECKPOINT, help="Of the embedded model.  [default: final]"),
@@ -92,7 +114,9 @@ _OPTIONS = (
         help="Positions of a window of text.  [default: 128, or the model's limit; 64 if embedded]",
     ),
     click.option("--seed", default=0, show_default=True, help="Picks and masks the tokens."),
-    click.option("--center", is_flag=True, help="Subtract the mean gradient: the gradient covariance."),
+)
+_CENTER = click.option("--center", is_flag=True, help="Subtract the mean gradient: the gradient covariance.")
+_PASS = (
     click.option(
         "--unit",
         type=click.Choice(["token", "sequence"]),
@@ -110,6 +134,8 @@ _OPTIONS = (
         help="Limit of the pass: 2GB, 500MB, 1.5GiB.  [default: half of what is free]",
     ),
     click.option("--format", "form", type=_FORM, default="table", show_default=True, help="What to print."),
+)
+_OUTPUT = (
     click.option("--quiet", is_flag=True, help="Print nothing but errors; the files are written."),
     click.option(
         "--out",
@@ -123,23 +149,23 @@ _OPTIONS = (
         metavar="DIR",
         help="Keep what is done in this folder; the same command goes on from there.",
     ),
-    click.option("--debug", is_flag=True, help="Show the traceback of an error."),
 )
+_DEBUG = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 
 
-def _options(command: Callable[..., None]) -> Callable[..., None]:
-    return reduce(lambda inner, option: option(inner), reversed(_OPTIONS), command)
+def _options(*options: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator that adds some options, in this order."""
+    return lambda command: reduce(lambda inner, option: option(inner), reversed(options), command)
 
 
 @cli.command(help=SPECTRUM_HELP, short_help="The spectrum of a language model's empirical Fisher.")
-@_options
+@_options(*_TASK, _CENTER, *_PASS, *_OUTPUT, _DEBUG)
 @guarded
 def spectrum(
     form: str, quiet: bool, out: str | None, checkpoint: str | None, resume: str | None, **options: Any
 ) -> None:
     """Run the main job."""
-    if checkpoint is not None and options["model"] is not None:
-        raise click.UsageError("--checkpoint is of the embedded model; leave it out with --model")
+    _check_checkpoint(checkpoint, options)
     from fisherfunc.surface import job
     from fisherfunc.surface.progress import progress_bar
 
@@ -163,17 +189,44 @@ def spectrum(
         raise Interrupted(f"interrupted; the files are in {folder}") from error
 
 
+@cli.command(help=PLAN_HELP, short_help="What `spectrum` would do, and the time and memory it would take.")
+@_options(*_TASK, *_PASS, _DEBUG)
+@guarded
+def plan(form: str, checkpoint: str | None, **options: Any) -> None:
+    """Predict the main job."""
+    _check_checkpoint(checkpoint, options)
+    from fisherfunc.surface import job
+
+    _hush()
+    found, facts = job.predict(job.Job(checkpoint=checkpoint or "final", **options))
+    if form == "json":
+        click.echo(json.dumps({"metadata": facts, **found.to_dict()}, allow_nan=False, indent=1))
+        return
+    from fisherfunc.surface.plan_report import plan_report
+
+    _console().print(plan_report(found, facts))
+
+
+def _check_checkpoint(checkpoint: str | None, options: Mapping[str, Any]) -> None:
+    if checkpoint is not None and options["model"] is not None:
+        raise click.UsageError("--checkpoint is of the embedded model; leave it out with --model")
+
+
 def _show(result: Any, form: str) -> None:
     if form == "json":
         click.echo(json.dumps(result.to_dict(), allow_nan=False, indent=1))
         return
-    from rich.console import Console
-
     from fisherfunc.surface.report import report
 
-    terminal = Console()
-    console = terminal if terminal.is_terminal else Console(width=_WIDTH_OF_A_FILE)
+    console = _console()
     console.print(report(result, width=console.width))
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=_WIDTH_OF_A_FILE)
 
 
 def _hush() -> None:

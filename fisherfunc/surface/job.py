@@ -12,9 +12,11 @@ import torch
 
 from fisherfunc import assets
 from fisherfunc.gradients import losses
+from fisherfunc.gradients.run_plan import RunPlan
 from fisherfunc.models.huggingface import LoadedModel, load, num_valid_tokens, text_batches
 from fisherfunc.partitioning import RULES
 from fisherfunc.pipeline.fisher import fisher_spectrum
+from fisherfunc.pipeline.plan import plan
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.records.axes import Progress
 from fisherfunc.surface import plots
@@ -90,20 +92,7 @@ def compute(
         OSError: If a file cannot be read.
         ImportError: If Transformers is not installed.
     """
-    text = read_text(job.text)
-    device = _device(job.device)
-    loaded = load(job.source, dtype=getattr(torch, job.dtype), device=device)
-    context = _context(job, loaded)
-    batches = text_batches(
-        loaded.tokenizer,
-        text,
-        task=loaded.task,
-        context=context,
-        num_tokens=job.num_tokens or DEFAULT_TOKENS,
-        seed=job.seed,
-    )
-    _check_enough(job, num_valid_tokens(batches))
-    _check_vocabulary(loaded, batches)
+    loaded, batches, facts = _loaded(job)
     result = fisher_spectrum(
         loaded.model,
         batches,
@@ -117,12 +106,47 @@ def compute(
         checkpoint=checkpoint,
         progress=progress,
     )
-    facts = {
-        "model_id": job.name,
-        "text": job.text or "embedded sample",
-        "context": context,
-    }
     return replace(result, metadata={**result.metadata, **facts})
+
+
+def predict(job: Job) -> tuple[RunPlan, dict[str, Any]]:
+    """What `compute` would do and take, and what of the metadata is known before.
+
+    Raises:
+        ValueError: If the text, the model or an option cannot be used; it says which and why.
+        OSError: If a file cannot be read.
+        ImportError: If Transformers is not installed.
+    """
+    loaded, batches, facts = _loaded(job)
+    found = plan(
+        loaded.model,
+        batches,
+        loss=_LOSSES[loaded.task](),
+        blocks=RULES[job.blocks],
+        unit=job.unit,
+        num_tokens=job.num_tokens or DEFAULT_TOKENS,
+        seed=job.seed,
+        memory_limit=job.memory_limit,
+    )
+    return found, {**facts, "unit": job.unit}
+
+
+def _loaded(job: Job) -> tuple[LoadedModel, list[dict[str, Any]], dict[str, Any]]:
+    """The model, the batches cut from the text, and what results say of them."""
+    text = read_text(job.text)
+    loaded = load(job.source, dtype=getattr(torch, job.dtype), device=_device(job.device))
+    context = _context(job, loaded)
+    batches = text_batches(
+        loaded.tokenizer,
+        text,
+        task=loaded.task,
+        context=context,
+        num_tokens=job.num_tokens or DEFAULT_TOKENS,
+        seed=job.seed,
+    )
+    _check_enough(job, num_valid_tokens(batches))
+    _check_vocabulary(loaded, batches)
+    return loaded, batches, {"model_id": job.name, "text": job.text or "embedded sample", "context": context}
 
 
 def check_output(folder: str | os.PathLike[str]) -> None:

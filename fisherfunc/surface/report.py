@@ -36,7 +36,7 @@ def report(result: FisherSpectrum, *, width: int = 100) -> Any:
     Raises:
         ImportError: If rich is not installed.
     """
-    rich = _rich()
+    rich = require_rich()
     table = _table(rich, result, wide=width >= WIDE)
     lines = [*caption(result), *notes(result.metadata)]
     return rich.console.Group(table, "", *(rich.text.Text(line, style="dim") for line in lines))
@@ -105,7 +105,12 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _rich() -> ModuleType:
+def require_rich() -> ModuleType:
+    """Import rich, with the modules that tables need.
+
+    Raises:
+        ImportError: If it is not installed; it says how to.
+    """
     try:
         import rich.box
         import rich.console

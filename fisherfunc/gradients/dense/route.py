@@ -104,7 +104,7 @@ def dense_grams(
     """
     losses = losses_of(work.fn, work.params, work.sequences, work.loss)
     plan = checkpoint.plan if isinstance(checkpoint.plan, DensePlan) else None
-    plan = plan or _plan(work, options, coordinates)
+    plan = plan or plan_dense(work, options, coordinates=coordinates)
     checkpoint.begin(plan, note)
     count = work.num_tokens
     grams = {
@@ -141,7 +141,17 @@ def _columns_of(gradient: Tensor, columns: Columns, coordinates: Coordinates) ->
     return flat[:, index] * coordinates.weight[columns.name]
 
 
-def _plan(work: Workload, options: PassOptions, coordinates: Coordinates) -> DensePlan:
+def plan_dense(work: Workload, options: PassOptions, *, coordinates: Coordinates = EVERY) -> DensePlan:
+    """The slabs of a dense pass, and what it needs. Cost: one forward pass.
+
+    Args:
+        work: What to pass over.
+        options: How.
+        coordinates: The columns to keep.
+
+    Raises:
+        ValueError: If the memory limit is below the smallest chunk.
+    """
     leaves = pullback.leaves_of(work.params)
     with torch.enable_grad(), SavedBytes(beside=leaves.values()) as saved:
         losses_of(work.fn, work.params, [work.largest], work.loss)[0](leaves)

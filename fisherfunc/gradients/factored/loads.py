@@ -6,13 +6,16 @@ form; points cost N² (d + e). A rule per tensor decides, never a layer's type.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from fisherfunc.gradients.factored._taps import Use
-from fisherfunc.gradients.factored.pieces import features_of, num_places
+from fisherfunc.gradients.factored.pieces import factor_dtype, features_of, num_places
 from fisherfunc.gradients.factored.rules import Map, Scale, Shift
 from fisherfunc.gradients.factored.structure import Structure, Traced, apart
+from fisherfunc.gradients.workload import Workload
 from fisherfunc.linalg.strips import FEATURES
 
 CALL = 4e6
@@ -44,6 +47,17 @@ class Tally:
     def per_sequence(self) -> float:
         """Tokens a sequence, on average."""
         return self.num_tokens / self.num_sequences
+
+
+def tally_of(work: Workload) -> Tally:
+    """Count the tokens of a pass."""
+    counts = work.tokens.sequence.bincount()
+    return Tally(
+        num_tokens=work.num_tokens,
+        num_sequences=int((counts > 0).sum()),
+        num_slots=int(counts.max()),
+        itemsize=factor_dtype(next(iter(work.params.values())).dtype).itemsize,
+    )
 
 
 def formed_cheaper(traced: Traced, structure: Structure, num_params: Mapping[str, int], tally: Tally) -> list[str]:
@@ -107,6 +121,27 @@ def grouped(held: Mapping[str, int], order: Sequence[str], budget: int) -> tuple
         groups[-1].add(name)
         room -= held[name]
     return tuple(frozenset(group) for group in groups if group), too_large
+
+
+def graph_bytes(traced: Traced, structure: Structure, saved: int) -> int:
+    """What the passes over one sequence hold beside cotangents.
+
+    The graph of the whole sequence, that of a prefix, and logits with their cotangents in the making.
+
+    Args:
+        traced: A pass over the longest sequence.
+        structure: What is exploited.
+        saved: The tensors that its graph saves.
+    """
+    at_head, _ = apart(traced.recording, structure)
+    logits = max((use.output.numel() * use.output.element_size() for use in at_head), default=0)
+    return (2 if structure.causal else 1) * saved + 4 * logits
+
+
+def check_bytes(params: Iterable[Tensor]) -> int:
+    """What the check against ordinary backward passes holds: the gradient of all parameters, two of the largest."""
+    sizes = [param.numel() * param.element_size() for param in params]
+    return sum(sizes) + 2 * max(sizes)
 
 
 def slot_bytes(traced: Traced, structure: Structure, saved_largest: int) -> int:

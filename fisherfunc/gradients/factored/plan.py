@@ -1,19 +1,24 @@
 """The plan of a factored pass: what is exploited, what runs together, and what it needs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 
+from fisherfunc.gradients.dense.slabs import DensePlan
+from fisherfunc.gradients.factored.estimate import Cost, costs, spans_of
 from fisherfunc.gradients.factored.loads import (
-    Tally,
+    check_bytes,
     chunk_of,
     formed_cheaper,
+    graph_bytes,
     grouped,
     held_bytes,
     slot_bytes,
     stack_width,
+    tally_of,
 )
-from fisherfunc.gradients.factored.pieces import factor_dtype, num_places
+from fisherfunc.gradients.factored.pieces import num_places
 from fisherfunc.gradients.factored.rules import Shift
 from fisherfunc.gradients.factored.separate import sequences_apart
 from fisherfunc.gradients.factored.structure import Structure, Traced, probe, settled, trace
@@ -22,6 +27,9 @@ from fisherfunc.gradients.stacks import REFUSALS, Stack, stacks_of
 from fisherfunc.gradients.workload import PassOptions, Workload
 
 TRIED = 4
+UNLIMITED = 2**62
+ALLOCATED = 1.75
+"""What an allocator takes for what comes and goes in a pass, against what is in use at a time; measured on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,18 +41,25 @@ class FactoredPlan:
         chunk_size: Slots a batched backward pass.
         width: The most sequences that run together.
         groups: The parameters of each pass over all tokens.
+        costs: What each parameter takes, and why that way.
         slabbed: Parameters too large for the memory limit: the dense route takes them, slab by slab.
         peak_bytes: The estimated peak beyond the model itself.
-        num_slabs: The passes of the dense route over the slabbed parameters.
+        slabs: The passes of the dense route over the slabbed parameters, once planned.
     """
 
     structure: Structure
     chunk_size: int
     width: int
     groups: tuple[frozenset[str], ...]
+    costs: Mapping[str, Cost]
     slabbed: tuple[str, ...]
     peak_bytes: int
-    num_slabs: int = 0
+    slabs: DensePlan | None = None
+
+    @property
+    def num_passes(self) -> int:
+        """How often all rows are passed over."""
+        return len(self.groups) + (0 if self.slabs is None else len(self.slabs.slabs))
 
     @property
     def formed(self) -> dict[str, str]:
@@ -61,13 +76,11 @@ def plan_factored(work: Workload, options: PassOptions, *, structure: Structure 
         structure: What is known of the model; found by a probe on the longest sequence where None.
     """
     known = structure is not None
-    with SavedBytes(beside=work.params.values()) as saved:
-        if structure is None:
-            structure, traced = probe(work)
-        else:
-            traced = trace(work, work.longest, structure, leaves=structure.dense)
+    structure = probe(work)[0] if structure is None else structure
+    with SavedBytes(beside=work.params.values()) as saved:  # of one pass: memory of others is used again
+        traced = trace(work, work.longest, structure, leaves=structure.dense)
     like = next(iter(work.params.values()))
-    tally = _tally(work, like.dtype)
+    tally = tally_of(work)
     structure = replace(
         structure, compact=frozenset(formed_cheaper(traced, structure, work.num_params, tally)) & structure.factored
     )
@@ -75,36 +88,37 @@ def plan_factored(work: Workload, options: PassOptions, *, structure: Structure 
     num_grams = len(set(options.labels.values()) if options.labels else work.params)
     gram = tally.num_tokens**2 * torch.empty((), dtype=options.gram_dtype).element_size()
     per_slot = slot_bytes(traced, structure, saved.largest)
-    room = max(limit - num_grams * gram, 0) // 4
-    chunk = chunk_of(tally, causal=structure.causal, per_slot=per_slot, room=room)
-    chunk = chunk if options.chunk_size is None else min(options.chunk_size, tally.num_slots)
-    each = saved.total + chunk * per_slot
+    graph = graph_bytes(traced, structure, saved.total)
+    rest = max(limit - (num_grams + 1) * gram, 0)
+    room = int(rest / 2 / ALLOCATED)  # the other half is for what is held
+    chunk, best = (
+        chunk_of(tally, causal=structure.causal, per_slot=per_slot, room=some) for some in (room - graph, UNLIMITED)
+    )
+    if options.chunk_size is not None:
+        chunk = best = min(options.chunk_size, tally.num_slots)
+    each = graph + chunk * per_slot
     places = max((num_places(u, 1) for u in traced.recording.uses if not isinstance(u.role, Shift)), default=1)
     width = min(stack_width(places, chunk, each, room), tally.num_sequences)
     if width > 1 and not known and not structure.dense:
         structure = _stacking(work, structure, width)
     width = width if structure.stacked else 1
     held = held_bytes(traced, structure, work.num_params, tally)
-    fixed = (num_grams + 1) * gram + width * each
+    passing = int(ALLOCATED * width * each)
+    widest = min(stack_width(places, best, 1, UNLIMITED), tally.num_sequences) if structure.stacked else 1
+    most = int(ALLOCATED * widest * (graph + best * per_slot))
     order = [name for name in work.params if name in held]
-    groups, slabbed = grouped(held, order, limit - fixed)
+    # Not rest - passing: a larger limit may take larger chunks, and must not leave less for what is held.
+    groups, slabbed = grouped(held, order, rest - max(passing, min(rest // 2, most)))
+    spans = spans_of(work.tokens, chunk, causal=structure.causal)
+    largest = max((sum(held[name] for name in group) for group in groups), default=0)
     return FactoredPlan(
         structure=structure,
         chunk_size=chunk,
         width=width,
         groups=groups,
+        costs=costs(traced, structure, work.num_params, tally, spans=spans, held=held, slabbed=slabbed),
         slabbed=tuple(slabbed),
-        peak_bytes=fixed + max((sum(held[name] for name in group) for group in groups), default=0),
-    )
-
-
-def _tally(work: Workload, dtype: torch.dtype) -> Tally:
-    counts = work.tokens.sequence.bincount()
-    return Tally(
-        num_tokens=work.num_tokens,
-        num_sequences=int((counts > 0).sum()),
-        num_slots=int(counts.max()),
-        itemsize=factor_dtype(dtype).itemsize,
+        peak_bytes=max((num_grams + 1) * gram + passing + largest, check_bytes(work.params.values()) + 2 * saved.total),
     )
 
 

@@ -120,17 +120,20 @@ def _add_slabbed(
     work: Workload, options: PassOptions, plan: FactoredPlan, grams: dict[str, Tensor], checkpoint: Checkpoint
 ) -> FactoredPlan:
     """Add the Grams of tensors too large for a group, by the dense route in the memory that the other Grams leave."""
-    large = {name: work.params[name] for name in plan.slabbed}
-    others = replace(work.fn, params={**work.fn.params, **work.params})
     held = sum(gram.numel() * gram.element_size() for gram in grams.values())
-    limit = options.limit(next(iter(large.values())).device) - held
-    outcome = dense_grams(
-        replace(work, fn=others, params=large), replace(options, memory_limit=limit), checkpoint=checkpoint
-    )
+    outcome = dense_grams(*slab_pass(work, options, plan, held), checkpoint=checkpoint)
     for label, gram in outcome.grams.items():
         grams[label] = grams[label] + gram if label in grams else gram
     peak = max(plan.peak_bytes, outcome.plan.peak_bytes + held)
-    return replace(plan, peak_bytes=peak, num_slabs=len(outcome.plan.slabs))
+    return replace(plan, peak_bytes=peak, slabs=outcome.plan)
+
+
+def slab_pass(work: Workload, options: PassOptions, plan: FactoredPlan, held: int) -> tuple[Workload, PassOptions]:
+    """What the dense route is given of a plan: the tensors too large for a group, in the memory that is not held."""
+    large = {name: work.params[name] for name in plan.slabbed}
+    others = replace(work.fn, params={**work.fn.params, **work.params})
+    limit = options.limit(next(iter(large.values())).device) - held
+    return replace(work, fn=others, params=large), replace(options, memory_limit=limit)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,78 @@
+"""Before a pass, and before its plan: options that make sense, and the tokens that it will be over."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fisherfunc.gradients.losses import TokenLoss
+from fisherfunc.gradients.model_function import ModelFunction
+from fisherfunc.gradients.pullback import check_reach
+from fisherfunc.gradients.rows import losses_of
+from fisherfunc.gradients.sequences import split
+from fisherfunc.gradients.survey import survey
+from fisherfunc.gradients.workload import Workload
+from fisherfunc.linalg.token_grams import Tokens
+from fisherfunc.records.axes import Batch, Params
+
+ROUTES = ("factored", "dense")
+UNITS = ("token", "sequence")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What is to be passed over.
+
+    Attributes:
+        work: The chosen tokens.
+        num_valid: How many tokens there were to choose from.
+        num_dropped: Tokens left out as their losses are not finite.
+    """
+
+    work: Workload
+    num_valid: int
+    num_dropped: int
+
+
+def prepared(
+    fn: ModelFunction,
+    params: Params,
+    batch: Batch,
+    loss: TokenLoss,
+    *,
+    num_tokens: int | None = None,
+    seed: int = 0,
+    drop_nonfinite: bool = False,
+) -> Prepared:
+    """Find the valid tokens by one forward pass of each sequence, and pick those wanted.
+
+    Raises:
+        ValueError: If no token is valid, a loss is not finite, or gradients would miss something.
+    """
+    params, sequences = fn.at(params), split(batch)
+    found, dropped = survey(fn, params, sequences, loss, drop_nonfinite=drop_nonfinite)
+    tokens = _pick(found, num_tokens, seed)
+    check_reach(losses_of(fn, params, sequences, loss)[int(tokens.sequence[0])], params)
+    work = Workload(fn=fn, params=params, sequences=sequences, loss=loss, tokens=tokens)
+    return Prepared(work=work, num_valid=len(found.sequence), num_dropped=dropped)
+
+
+def check_options(num_tokens: int | None, chunk_size: int | None, memory_limit: Any, route: str, unit: str) -> None:
+    """Raise where an option is none that a pass can have."""
+    if unit not in UNITS:
+        raise ValueError(f"unit expected 'token' or 'sequence', got unit={unit!r}")
+    if route not in ROUTES:
+        raise ValueError(f"route expected one of {ROUTES}, got route={route!r}")
+    if memory_limit is not None and not isinstance(memory_limit, int):
+        raise TypeError(f"memory_limit expected a number of bytes, got {memory_limit!r}; 2 GB are 2_000_000_000")
+    for name, value in (("num_tokens", num_tokens), ("chunk_size", chunk_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} expected at least 1, got {name}={value}")
+
+
+def _pick(tokens: Tokens, num_tokens: int | None, seed: int) -> Tokens:
+    count = len(tokens.sequence)
+    if num_tokens is None or num_tokens >= count:
+        return tokens
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return tokens.select(order[:num_tokens].sort().values.to(tokens.sequence.device))

@@ -1,0 +1,105 @@
+"""`plan`: what `fisher_spectrum` would do with a model and a batch, and what it would take; no token is passed over."""
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from fisherfunc.gradients.calibrate import least_seconds
+from fisherfunc.gradients.forecast import forecast
+from fisherfunc.gradients.losses import TokenLoss
+from fisherfunc.gradients.prepare import check_options, prepared
+from fisherfunc.gradients.run_plan import RunPlan, timed, with_eigensolve
+from fisherfunc.gradients.sequences import cast
+from fisherfunc.gradients.summed import summed
+from fisherfunc.gradients.workload import PassOptions
+from fisherfunc.linalg.kernels import robust_eigh
+from fisherfunc.models.functionalize import Selection, functionalize
+from fisherfunc.partitioning import by_layer, labels_of, partition
+from fisherfunc.pipeline.fisher import input_dtype, token_loss
+from fisherfunc.records.axes import Batch
+
+SOLVED = 512
+"""The largest matrix that the calibration solves."""
+
+
+@torch.inference_mode(mode=False)
+def plan(
+    model: nn.Module,
+    batch: Batch,
+    *,
+    loss: TokenLoss | Callable[[Any, Batch], torch.Tensor] | None = None,
+    blocks: Callable[[str], str] = by_layer,
+    unit: str = "token",
+    num_tokens: int | None = None,
+    seed: int = 0,
+    route: str = "factored",
+    parameters: Selection = "trainable",
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    memory_limit: int | None = None,
+    chunk_size: int | None = None,
+    eigensolve_dtype: torch.dtype = torch.float64,
+    calibrate: bool = True,
+) -> RunPlan:
+    """What `fisher_spectrum` would do with the same arguments, and what it would take.
+
+    Nothing is passed over. Cost: one forward pass of each sequence, to find its tokens; the probe, and the check on a
+    few tokens, that each run starts with; about a second of calibration, which times the kernels on matrices of the
+    plan's shapes, and a chunk or two of backward passes.
+
+    Args:
+        model: Any module; it is left as it was.
+        batch: As for `fisher_spectrum`.
+        loss: A token loss, or a function (output, batch) → losses; inferred where None.
+        blocks: Parameter name → block label.
+        unit: "token" or "sequence".
+        num_tokens: At most this many tokens, picked by seed.
+        seed: Of whatever is picked.
+        route: "factored" or "dense".
+        parameters: "trainable", "all", names or glob patterns, or a predicate.
+        dtype: What the pass would run in.
+        device: Where it would run.
+        memory_limit: In bytes, beyond the model; half of what is free where None.
+        chunk_size: Tokens a batched backward pass.
+        eigensolve_dtype: What eigenvalues would be solved in.
+        calibrate: Whether to predict seconds.
+
+    Returns:
+        Passes, routes, operations, seconds and bytes, predicted.
+
+    Raises:
+        ValueError: If an option or the batch is unusable, as `fisher_spectrum` does.
+        TypeError: If the model or the batch is of a kind that it cannot be.
+
+    Example:
+        >>> found = plan(nn.Linear(2, 3), (torch.randn(5, 2), torch.tensor([0, 1, 2, 0, 1])), calibrate=False)
+        >>> found.num_units, found.num_passes, found.parameters["bias"].route
+        (5, 1, 'elementwise')
+    """
+    check_options(num_tokens, chunk_size, memory_limit, route, unit)
+    begin = perf_counter()
+    fn = functionalize(model, parameters=parameters).to(dtype=dtype, device=device)
+    labels = partition(fn.params, blocks)
+    like = next(iter(fn.params.values()))
+    batch, chosen = cast(batch, dtype=input_dtype(fn), device=like.device), token_loss(loss, model, batch)
+    work = prepared(fn, fn.params, batch, chosen, num_tokens=num_tokens, seed=seed).work
+    work = summed(work) if unit == "sequence" else work
+    spent = perf_counter() - begin
+    options = PassOptions(chunk_size=chunk_size, memory_limit=memory_limit, labels=labels_of(labels))
+    found = forecast(work, options, route=route, calibrate=calibrate)
+    if not calibrate:
+        return with_eigensolve(found, len(labels))
+    found = timed(found, preparation=found.seconds["preparation"] + spent)
+    return with_eigensolve(found, len(labels), _eigensolve_rate(work.num_tokens, eigensolve_dtype, like.device))
+
+
+def _eigensolve_rate(num_units: int, dtype: torch.dtype, device: torch.device) -> float:
+    """Operations a second of an eigensolve, 4/3 N³ of them."""
+    count = min(num_units, SOLVED)
+    rows = torch.randn(count, count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gram, kernel = (rows @ rows.mT).to(device), robust_eigh(dtype=dtype, device=device)
+    taken = least_seconds(lambda: kernel(gram, num_params=count, precision=torch.float32), device)
+    return 4.0 / 3.0 * count**3 / taken

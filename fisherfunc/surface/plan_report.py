@@ -1,0 +1,89 @@
+"""The table of a plan, for a terminal: what each parameter takes and why that way, then passes, time and memory.
+
+Parameters of one route, reason and size are one line: a model repeats its layers.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from fisherfunc.gradients.run_plan import RunPlan
+from fisherfunc.surface.report import require_rich
+from fisherfunc.surface.wording import compact, count_of_units, model_name
+
+STEPS = {
+    "preparation": "preparation",
+    "passes": "forward and backward",
+    "contraction": "contraction",
+    "eigensolve": "eigensolve",
+}
+_LAYER = re.compile(r"(?<![^.])\d+(?![^.])")
+
+
+def plan_report(plan: RunPlan, facts: Mapping[str, Any]) -> Any:
+    """The table with the figures below it, as something that a rich console prints.
+
+    Args:
+        plan: What to show.
+        facts: Of the metadata that a result would have.
+
+    Raises:
+        ImportError: If rich is not installed.
+    """
+    rich = require_rich()
+    title = "Plan" + (f" for {name}" if (name := model_name(facts)) else "")
+    table = rich.table.Table(
+        title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, show_edge=False, padding=(0, 1), pad_edge=False
+    )
+    for heading in ("parameters", "route", "why"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("entries", "operations", "memory"):
+        table.add_column(heading, justify="right", overflow="fold")
+    for cells in _lines(plan):
+        table.add_row(*(rich.text.Text(cell) for cell in cells))
+    return rich.console.Group(table, "", *(rich.text.Text(line) for line in summary(plan, facts)))
+
+
+def summary(plan: RunPlan, facts: Mapping[str, Any]) -> list[str]:
+    """The figures of the whole run, a line each."""
+    units = count_of_units({"num_tokens": plan.num_units, "unit": facts.get("unit", "token")})
+    passes = "1 pass" if plan.num_passes == 1 else f"{plan.num_passes} passes"
+    within = "" if facts.get("unit") == "sequence" else f" of {plan.num_sequences} sequence(s)"
+    lines = [
+        f"{units}{within}, {plan.num_params:,} parameters: {passes} by the {plan.route} route"
+        + (f" ({plan.reason})" if plan.reason else ""),
+        f"Sequences run together: {plan.stack_width}; rows of each in a backward pass: {plan.chunk_size}",
+        f"Peak memory beyond the model: {size(plan.peak_bytes)}, within a limit of {size(plan.memory_limit)}",
+        "Operations: " + ", ".join(f"{step} {value:.2e}" for step, value in plan.operations.items()),
+    ]
+    if plan.seconds:
+        parts = ", ".join(f"{STEPS[step]} {value:.1f}" for step, value in plan.seconds.items() if step in STEPS)
+        lines.append(f"Seconds: {plan.seconds['total']:.1f} ({parts})")
+    return lines
+
+
+def size(count: int) -> str:
+    """A number of bytes.
+
+    Example:
+        >>> size(1_500_000_000), size(2_000_000), size(999)
+        ('1.5 GB', '2 MB', '999 B')
+    """
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= unit:
+            return f"{count / unit:.2g} {name}" if count < 10 * unit else f"{count / unit:,.0f} {name}"
+    return f"{count} B"
+
+
+def _lines(plan: RunPlan) -> list[tuple[str, ...]]:
+    alike = defaultdict(list)
+    for name, cost in plan.parameters.items():
+        alike[_LAYER.sub("*", name), cost.route, cost.why].append(cost)
+    found: list[tuple[str, ...]] = []
+    for (name, route, why), some in alike.items():
+        operations = sum(cost.forward + cost.backward + cost.contraction for cost in some)
+        times = f" ({len(some)} times)" if len(some) > 1 else ""
+        entries, held = sum(cost.num_params for cost in some), sum(cost.held_bytes for cost in some)
+        found.append((name + times, route, why, compact(entries), f"{operations:.1e}", size(held)))
+    return found
