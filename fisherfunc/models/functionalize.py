@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from fisherfunc.gradients.model_function import ModelFunction, ordinary
+from fisherfunc.models.recomputation import kept_activations
 from fisherfunc.records.axes import Batch
 
 Selection = str | Callable[[str], bool] | Iterable[str]
@@ -154,7 +155,8 @@ def _caller(private: nn.Module) -> Callable[[dict[str, Tensor], Batch], Any]:
         arguments, keywords = _arguments(private, batch)
         tensors = {name: t.clone() if name in rescaled else t for name, t in tensors.items()}
         device = next(iter(tensors.values())).device
-        with _same_draws(device), sdpa_kernel(SDPBackend.MATH), _plain_recurrence() if recurrent else nullcontext():
+        plain = _plain_recurrence() if recurrent else nullcontext()
+        with _same_draws(device), sdpa_kernel(SDPBackend.MATH), kept_activations(), plain:
             return torch.func.functional_call(private, tensors, arguments, {**fixed, **keywords})
 
     return call
