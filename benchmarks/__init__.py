@@ -1,4 +1,4 @@
-"""Measurements that anyone can repeat: `python -m benchmarks`, and `python -m benchmarks.routes`.
+"""Measurements that anyone can repeat: `python -m benchmarks`, and `python -m benchmarks.predictions`.
 
 workloads.py says what is run, contenders/ who runs, oracle.py who passes, measure.py and process.py how it is measured,
 floor.py, gemm.py and targets.py what it is held to, table.py and plot.py how it is shown.
