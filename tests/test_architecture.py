@@ -22,7 +22,7 @@ LAYERS = ("records", "linalg", "partitioning", "gradients", "models", "pipeline"
 EXTRAS = ("transformers", "tokenizers", "matplotlib", "click", "rich", "hypothesis")
 WITH_EXTRAS = ("surface", "testing", "assets")
 WITH_EFFECTS = ("surface.", "assets.train.", "assets._corpus.", "records.storage.", "__main__.")
-WITH_EFFECTS += ("records.tensor_files.",)
+WITH_EFFECTS += ("records.tensor_files.", "records.spill.")
 LINES = 300
 CONTRACT = {
     "": "fisher_spectrum plan RunPlan FisherSpectrum Spectrum functionalize ModelFunction per_token_gradients token_grams "

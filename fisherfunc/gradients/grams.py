@@ -29,6 +29,7 @@ from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.partitioning import labels_of, partition, rule_name
 from fisherfunc.records.axes import Batch, Params, Progress
 from fisherfunc.records.dtypes import dtype_name
+from fisherfunc.records.spill import spilling
 from fisherfunc.records.versions import versions
 
 
@@ -52,6 +53,7 @@ def token_grams(
     drop_nonfinite: bool = False,
     self_check: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
+    spill: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> TokenGrams:
     """The Gram matrix K_p = G_p G_pᵀ of every parameter tensor: unnormalised, exact.
@@ -77,6 +79,8 @@ def token_grams(
         self_check: Whether to compare the Grams with ordinary backward passes on a few tokens (see self_check.py).
         checkpoint: A folder in which the pass keeps what it has done: the same call goes on from there, to the same
             bits, and after the end takes the Grams from there. Each run needs a folder of its own; nothing deletes it.
+        spill: A folder for the factors, the largest thing that the factored route holds, on a CPU: the system may then
+            take their memory, and `memory_limit` does not count them. Their files have no name, so none stays behind.
         progress: Called as `progress(done, total)`, in backward passes of one token.
 
     Returns:
@@ -86,7 +90,7 @@ def token_grams(
         ValueError: If no token is valid, an option is out of range, the memory limit is below the smallest chunk, a
             loss or gradient is not finite (the error names sequence, position and parameter), or the checkpoint is of
             another run (it says what differs).
-        OSError: If the checkpoint cannot be written.
+        OSError: If the checkpoint or the spill folder cannot be written.
     """
     check_options(num_tokens, chunk_size, memory_limit, route, unit)
     params = fn.at(params)
@@ -99,7 +103,12 @@ def token_grams(
         coordinates = sample_coordinates(num_params, parts, max_coordinates=max_coordinates, seed=seed)
     labels = None if blocks is None else labels_of(partition(params, blocks))
     options = PassOptions(
-        chunk_size=chunk_size, memory_limit=memory_limit, gram_dtype=gram_dtype, labels=labels, progress=progress
+        chunk_size=chunk_size,
+        memory_limit=memory_limit,
+        gram_dtype=gram_dtype,
+        labels=labels,
+        empty=None if spill is None else spilling(spill),
+        progress=progress,
     )
 
     numbers = count()  # of the passes: there are more than one where rows are not finite

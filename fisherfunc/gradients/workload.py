@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.memory import free_bytes
 from fisherfunc.gradients.model_function import ModelFunction
+from fisherfunc.linalg.strips import Empty
 from fisherfunc.linalg.token_grams import Tokens
 from fisherfunc.records.axes import Batch, Params, Progress
 
@@ -68,6 +69,7 @@ class PassOptions:
         memory_limit: In bytes, beyond the model; half of what is free where None.
         gram_dtype: What Grams are accumulated in.
         labels: {parameter: the label that its Gram is added under}; each has a Gram of its own where None.
+        empty: Gives the tensors that factors are held in, in files; in memory where None.
         progress: Called with the token passes done and their total.
     """
 
@@ -75,6 +77,7 @@ class PassOptions:
     memory_limit: int | None = None
     gram_dtype: torch.dtype = torch.float64
     labels: Mapping[str, str] | None = None
+    empty: Empty | None = None
     progress: Progress | None = None
 
     def label(self, name: str) -> str:

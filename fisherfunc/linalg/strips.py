@@ -7,7 +7,7 @@ first places of their sequence (a causal model) take part with those alone.
 Axis order of a strip's `own`: `(k, n, s, f)`, k blocks of f features.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -76,11 +76,22 @@ class Strip:
         return found if last == self.own.shape[1] else [*found, (last, self.own.shape[1], 0)]
 
 
-def empty_strip(rows: slice, like: SharedFactors) -> Strip:
-    """A strip for the given rows of a Gram, to be filled with factors such as `like` by `put`."""
+Empty = Callable[[Sequence[int], Tensor], Tensor]
+"""(shape, a tensor of the dtype and device) → a tensor to write to."""
+
+
+def empty_strip(rows: slice, like: SharedFactors, *, empty: Empty | None = None) -> Strip:
+    """A strip for the given rows of a Gram, to be filled with factors such as `like` by `put`.
+
+    Args:
+        rows: The rows.
+        like: What it is to be filled with.
+        empty: Where its factors lie; in memory where None.
+    """
     width = like.own.shape[2]
     blocks = -(-width // FEATURES)
-    own = like.own.new_empty(blocks, rows.stop - rows.start, len(like.shared), -(-width // blocks))
+    shape = (blocks, rows.stop - rows.start, len(like.shared), -(-width // blocks))
+    own = like.own.new_empty(shape) if empty is None else empty(shape, like.own)
     return Strip(rows=rows, shared=like.shared, axis=like.axis, width=width, own=own)
 
 

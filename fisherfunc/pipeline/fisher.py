@@ -49,6 +49,7 @@ def fisher_spectrum(
     drop_nonfinite: bool = False,
     self_check: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
+    spill: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> FisherSpectrum:
     """The spectrum of the empirical Fisher information F = (1/N) Σ_n g_n g_nᵀ, g_n = ∇ℓ_n, one term a valid token.
@@ -79,6 +80,7 @@ def fisher_spectrum(
         self_check: Whether to compare the Grams with ordinary backward passes on a few tokens; an error names a
             tensor that differs.
         checkpoint: A folder from which the same call goes on where it was stopped, to the same bits (`token_grams`).
+        spill: A folder for factors that memory has no room for (`token_grams`).
         progress: Called as `progress(done, total)`.
 
     Returns:
@@ -87,7 +89,7 @@ def fisher_spectrum(
     Raises:
         ValueError: If an option or the batch is unusable, or a loss or gradient is not finite; it says what and where.
         TypeError: If the model or the batch is of a kind that it cannot be.
-        OSError: If the checkpoint cannot be written.
+        OSError: If the checkpoint or the spill folder cannot be written.
         torch.linalg.LinAlgError: If every eigensolver failed.
 
     Example:
@@ -118,6 +120,7 @@ def fisher_spectrum(
         drop_nonfinite=drop_nonfinite,
         self_check=self_check,
         checkpoint=checkpoint,
+        spill=spill,
         progress=progress,
     )
     kernel = robust_eigh(dtype=eigensolve_dtype, device=_eigensolve_device(eigensolve_device, like.device))

@@ -14,7 +14,7 @@ from fisherfunc.gradients.factored.pieces import Piece
 from fisherfunc.gradients.stacks import Stack
 from fisherfunc.linalg.factors import PointFactors, SharedFactors, cross_gram, form_gradients
 from fisherfunc.linalg.by_id import add_by_id
-from fisherfunc.linalg.strips import Strip, add_strips, empty_strip
+from fisherfunc.linalg.strips import Empty, Strip, add_strips, empty_strip
 from fisherfunc.linalg.triangle import add_points, add_rows
 
 FORMED = 2**22
@@ -26,9 +26,11 @@ class Holder:
 
     Args:
         num_rows: N.
+        empty: Where the factors of strips lie; in memory where None.
     """
 
-    def __init__(self, num_rows: int) -> None:
+    def __init__(self, num_rows: int, empty: Empty | None = None) -> None:
+        self._empty = empty
         self._num_rows = num_rows
         self._rows: Tensor | None = None
         self._points: dict[int, list[tuple[Tensor, PointFactors]]] = defaultdict(list)
@@ -52,7 +54,7 @@ class Holder:
         first, last = int(mine[0]), int(mine.max()) + 1
         key = (first, piece.use, id(part.shared))
         if key not in self._strips:
-            self._strips[key] = empty_strip(slice(first, last), part)
+            self._strips[key] = empty_strip(slice(first, last), part, empty=self._empty)
         self._strips[key].put(int(piece.rows[0]) - first, part.own)
 
     def add_to(self, gram: Tensor) -> None:

@@ -89,8 +89,18 @@ def _formed(size: int, places: int, tally: Tally, *, causal: bool) -> float:
     return tally.num_tokens * size * (tally.num_tokens + 2.0 * places * (0.5 if causal else 1.0))
 
 
-def held_bytes(traced: Traced, structure: Structure, num_params: Mapping[str, int], tally: Tally) -> dict[str, int]:
-    """What is held of each parameter until its Gram is made: factors or rows of all tokens."""
+def held_bytes(
+    traced: Traced, structure: Structure, num_params: Mapping[str, int], tally: Tally, *, spilled: bool = False
+) -> dict[str, int]:
+    """What is held of each parameter until its Gram is made: factors or rows of all tokens.
+
+    Args:
+        traced: A pass over the longest sequence.
+        structure: What is exploited.
+        num_params: {name: P_p}.
+        tally: How much there is.
+        spilled: Whether the factors of strips lie in files; then they do not count.
+    """
     rows = {name: num_params[name] for name in (*structure.dense, *structure.compact)}
     factors: dict[str, float] = defaultdict(float)
     at_head, _ = apart(traced.recording, structure)
@@ -104,7 +114,7 @@ def held_bytes(traced: Traced, structure: Structure, num_params: Mapping[str, in
             factors[use.name] += features + num_params[use.name] / features
         else:
             share = 0.5 + 0.5 / tally.num_slots**0.5 if structure.causal else 1.0
-            factors[use.name] += num_places(use, 1) * features * share
+            factors[use.name] += 0 if spilled else num_places(use, 1) * features * share
     names = rows.keys() | factors.keys()
     return {n: int((rows.get(n, 0) + factors.get(n, 0)) * tally.num_tokens * tally.itemsize) for n in names}
 

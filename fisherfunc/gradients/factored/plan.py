@@ -102,7 +102,7 @@ def plan_factored(work: Workload, options: PassOptions, *, structure: Structure 
     if width > 1 and not known and not structure.dense:
         structure = _stacking(work, structure, width)
     width = width if structure.stacked else 1
-    held = held_bytes(traced, structure, work.num_params, tally)
+    held = held_bytes(traced, structure, work.num_params, tally, spilled=options.empty is not None)
     passing = int(ALLOCATED * width * each)
     widest = min(stack_width(places, best, 1, UNLIMITED), tally.num_sequences) if structure.stacked else 1
     most = int(ALLOCATED * widest * (graph + best * per_slot))

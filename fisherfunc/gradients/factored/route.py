@@ -152,7 +152,7 @@ def _grams(
         if finished is not None:
             grams |= finished
             continue
-        holders = {name: Holder(work.num_tokens) for name in group}
+        holders = {name: Holder(work.num_tokens, options.empty) for name in group}
         for index, stack in enumerate(stacks):
             compute = partial(
                 stack_pieces,
