@@ -18,6 +18,8 @@ from fisherfunc.records.axes import Batch, Params
 MOST_TOGETHER = 1024
 FEWEST_TOGETHER = 16
 BYTES_TOGETHER = 2**24
+PARTS = 8
+"""How many random parts of a group run without each other, to see whether its sequences reach each other."""
 
 
 def survey(
@@ -70,11 +72,17 @@ def _surveyed(fn: ModelFunction, params: Params, sequences: Sequence[Batch], los
 def _together(
     fn: ModelFunction, params: Params, sequences: Sequence[Batch], loss: TokenLoss, group: Sequence[int]
 ) -> list[Tokens] | None:
-    """The tokens of a group from one pass; None where the first or last of them has other losses alone."""
+    """The tokens of a group from one pass; None where the first, the last, or a random part has other losses alone."""
     ends = [_tokens(fn, params, sequences[index], loss, index)[0] for index in (group[0], group[-1])]
     batch = joined([sequences[index] for index in group])
     try:
         values, valid, _ = _evaluated(fn, params, batch, loss, group[0])
+        order = torch.randperm(len(group), generator=torch.Generator().manual_seed(group[0]))
+        for part in order.tensor_split(PARTS):
+            some = joined([sequences[group[i]] for i in part.tolist()])
+            alone, counted, _ = _evaluated(fn, params, some, loss, group[0])
+            if len(values) != len(group) or not _same(alone[counted], values[part.to(values.device)][counted]):
+                return None
     except REFUSALS:  # one at a time then, which finds what is wrong, and where
         return None
     if values.shape != valid.shape or len(values) != len(group):
@@ -84,11 +92,14 @@ def _together(
     sequence = torch.tensor(list(group), device=row.device)[row]
     parts = zip(sequence.split(counts), position.split(counts), values[valid].split(counts), strict=True)
     found = [Tokens(sequence=s, position=p, loss=value) for s, p, value in parts]
-    same = all(
-        len(alone.loss) == len(here.loss) and torch.allclose(alone.loss, here.loss, rtol=1e-3, equal_nan=True)
-        for alone, here in zip(ends, (found[0], found[-1]), strict=True)
-    )
+    same = all(_same(alone.loss, here.loss) for alone, here in zip(ends, (found[0], found[-1]), strict=True))
     return found if same else None
+
+
+def _same(alone: Tensor, here: Tensor) -> bool:
+    """Whether losses agree well within what rounding does."""
+    tolerance = min(1e-3, torch.finfo(alone.dtype).eps ** 0.6)
+    return alone.shape == here.shape and torch.allclose(alone, here, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 def _tokens(fn: ModelFunction, params: Params, sequence: Batch, loss: TokenLoss, index: int) -> tuple[Tokens, int]:

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from fisherfunc.gradients.model_function import ModelFunction, ordinary
 from fisherfunc.models.recomputation import kept_activations
+from fisherfunc.models.unfinished import undone
 from fisherfunc.records.axes import Batch
 
 Selection = str | Callable[[str], bool] | Iterable[str]
@@ -156,7 +157,7 @@ def _caller(private: nn.Module) -> Callable[[dict[str, Tensor], Batch], Any]:
         tensors = {name: t.clone() if name in rescaled else t for name, t in tensors.items()}
         device = next(iter(tensors.values())).device
         plain = _plain_recurrence() if recurrent else nullcontext()
-        with _same_draws(device), sdpa_kernel(SDPBackend.MATH), kept_activations(), plain:
+        with _same_draws(device), sdpa_kernel(SDPBackend.MATH), kept_activations(), plain, undone(private):
             return torch.func.functional_call(private, tensors, arguments, {**fixed, **keywords})
 
     return call

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fisherfunc.gradients.factored.pieces import Piece
 from fisherfunc.gradients.stacks import Stack
-from fisherfunc.linalg.factors import PointFactors, SharedFactors, cross_gram, form_gradients
 from fisherfunc.linalg.by_id import add_by_id
+from fisherfunc.linalg.factors import PointFactors, SharedFactors, cross_gram, form_gradients
 from fisherfunc.linalg.strips import Empty, Strip, add_strips, empty_strip
 from fisherfunc.linalg.triangle import add_points, add_rows
 
@@ -48,7 +48,7 @@ class Holder:
             self._rows.index_add_(0, piece.rows, piece.part)
 
     def _put_shared(self, piece: Piece, part: SharedFactors, stack: Stack) -> None:
-        if not len(piece.rows):
+        if not len(piece.rows) or not len(part.shared):  # all ids are padding
             return
         mine = stack.rows[:, piece.sequence]
         first, last = int(mine[0]), int(mine.max()) + 1

@@ -39,7 +39,7 @@ def own_cotangents(
     def rows(weights: Tensor) -> Tensor:
         chosen = (losses[sequence, position] * weights).sum()
         (found,) = torch.autograd.grad(chosen, output, retain_graph=True, allow_unused=True)
-        return torch.zeros_like(output).flatten(0, -2) if found is None else found.flatten(0, -2)
+        return (torch.zeros_like(output) if found is None else found).reshape(-1, output.shape[-1])
 
     together = rows(torch.ones_like(losses[sequence, position]))
     if bool(together[elsewhere].any()):

@@ -101,7 +101,7 @@ def planned(work: Workload, options: PassOptions, structure: Structure | None = 
 def wrong_on_a_few(work: Workload, options: PassOptions, plan: FactoredPlan) -> list[str]:
     """The parameters whose Grams of a few tokens, each on a prefix of its own, differ from ordinary backward passes.
 
-    The tokens are those of the fullest sequence, and of its neighbour in a stack.
+    The tokens are those of the fullest sequence, of its neighbour in a stack, and some at random.
     """
     fullest = int(work.tokens.sequence.bincount().argmax())
     stacks = stacks_of(work.sequences, work.tokens, plan.width)
@@ -111,7 +111,8 @@ def wrong_on_a_few(work: Workload, options: PassOptions, plan: FactoredPlan) -> 
     for member in pair:
         mine = (work.tokens.sequence == member).nonzero().squeeze(-1)
         chosen.append(mine[torch.linspace(0, len(mine) - 1, min(TRIED // len(pair), len(mine))).long().unique()])
-    few = work.select(torch.cat(chosen))
+    chosen.append(torch.randperm(work.num_tokens, generator=torch.Generator().manual_seed(0))[:TRIED].to(chosen[0]))
+    few = work.select(torch.cat(chosen).unique())
     trial = replace(plan, groups=(frozenset(work.params),), chunk_size=1)
     return wrong(gram_errors(_grams(few, trial, replace(options, progress=None, labels=None)), few), work)
 
