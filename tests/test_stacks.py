@@ -1,0 +1,164 @@
+"""Sequences that run together: what passes between some of them is found, in values and in gradients."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from oracle import gradient_rows, gram_errors
+from plain_modules import VOCAB
+from test_factored import grams
+from torch import Tensor, nn
+from torch.nn import functional
+
+import fisherfunc as ff
+from fisherfunc.gradients.factored import plan as plans
+from fisherfunc.gradients.sequences import split
+from fisherfunc.gradients.survey import survey
+
+COUNT = 24
+RARE = (9, 20)
+
+
+def samples() -> tuple[Tensor, Tensor]:
+    """Some samples, of which two have a first entry above 1.5; neither is at an end."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(COUNT, 5, generator=generator, dtype=torch.float64)
+    x[:, 0] = -x[:, 0].abs()
+    x[list(RARE), 0] = 2.0
+    return x, torch.randint(3, (COUNT,), generator=generator)
+
+
+class Net(nn.Module):
+    """Three layers; `mix` is what a test does to the first one's output, given which samples are rare."""
+
+    def __init__(self, mix: Callable[[Tensor, Tensor], Tensor] = lambda h, rare: h) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.head, self.mix = nn.Linear(5, 6), nn.Linear(6, 6), nn.Linear(6, 3), mix
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.mix(torch.tanh(self.a(x)), x[:, :1] > 1.5)
+        return self.head(torch.tanh(self.b(hidden)))
+
+
+def off(result: ff.TokenGrams, model: nn.Module, batch, kind: str = "classification") -> float:
+    return max(gram_errors(result.grams, gradient_rows(model, kind, batch), floor=1e-16).values())
+
+
+def straight_through(other: Tensor) -> Tensor:
+    """Nothing in value, all in gradient."""
+    return other - other.detach()
+
+
+def second_half(h: Tensor, rare: Tensor) -> Tensor:
+    half = len(h) // 2
+    return torch.cat([h[:half], h[half:] + h[:half].mean(0).detach()]) if half else h
+
+
+def swapped(h: Tensor, rare: Tensor) -> Tensor:
+    """For the rare samples what another rare one has, where there is one."""
+    index, other = rare.squeeze(-1).nonzero().squeeze(-1), torch.zeros_like(h)
+    other[index] = h[index.flip(0)] if len(index) == 2 else 0
+    return other
+
+
+MIXING = {
+    "mean": lambda h, rare: h - h.mean(0) if len(h) > 1 else h,
+    "second half": second_half,
+    "rare, detached": lambda h, rare: h + rare * h.mean(0).detach() if len(h) > 1 else h,
+    "rare": lambda h, rare: h + rare * h.mean(0) if len(h) > 1 else h,
+    "pair, detached": lambda h, rare: h + swapped(h, rare).detach(),
+    "pair": lambda h, rare: h + swapped(h, rare),
+    "pair, gradient only": lambda h, rare: h + straight_through(swapped(h, rare)),
+    "mean, gradient only": lambda h, rare: functional.layer_norm(h + straight_through(h.mean(0)), (6,)),
+    "sorted": lambda h, rare: h.sort(0).values,
+    "size": lambda h, rare: h * len(h),
+    "large only": lambda h, rare: h - h.mean(0) if len(h) > 8 else h,
+    "statistics": lambda h, rare: nn.BatchNorm1d(6, track_running_stats=False)(h) if len(h) > 1 else h,
+}
+
+
+@pytest.mark.parametrize("mix", MIXING)
+def test_samples_that_reach_each_other_do_not_run_together(mix):
+    model = Net(MIXING[mix])
+    alone = Net(lambda h, rare: torch.cat([MIXING[mix](row[None], r[None]) for row, r in zip(h, rare, strict=True)]))
+    result = grams(model, samples(), "classification")
+    assert result.metadata["stack_width"] == 1
+    assert off(result, alone, samples()) < 1e-10
+
+
+@pytest.mark.parametrize("rule", [True, False])
+def test_samples_that_do_not_run_together(rule, monkeypatch):
+    if not rule:
+        monkeypatch.setattr(plans, "formed_cheaper", lambda *_: [])
+    result = grams(Net(), samples(), "classification")
+    assert result.metadata["stack_width"] == COUNT
+    assert off(result, Net(), samples()) < 1e-10
+
+
+def test_the_losses_of_samples_that_reach_each_other_are_those_of_each_alone():
+    model, (x, y) = Net(MIXING["pair"]), samples()
+    fn = ff.functionalize(model)
+    tokens, _ = survey(fn, fn.params, split((x, y)), ff.losses.classification())
+    logits = torch.cat([model(row[None]) for row in x]).detach()
+    torch.testing.assert_close(tokens.loss, functional.cross_entropy(logits, y, reduction="none"))
+
+
+class Tempered(Net):
+    def forward(self, x: Tensor, temperature: Tensor) -> Tensor:
+        return super().forward(x) * temperature
+
+
+def test_batches_with_numbers_of_their_own_do_not_share_them():
+    model, (x, y) = Tempered(), samples()
+    fn = ff.functionalize(model)
+    scales = [1.0] * 10 + [5.0] + [1.0] * 10
+    batches = [(x[i : i + 1], torch.tensor(t).double(), y[i : i + 1]) for i, t in enumerate(scales)]
+    loss = ff.losses.classification()
+    factored, dense = (ff.token_grams(fn, fn.params, batches, loss, route=route) for route in ("factored", "dense"))
+    torch.testing.assert_close(factored.tokens.loss, dense.tokens.loss)
+    for name, gram in dense.grams.items():
+        torch.testing.assert_close(factored.grams[name], gram)
+
+
+class Squeezed(Net):
+    """Takes one sample, as a vector."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.a(x.squeeze(0)))).reshape(-1, 3)
+
+
+def test_a_model_of_vectors_is_taken():
+    assert off(grams(Squeezed(), samples(), "classification"), Squeezed(), samples()) < 1e-10
+
+
+class Sequences(nn.Module):
+    """A language model of which each part is used; padding ids have no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.position = nn.Embedding(VOCAB, 6, padding_idx=0), nn.Embedding(8, 6)
+        self.up, self.down, self.head = nn.Linear(6, 8), nn.Linear(8, 6), nn.Linear(6, VOCAB)
+        self.double()
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.embedding(input_ids) + self.position(torch.arange(input_ids.shape[1])[None])
+        return self.head(self.down(functional.gelu(self.up(x.cumsum(1)))))
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, None])
+@pytest.mark.parametrize("rule", [True, False])
+def test_sequences_with_few_tokens_or_none_run_with_others(rule, chunk_size, monkeypatch):
+    if not rule:
+        monkeypatch.setattr(plans, "formed_cheaper", lambda *_: [])
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(VOCAB, (20, 6), generator=generator)
+    ids[4], ids[11, 2:] = 0, 0
+    labels = ids.masked_fill(torch.rand(20, 6, generator=generator) < 0.5, -100)
+    labels[[3, 9]] = -100
+    batch = {"input_ids": ids, "labels": labels}
+    result = grams(Sequences(), batch, "causal_lm", chunk_size=chunk_size)
+    assert result.metadata["stack_width"] > 1
+    assert off(result, Sequences(), batch, "causal_lm") < 1e-10
