@@ -12,7 +12,7 @@ from watching import changes, snapshot
 from zoo import build
 
 import fisherfunc as ff
-from fisherfunc.gradients.grams import ROUTES
+from fisherfunc.gradients.prepare import ROUTES
 
 
 def grams(model, batch, **options):

@@ -2,9 +2,10 @@
 
 For N tokens, n of them a sequence of S places: contracting a weight with d features along its own axis pairwise costs
 N² S d (1 + S/n) operations, half of it for a causal model; formed gradients of p entries cost N² p, and 2 N S p to
-form; points cost N² (d + e). A rule per tensor decides, never a layer's type.
+form; points cost N² (d + e), embeddings at most N² S d. A rule per tensor decides, never a layer's type.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from fisherfunc.gradients.factored._taps import Use
 from fisherfunc.gradients.factored.pieces import factor_dtype, features_of, num_places
-from fisherfunc.gradients.factored.rules import Map, Scale, Shift
+from fisherfunc.gradients.factored.rules import Convolution, Map, Scale, Shift
 from fisherfunc.gradients.factored.structure import Structure, Traced, apart
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.linalg.strips import FEATURES
@@ -79,7 +80,12 @@ def formed_cheaper(traced: Traced, structure: Structure, num_params: Mapping[str
 
 def _pairwise(use: Use, size: int, tally: Tally, *, causal: bool) -> float:
     places, features = num_places(use, 1), features_of(use)
-    if places == 1 and not (isinstance(use.role, Map) and not use.multiplies):
+    if isinstance(use.role, Convolution) and use.role.groups > 1:
+        return math.inf
+    if isinstance(use.role, Map) and not use.multiplies:
+        num_ids = min(size // features, places * tally.num_sequences)
+        return tally.num_tokens**2 * min(places * features, size) + num_ids * CALL
+    if places == 1:
         return tally.num_tokens**2 * (features + size / features)
     products = tally.num_tokens**2 * places * features * (1 + places / tally.per_sequence) * (0.5 if causal else 1.0)
     return SLOWER * products + tally.num_sequences**2 / 2 * -(-features // FEATURES) * CALL
