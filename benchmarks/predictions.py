@@ -107,8 +107,8 @@ def main(arguments: list[str] | None = None) -> None:
             found[name] = in_fresh_process(compare, *WORKLOADS[name], limit_s=LIMIT_S)
         except DiedError as error:
             found[name] = {"reason": str(error)}
-    if options.out is not None:
-        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        if options.out is not None:
+            options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(table(found))
 
 

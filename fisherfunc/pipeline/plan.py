@@ -21,7 +21,7 @@ from fisherfunc.partitioning import by_layer, labels_of, partition
 from fisherfunc.pipeline.fisher import input_dtype, token_loss
 from fisherfunc.records.axes import Batch
 
-SOLVED = 512
+SOLVED = 768
 """The largest matrix that the calibration solves."""
 
 

@@ -18,7 +18,7 @@ from fisherfunc.gradients.stacks import Stack, stacks_of
 from fisherfunc.gradients.workload import Workload
 
 BUDGET_S = 0.4
-PIECES = 0.5
+PIECES = 0.25
 """The share of a chunk's time that goes into what only the wanted parameters need."""
 
 
