@@ -26,6 +26,8 @@ SLOWER = 2.0
 LARGEST_CHUNK = 32
 PLACES = 1024
 """Places that a batched backward pass of some slots and sequences should have, for large matrix products."""
+PLACES_OF_SAMPLES = 16384
+"""The same where sequences have one slot: then what a stack costs by itself, its checks, counts too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,5 +188,5 @@ def chunk_of(tally: Tally, *, causal: bool, per_slot: int, room: int) -> int:
 
 def stack_width(places: int, chunk_size: int, per_sequence: int, room: int) -> int:
     """Sequences that run together: enough for large matrix products, as many as there is room for."""
-    wanted = -(-PLACES // (places * chunk_size))
+    wanted = -(-(PLACES if chunk_size > 1 else PLACES_OF_SAMPLES) // (places * chunk_size))
     return max(1, min(wanted, room // max(per_sequence, 1)))
