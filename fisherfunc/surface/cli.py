@@ -26,7 +26,7 @@ Examples:
   fisherfunc spectrum --model ./my-model --text book.txt --tokens 1024
   fisherfunc spectrum --model gpt2 --text - --blocks module < book.txt
   fisherfunc spectrum --format json | jq .full.effective_rank
-  fisherfunc spectrum --model ./large --text book.txt --tokens 4096 --resume ./large-pass
+  fisherfunc spectrum --model ./large --text book.txt --resume ./kept
 
 \b
 Columns of the table:
