@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from fisherfunc.gradients.factored._taps import Use
 from fisherfunc.gradients.factored.rules import Convolution, Map, Scale, Shift
+from fisherfunc.gradients.factored.structure import close
 from fisherfunc.linalg.factors import PointFactors, SharedFactors
 
 
@@ -172,5 +173,4 @@ def begins_with(whole: Tensor, shared: Tensor) -> bool:
         return False
     if not shared.is_floating_point():
         return torch.equal(shared, first)
-    tolerance = torch.finfo(shared.dtype).eps ** 0.7
-    return bool(torch.linalg.vector_norm(shared - first) <= tolerance * torch.linalg.vector_norm(first))
+    return close(shared, first)
