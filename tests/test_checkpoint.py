@@ -10,12 +10,16 @@ import pytest
 import torch
 from test_factored import SometimesUnbatched, grams
 from test_sequence_unit import squares
+from tight import tighten
 from zoo import CASES, build
 
 import fisherfunc as ff
 from fisherfunc.gradients.checkpoint import INDEX
+from fisherfunc.gradients.factored import cotangents
 from fisherfunc.gradients.factored import plan as plans
 from fisherfunc.gradients.factored import route as factored
+from fisherfunc.gradients.factored.cuts import Levels
+from fisherfunc.gradients.factored.groups import everything
 
 
 class Stop:
@@ -43,21 +47,14 @@ def case(name):
     return model, [{key: x[:, :length] for key, x in batch.items()} for length in (6, 5, 3)], CASES[name].kind
 
 
-def divided(num_groups):
-    """A division of the parameters into groups as for a small memory, whatever the memory is."""
-
-    def grouped(held, order, budget):
-        return tuple(frozenset(order[start::num_groups]) for start in range(num_groups)), []
-
-    return grouped
-
-
-@pytest.fixture
-def several(monkeypatch):
-    """Pieces of every kind (nothing is formed for being small), two groups, and stacks of at most two sequences."""
+@pytest.fixture(params=["from the losses", "from cuts"])
+def several(monkeypatch, request):
+    """Pieces of every kind (nothing is formed for being small), some groups, and stacks of at most two sequences."""
     monkeypatch.setattr(plans, "formed_cheaper", lambda *_: [])
     monkeypatch.setattr(plans, "stack_width", lambda *_: 2)
-    monkeypatch.setattr(plans, "grouped", divided(2))
+    tighten(monkeypatch, share=2.5)
+    if request.param == "from the losses":
+        monkeypatch.setattr(plans, "levels_of", lambda *_, **__: Levels())
 
 
 @pytest.mark.usefixtures("several")
@@ -66,8 +63,8 @@ def test_a_pass_stopped_anywhere_goes_on_to_the_same_bits(name, tmp_path):
     model, batch, kind = case(name)
     whole = Stop()
     expected = grams(model, batch, kind, progress=whole, chunk_size=2)
-    assert expected.metadata["passes"] == 2
-    for after in range(0, len(whole.calls), {"gpt2": 2, "bert": 4, "mixtral": 7}.get(name, 1)):
+    assert expected.metadata["passes"] >= 2
+    for after in range(0, len(whole.calls), max(1, len(whole.calls) // 4)):
         folder = tmp_path / str(after)
         with pytest.raises(KeyboardInterrupt):
             grams(model, batch, kind, progress=Stop(after), checkpoint=folder, chunk_size=2)
@@ -79,19 +76,20 @@ def test_a_pass_stopped_anywhere_goes_on_to_the_same_bits(name, tmp_path):
 
 
 @pytest.mark.usefixtures("several")
-@pytest.mark.parametrize("name", ["gpt2", "mixtral", "mlp"])
+@pytest.mark.parametrize("name", ["gpt2", "mlp"])
 def test_no_stack_is_passed_over_twice_however_often_the_pass_is_stopped(name, tmp_path, monkeypatch):
     model, batch, kind = case(name)
     expected = grams(model, batch, kind, chunk_size=2)
+    assert expected.metadata["passes"] >= 2
     ended = []  # the stacks whose pieces came to an end; those of the plan's trial come without progress
-    original = factored.stack_pieces
+    original = cotangents.stack_pieces
 
-    def watched(work, stack, *, passed, **how):
-        yield from original(work, stack, passed=passed, **how)
-        ended.append((stack.members, how["wanted"]))
+    def watched(work, stack, taken, *, passed, **how):
+        yield from original(work, stack, taken, passed=passed, **how)
+        ended.append((stack.members, taken.group))
 
     monkeypatch.setattr(factored, "wrong_on_a_few", lambda *_: [])
-    monkeypatch.setattr(factored, "stack_pieces", watched)
+    monkeypatch.setattr(cotangents, "stack_pieces", watched)
     for _ in range(100):
         size = len(ended)
         try:
@@ -159,7 +157,7 @@ def test_a_model_that_falls_back_to_the_dense_route_keeps_that_with_the_reason(t
 
 
 def test_tensors_that_go_slab_by_slab_have_a_folder_inside(tmp_path, monkeypatch):
-    monkeypatch.setattr(plans, "grouped", lambda held, order, budget: ((frozenset(order[1:]),), order[:1]))
+    monkeypatch.setattr(plans, "grouped", lambda held, order, *_: ((everything(order[1:]),), order[:1]))
     model, batch, kind = case("gpt2")
     whole = Stop()
     expected = grams(model, batch, kind, progress=whole)

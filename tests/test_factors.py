@@ -101,6 +101,22 @@ def test_strips_sum_to_the_gram_of_all_rows(kind, sizes, features, causal, seed)
         assert_close(by_id, gram, atol=1e-10, rtol=0)
 
 
+@given(seed=st.integers(0, 1000), ids=st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=4), min_size=2))
+def test_a_table_used_twice_adds_up_the_rows_of_an_id(seed, ids):
+    """As with the embedding that an encoder and a decoder share, which a sequence may enter twice by one id."""
+    generator = torch.Generator().manual_seed(seed)
+    strips, total = [], torch.zeros(3, *SHAPE, dtype=torch.float64)
+    for places in ids:
+        own = torch.randn(3, len(places), SHAPE[1], generator=generator, dtype=torch.float64)
+        part = SharedFactors(own=own, shared=torch.tensor(places), axis=1)
+        strips.append(empty_strip(slice(0, 3), part))
+        strips[-1].put(0, own)
+        total += gradients(part)
+    gram = torch.zeros(3, 3, dtype=torch.float64)
+    add_by_id(gram, strips)
+    assert_close(gram, total.flatten(1) @ total.flatten(1).T, atol=1e-10, rtol=0)
+
+
 def test_rows_that_were_never_put_count_as_zero():
     """An expert's places differ from chunk to chunk: a strip then holds some rows of its sequence only."""
     whole = factors("linear", 1, rows=4)

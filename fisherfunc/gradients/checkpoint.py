@@ -4,7 +4,8 @@
 | --- | --- |
 | `plan.safetensors` | fingerprint and plan of the pass, in its header |
 | `grams-K.safetensors` | the Grams that stage K (a group of parameters, or a slab) added to, as they were after it |
-| `pieces-K-S.safetensors` | what stack S of sequences gave in stage K (factored/store.py); deleted after the stage |
+| `pieces-K-S.safetensors` | what stack S of sequences gave in stage K (factored/store.py); deleted when used up |
+| `cotangents-L-S.safetensors` | the cotangents of stack S where level L of the model starts (factored/cotangents.py) |
 
 Files are written whole or not at all, and have checksums. A damaged or missing one is computed again.
 """

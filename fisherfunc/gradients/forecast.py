@@ -72,7 +72,7 @@ def _factored(work: Workload, options: PassOptions) -> FactoredPlan:
         raise NotFactorable("the memory limit has no room for the factors of any tensor")
     if not plan.slabbed:
         return plan
-    labels = {options.label(name) for group in plan.groups for name in group}
+    labels = {options.label(name) for group in plan.groups for name in group.names}
     held = len(labels) * work.num_tokens**2 * options.gram_dtype.itemsize
     slabs = plan_dense(*slab_pass(work, options, plan, held))
     return replace(plan, slabs=slabs, peak_bytes=max(plan.peak_bytes, slabs.peak_bytes + held))

@@ -24,6 +24,7 @@ class RunPlan:
         num_sequences: How many sequences have a token.
         num_params: P.
         groups: The parameters of each pass over all rows; those of the dense route's slabs at the end.
+        passes_from_cuts: How many of these start where the one before them ended, not at the losses.
         chunk_size: Rows of a sequence in one batched backward pass.
         stack_width: The most sequences that run together.
         parameters: {name: route, reason, operations and bytes}.
@@ -47,6 +48,7 @@ class RunPlan:
     operations: Mapping[str, float]
     memory_limit: int
     peak_bytes: int
+    passes_from_cuts: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
 
@@ -71,7 +73,7 @@ class RunPlan:
 
 def factored_run(plan: FactoredPlan, work: Workload, *, memory_limit: int) -> RunPlan:
     """The plan of a factored pass."""
-    groups = tuple(tuple(name for name in work.params if name in group) for group in plan.groups)
+    groups = tuple(tuple(name for name in work.params if name in group.names) for group in plan.groups)
     return RunPlan(
         route="factored",
         reason=None,
@@ -85,6 +87,7 @@ def factored_run(plan: FactoredPlan, work: Workload, *, memory_limit: int) -> Ru
         operations=_summed(plan.costs),
         memory_limit=memory_limit,
         peak_bytes=plan.peak_bytes,
+        passes_from_cuts=plan.passes_from_cuts,
     )
 
 

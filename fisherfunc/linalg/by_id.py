@@ -19,7 +19,7 @@ def add_by_id(gram: Tensor, strips: Sequence[Strip]) -> None:
     Cost M_v² d operations for each id v that occurs in the sequences of M_v rows: at most N² S d.
     """
     parts = [part for strip in strips for part in _entries(strip)]
-    rows, ids, values = (torch.cat(column) for column in zip(*parts, strict=True))
+    rows, ids, values = _once(*(torch.cat(column) for column in zip(*parts, strict=True)))
     order = ids.argsort(stable=True)
     counts = ids[order].unique_consecutive(return_counts=True)[1]
     for some in order.split(counts.tolist()):
@@ -36,3 +36,12 @@ def _entries(strip: Strip) -> list[tuple[Tensor, Tensor, Tensor]]:
         both = repeat(rows, "n -> (n v)", v=len(ids)), repeat(ids, "v -> (n v)", n=len(rows))
         found.append((*both, values.flatten(0, 1)))
     return found
+
+
+def _once(rows: Tensor, ids: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The entries with those of one row and id added up: a row may meet an id in several uses of the table."""
+    count = int(rows.max()) + 1
+    keys, entry = (ids * count + rows).unique(return_inverse=True)
+    if len(keys) == len(rows):
+        return rows, ids, values
+    return keys % count, keys // count, values.new_zeros(len(keys), values.shape[1]).index_add(0, entry, values)

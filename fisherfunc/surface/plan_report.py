@@ -49,6 +49,8 @@ def summary(plan: RunPlan, facts: Mapping[str, Any]) -> list[str]:
     """The figures of the whole run, a line each."""
     units = count_of_units({"num_tokens": plan.num_units, "unit": facts.get("unit", "token")})
     passes = "1 pass" if plan.num_passes == 1 else f"{plan.num_passes} passes"
+    if plan.passes_from_cuts:
+        passes += f", {plan.passes_from_cuts} of them from where the one before ended,"
     within = "" if facts.get("unit") == "sequence" else f" of {plan.num_sequences} sequence(s)"
     lines = [
         f"{units}{within}, {plan.num_params:,} parameters: {passes} by the {plan.route} route"

@@ -45,6 +45,26 @@ class Use:
         return isinstance(self.role, Map) and self.role.source.is_floating_point()
 
 
+Call = tuple[str, int, int]
+"""A call of a torch function that returns one tensor in the graph: the last use before it, a parameter and which use of
+it, and how many calls after that. Other calls may come and go with the length of a sequence or its mask."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A tensor that a torch function made.
+
+    Attributes:
+        call: Which call it was.
+        shape: Of the tensor.
+        num_bytes: Of its entries.
+    """
+
+    call: Call
+    shape: tuple[int, ...]
+    num_bytes: int
+
+
 @dataclass
 class Recording:
     """What was seen of one forward pass.
@@ -52,22 +72,30 @@ class Recording:
     Attributes:
         uses: Of the parameters that were watched, in order.
         unknown: Parameters used in a way that no rule knows, and the function that did.
-        end: Where the pass was cut short: the input of the last linear map.
+        end: Where the pass was cut short: the input of the last linear map, or a cut.
         crooked: The uses whose inputs were to be reached by a shortcut that does not hold.
+        made: {graph node: what was made of it}, where asked for.
+        cut: The cut that was asked for, and its version.
     """
 
     uses: list[Use] = field(default_factory=list)
     unknown: dict[str, str] = field(default_factory=dict)
     end: Tensor | None = None
     crooked: set[tuple[str, int]] = field(default_factory=set)
+    made: dict[Any, Made] = field(default_factory=dict)
+    cut: tuple[Tensor, int] | None = None
 
     def overwritten(self) -> set[str]:
         """Parameters whose output was changed in place after it was kept."""
         return {use.name for use in self.uses if use.output._version != use.version}
 
+    def cut_tensor(self) -> Tensor | None:
+        """The cut that was asked for; None where it was not made, or changed in place later."""
+        return self.cut[0] if self.cut is not None and self.cut[0]._version == self.cut[1] else None
+
 
 class Reached(BaseException):
-    """Ends a forward pass at the input of the last linear map; no error, so no handler of the model may take it."""
+    """Ends a forward pass where the rest is not needed; no error, so no handler of the model may take it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +109,9 @@ class Directions:
         shortcuts: {use: the uses that its input is an elementwise function of} (see shortcuts.py).
         verify: Whether to test that these functions are elementwise.
         last: The use of the last linear map, where the pass is to end before it.
+        stop: The call after which the pass is to end.
+        keep: The call whose tensor is to be kept as a cut.
+        note: Whether to say what every call made.
     """
 
     protected: frozenset[str] = frozenset()
@@ -89,6 +120,9 @@ class Directions:
     shortcuts: Mapping[tuple[str, int], Origins] = field(default_factory=dict)
     verify: bool = True
     last: tuple[str, int] | None = None
+    stop: Call | None = None
+    keep: Call | None = None
+    note: bool = False
 
 
 class Recorder(TorchFunctionMode):
@@ -109,16 +143,34 @@ class Recorder(TorchFunctionMode):
         self._constants = {id(tensor): tensor.detach() for tensor in parameters.values()}
         self._nodes: dict[Any, tuple[str, int]] = {}
         self._counts: Counter[str] = Counter()
+        self._call: Call = ("", 0, 0)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run `func`; if it receives a watched parameter, record it."""
-        kwargs = kwargs or {}
+        result = self._run(func, args, kwargs or {})
+        if isinstance(result, Tensor) and result.requires_grad:
+            self._on_the_way_out(result)
+        return result
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
         names = self._watched(args, kwargs)
         if not names or not torch.is_grad_enabled():  # no gradient comes this way
             return func(*args, **kwargs)
         if func in TRANSPOSES and args[0].ndim == 2:
             return self._alias(args[0], func)
         return self._recorded(func, args, kwargs, names)
+
+    def _on_the_way_out(self, result: Tensor) -> None:
+        """Count the call; keep what it made, or end the pass, where the directions say so."""
+        self._call = (*self._call[:2], self._call[2] + 1)
+        if self._directions.note and result.grad_fn is not None:
+            made = Made(call=self._call, shape=tuple(result.shape), num_bytes=result.numel() * result.element_size())
+            self.recording.made.setdefault(result.grad_fn, made)
+        if self._call == self._directions.keep:
+            self.recording.cut = (result, result._version)
+        if self._call == self._directions.stop:
+            self.recording.end = result
+            raise Reached
 
     def _watched(self, args: Any, kwargs: Any) -> Counter[str]:
         """How often each parameter is among the arguments."""
@@ -196,6 +248,7 @@ class Recorder(TorchFunctionMode):
             return ""  # nothing but linear maps is explained of a transposed weight
         number = self._counts[name]
         self._counts[name] += 1
+        self._call = (name, number, 0)
         use = Use(name=name, size=tensor.numel(), number=number, output=result, version=result._version, role=role)
         self.recording.uses.append(use)
         self._nodes[torch.autograd.graph.get_gradient_edge(result).node] = (name, number)

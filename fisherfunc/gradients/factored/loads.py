@@ -7,7 +7,7 @@ form; points cost N² (d + e), embeddings at most N² S d. A rule per tensor dec
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -121,24 +121,15 @@ def held_bytes(
         elif any(use is other for other in at_head) or num_places(use, 1) == 1:
             factors[use.name] += features + num_params[use.name] / features
         else:
-            share = 0.5 + 0.5 / tally.num_slots**0.5 if structure.causal else 1.0
+            share = prefix_share(tally, causal=structure.causal)
             factors[use.name] += 0 if spilled else num_places(use, 1) * features * share
     names = rows.keys() | factors.keys()
     return {n: int((rows.get(n, 0) + factors.get(n, 0)) * tally.num_tokens * tally.itemsize) for n in names}
 
 
-def grouped(held: Mapping[str, int], order: Sequence[str], budget: int) -> tuple[tuple[frozenset[str], ...], list[str]]:
-    """Groups of parameters that fit the budget together, from the last to the first, and parameters that never fit."""
-    groups: list[set[str]] = [set()]
-    room = budget
-    too_large = [name for name in order if held[name] > budget]
-    for name in reversed([name for name in order if name not in too_large]):
-        if held[name] > room:
-            groups.append(set())
-            room = budget
-        groups[-1].add(name)
-        room -= held[name]
-    return tuple(frozenset(group) for group in groups if group), too_large
+def prefix_share(tally: Tally, *, causal: bool) -> float:
+    """What the cotangents of all tokens take, against whole sequences: half, and half a chunk of slots."""
+    return 0.5 + 0.5 / tally.num_slots**0.5 if causal else 1.0
 
 
 def graph_bytes(traced: Traced, structure: Structure, saved: int) -> int:

@@ -1,19 +1,21 @@
 """The plan of a factored pass: what is exploited, what runs together, and what it needs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from fisherfunc.gradients.dense.slabs import DensePlan
+from fisherfunc.gradients.factored.cuts import Levels, levels_of
 from fisherfunc.gradients.factored.estimate import Cost, costs, spans_of
+from fisherfunc.gradients.factored.groups import Group, grouped, most_held
 from fisherfunc.gradients.factored.loads import (
     check_bytes,
     chunk_of,
     formed_cheaper,
     graph_bytes,
-    grouped,
     held_bytes,
+    prefix_share,
     slot_bytes,
     stack_width,
     tally_of,
@@ -21,7 +23,16 @@ from fisherfunc.gradients.factored.loads import (
 from fisherfunc.gradients.factored.pieces import num_places
 from fisherfunc.gradients.factored.rules import Shift
 from fisherfunc.gradients.factored.separate import sequences_apart
-from fisherfunc.gradients.factored.structure import Structure, Traced, probe, settled, trace
+from fisherfunc.gradients.factored.structure import (
+    Structure,
+    Traced,
+    apart,
+    head_of,
+    probe,
+    settled,
+    trace,
+    vectors,
+)
 from fisherfunc.gradients.memory import SavedBytes
 from fisherfunc.gradients.stacks import REFUSALS, Stack, stacks_of
 from fisherfunc.gradients.workload import PassOptions, Workload
@@ -40,7 +51,8 @@ class FactoredPlan:
         structure: What is exploited, and which parameters are formed and why.
         chunk_size: Slots a batched backward pass.
         width: The most sequences that run together.
-        groups: The parameters of each pass over all tokens.
+        levels: How the model is cut, where several groups start at cuts.
+        groups: What each pass over all tokens is for.
         costs: What each parameter takes, and why that way.
         slabbed: Parameters too large for the memory limit: the dense route takes them, slab by slab.
         peak_bytes: The estimated peak beyond the model itself.
@@ -50,7 +62,8 @@ class FactoredPlan:
     structure: Structure
     chunk_size: int
     width: int
-    groups: tuple[frozenset[str], ...]
+    levels: Levels
+    groups: tuple[Group, ...]
     costs: Mapping[str, Cost]
     slabbed: tuple[str, ...]
     peak_bytes: int
@@ -60,6 +73,11 @@ class FactoredPlan:
     def num_passes(self) -> int:
         """How often all rows are passed over."""
         return len(self.groups) + (0 if self.slabs is None else len(self.slabs.slabs))
+
+    @property
+    def passes_from_cuts(self) -> int:
+        """How many passes start where the one before them ended."""
+        return sum(group.start > 0 for group in self.groups)
 
     @property
     def formed(self) -> dict[str, str]:
@@ -78,7 +96,7 @@ def plan_factored(work: Workload, options: PassOptions, *, structure: Structure 
     known = structure is not None
     structure = probe(work)[0] if structure is None else structure
     with SavedBytes(beside=work.params.values()) as saved:  # of one pass: memory of others is used again
-        traced = trace(work, work.longest, structure, leaves=structure.dense)
+        traced = trace(work, work.longest, structure, leaves=structure.dense, note=True)
     like = next(iter(work.params.values()))
     tally = tally_of(work)
     structure = replace(
@@ -108,18 +126,52 @@ def plan_factored(work: Workload, options: PassOptions, *, structure: Structure 
     most = int(ALLOCATED * widest * (graph + best * per_slot))
     order = [name for name in work.params if name in held]
     # Not rest - passing: a larger limit may take larger chunks, and must not leave less for what is held.
-    groups, slabbed = grouped(held, order, rest - max(passing, min(rest // 2, most)))
+    budget = rest - max(passing, min(rest // 2, most))
+    groups, slabbed = grouped(held, order, budget)
+    levels, kept = Levels(), 0
+    if len(groups) > 1 and structure.cuttable:
+        found = _levels(traced, structure)
+        room_for_cuts = 2 * int(found.cut_bytes * tally.num_tokens * prefix_share(tally, causal=structure.causal))
+        divided = _divided(held, [name for name in order if name not in slabbed], budget - room_for_cuts, found)
+        if divided is not None:
+            groups, levels, kept = divided, found, room_for_cuts
     spans = spans_of(work.tokens, chunk, causal=structure.causal)
-    largest = max((sum(held[name] for name in group) for group in groups), default=0)
     return FactoredPlan(
         structure=structure,
         chunk_size=chunk,
         width=width,
+        levels=levels,
         groups=groups,
         costs=costs(traced, structure, work.num_params, tally, spans=spans, held=held, slabbed=slabbed),
         slabbed=tuple(slabbed),
-        peak_bytes=max((num_grams + 1) * gram + passing + largest, check_bytes(work.params.values()) + 2 * saved.total),
+        peak_bytes=max(
+            (num_grams + 1) * gram + passing + kept + most_held(groups, held),
+            check_bytes(work.params.values()) + 2 * saved.total,
+        ),
     )
+
+
+def _levels(traced: Traced, structure: Structure) -> Levels:
+    """How the model is cut below the output layer, or below the losses where there is none."""
+    at_head, below = apart(traced.recording, structure)
+    end, places = traced.losses, None
+    if structure.head is not None:
+        end = vectors(head_of(traced.recording, structure))
+        places = end.shape[1] if structure.causal else None
+    if not end.requires_grad:
+        return Levels()
+    targets = {(use.name, use.number): use.output for use in below}
+    targets |= {(name, -1): leaf for name, leaf in traced.leaves.items()}
+    found = levels_of(end, traced.recording.made, targets, places=places)
+    return replace(found, of={**found.of, **{(use.name, use.number): 0 for use in at_head}})
+
+
+def _divided(held: Mapping[str, int], order: Sequence[str], budget: int, levels: Levels) -> tuple[Group, ...] | None:
+    """Groups that start at cuts; None without cuts, or where what stays held does not fit."""
+    if not levels.cuts:
+        return None
+    groups, too_large = grouped(held, order, budget, levels)
+    return None if too_large or most_held(groups, held) > budget else groups
 
 
 def _stacking(work: Workload, structure: Structure, width: int) -> Structure:

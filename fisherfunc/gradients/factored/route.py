@@ -2,21 +2,21 @@
 
 A weight that enters through linear maps only has gradients Σ_s δ_{n,s} ⊗ a_s: collect.py pulls the output cotangents δ
 back, contract.py turns them and the inputs a into Grams. Any other parameter, and one whose gradient is small next to
-its factors, is formed in the same backward passes. The parameters are taken in groups whose factors fit the memory.
+its factors, is formed in the same backward passes. The parameters are taken in groups whose factors fit the memory,
+each from a cut of the model on where there is one (passes.py).
 """
 
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from fisherfunc.gradients.checkpoint import NOWHERE, Checkpoint, finished_grams, stage_of
+from fisherfunc.gradients.checkpoint import NOWHERE, Checkpoint
 from fisherfunc.gradients.dense.route import dense_grams
-from fisherfunc.gradients.factored.collect import stack_pieces
-from fisherfunc.gradients.factored.contract import Holder
+from fisherfunc.gradients.factored.cuts import Levels
+from fisherfunc.gradients.factored.groups import everything
+from fisherfunc.gradients.factored.passes import passed_grams
 from fisherfunc.gradients.factored.plan import FactoredPlan, plan_factored
-from fisherfunc.gradients.factored.store import Passes, part_of, pieces_through
 from fisherfunc.gradients.factored.structure import Structure, Unsettled, with_leaves
 from fisherfunc.gradients.self_check import gram_errors, wrong
 from fisherfunc.gradients.stacks import stacks_of
@@ -56,7 +56,7 @@ def factored_grams(
             raise NotFactorable("the memory limit has no room for the factors of any tensor")
         checkpoint.begin(plan)
         try:
-            grams = _grams(work, plan, options, checkpoint)
+            grams = passed_grams(work, plan, options, checkpoint)
         except Unsettled as found:
             plan = planned(work, options, found.structure)
         except RuntimeError as error:  # a rule that cannot be batched, in a sequence other than the one probed
@@ -71,8 +71,8 @@ def factored_grams(
 def planned(work: Workload, options: PassOptions, structure: Structure | None = None) -> FactoredPlan:
     """A plan whose Grams of a few tokens agree with ordinary backward passes.
 
-    Where they do not, shortcuts and stacks are given up first, then prefixes, then the factors of the weights that
-    differ: such a gradient is formed (one that a backward pass inside the model reads, say).
+    Where they do not, cuts are given up first, then shortcuts and stacks, then prefixes, then the factors of the
+    weights that differ: such a gradient is formed (one that a backward pass inside the model reads, say).
 
     Raises:
         NotFactorable: If that does not help, or the model cannot be passed over in this way.
@@ -88,7 +88,9 @@ def planned(work: Workload, options: PassOptions, structure: Structure | None = 
             raise NotFactorable(_first_line(error)) from error
         if not bad:
             return plan
-        if plan.structure.shortcuts or plan.structure.stacked:
+        if plan.levels.cuts:
+            structure = replace(plan.structure, cuttable=False)
+        elif plan.structure.shortcuts or plan.structure.stacked:
             structure = replace(plan.structure, shortcuts={}, stacked=False)
         elif plan.structure.causal:
             structure = replace(plan.structure, causal=False)
@@ -113,8 +115,10 @@ def wrong_on_a_few(work: Workload, options: PassOptions, plan: FactoredPlan) -> 
         chosen.append(mine[torch.linspace(0, len(mine) - 1, min(TRIED // len(pair), len(mine))).long().unique()])
     chosen.append(torch.randperm(work.num_tokens, generator=torch.Generator().manual_seed(0))[:TRIED].to(chosen[0]))
     few = work.select(torch.cat(chosen).unique())
-    trial = replace(plan, groups=(frozenset(work.params),), chunk_size=1)
-    return wrong(gram_errors(_grams(few, trial, replace(options, progress=None, labels=None)), few), work)
+    trial = replace(plan, chunk_size=1)
+    if plan.slabbed or not plan.levels.cuts:
+        trial = replace(trial, groups=(everything(work.params),), levels=Levels())
+    return wrong(gram_errors(passed_grams(few, trial, replace(options, progress=None, labels=None)), few), work)
 
 
 def _add_slabbed(
@@ -139,39 +143,3 @@ def slab_pass(work: Workload, options: PassOptions, plan: FactoredPlan, held: in
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-def _grams(
-    work: Workload, plan: FactoredPlan, options: PassOptions, checkpoint: Checkpoint = NOWHERE
-) -> dict[str, Tensor]:
-    grams: dict[str, Tensor] = {}
-    like = next(iter(work.params.values()))
-    stacks = list(stacks_of(work.sequences, work.tokens, plan.width))
-    passes = Passes(checkpoint, [stack.num_tokens for stack in stacks], len(plan.groups), options.progress)
-    for number, group in enumerate(plan.groups):
-        finished = finished_grams(checkpoint, number, like)
-        if finished is not None:
-            grams |= finished
-            continue
-        holders = {name: Holder(work.num_tokens, options.empty) for name in group}
-        for index, stack in enumerate(stacks):
-            compute = partial(
-                stack_pieces,
-                work,
-                stack,
-                structure=plan.structure,
-                wanted=group,
-                chunk_size=plan.chunk_size,
-                passed=passes.of(number, index),
-            )
-            for piece in pieces_through(checkpoint, number, index, compute, like.device):
-                holders[piece.name].put(piece, stack)
-        for name in sorted(group):
-            label = options.label(name)
-            if label not in grams:
-                shape = (work.num_tokens, work.num_tokens)
-                grams[label] = torch.zeros(shape, dtype=options.gram_dtype, device=like.device)
-            holders.pop(name).add_to(grams[label])
-        checkpoint.write(stage_of(number), {label: grams[label] for label in {*map(options.label, group)}}, {})
-        checkpoint.drop(part_of(number))
-    return grams

@@ -13,6 +13,8 @@ import torch
 from fisherfunc.gradients.factored.collect import stack_pieces
 from fisherfunc.gradients.factored.contract import Holder
 from fisherfunc.gradients.factored.estimate import Spans, spans_of
+from fisherfunc.gradients.factored.groups import Taken, everything
+from fisherfunc.gradients.factored.pieces import Piece
 from fisherfunc.gradients.factored.plan import FactoredPlan
 from fisherfunc.gradients.stacks import Stack, stacks_of
 from fisherfunc.gradients.workload import Workload
@@ -20,6 +22,8 @@ from fisherfunc.gradients.workload import Workload
 BUDGET_S = 0.4
 PIECES = 0.25
 """The share of a chunk's time that goes into what only the wanted parameters need."""
+LATER = 0.15
+"""What a stack costs a pass that starts at a cut, before its chunks, against the first: part of a forward pass."""
 
 
 def sampled_seconds(work: Workload, plan: FactoredPlan, rate: float) -> float:
@@ -50,7 +54,8 @@ def sampled_seconds(work: Workload, plan: FactoredPlan, rate: float) -> float:
     last = ends[2] - ends[1]
     before = max(0.0, ends[1] - last * _middle(few, slots, causal=plan.structure.causal))
     chunks = last / units * _units(work, there, causal=plan.structure.causal)
-    return len(plan.groups) * before * scale + _repeats(plan) * chunks
+    again = LATER if plan.passes_from_cuts else 1.0
+    return (1 + again * (len(plan.groups) - 1)) * before * scale + _repeats(plan) * chunks
 
 
 def _has_fullest(stack: Stack, work: Workload) -> bool:
@@ -58,8 +63,14 @@ def _has_fullest(stack: Stack, work: Workload) -> bool:
 
 
 def _repeats(plan: FactoredPlan) -> float:
-    """Every group repeats the batched passes from the output down to the lowest of its parameters."""
-    return PIECES + (1 - PIECES) * (len(plan.groups) + 1) / 2
+    """Every group repeats the batched passes from the output down to the lowest of its parameters.
+
+    From cuts, the forward passes of the prefixes alone: one for the backward passes of as many slots as a chunk has.
+    """
+    halfway = (len(plan.groups) + 1) / 2
+    if plan.passes_from_cuts:
+        halfway = 1 + (halfway - 1) / (plan.chunk_size + 1)
+    return PIECES + (1 - PIECES) * halfway
 
 
 def _affordable(work: Workload, plan: FactoredPlan, width: int, rate: float) -> int:
@@ -90,13 +101,14 @@ def _timed(few: Workload, stack: Stack, plan: FactoredPlan, slots: int) -> list[
     pieces = stack_pieces(
         few,
         stack,
+        Taken(group=everything(few.params)),
         structure=plan.structure,
-        wanted=frozenset(few.params),
         chunk_size=slots,
         passed=lambda count: ends.append(perf_counter() - begin),
     )
     for piece in pieces:
-        holders[piece.name].put(piece, stack)
+        if isinstance(piece, Piece):
+            holders[piece.name].put(piece, stack)
     return [*ends[:-1], perf_counter() - begin]
 
 

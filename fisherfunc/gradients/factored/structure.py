@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fisherfunc.gradients.factored._taps import Directions, Reached, Recorder, Recording, Use
+from fisherfunc.gradients.factored.cuts import WHOLE_WAY, Leg
 from fisherfunc.gradients.factored.places import own_cotangents
 from fisherfunc.gradients.factored.rules import Map
 from fisherfunc.gradients.factored.shortcuts import Origins, elementwise_origins, is_elementwise
@@ -40,6 +41,7 @@ class Structure:
         stacked: Whether sequences run together do not reach one another.
         widened: Parameters whose outputs a stack shares.
         shortcuts: {use: the uses that its input is an elementwise function of}.
+        cuttable: Whether passes may start and end at cuts.
     """
 
     factored: frozenset[str]
@@ -51,6 +53,7 @@ class Structure:
     stacked: bool = False
     widened: frozenset[str] = frozenset()
     shortcuts: dict[tuple[str, int], Origins] = field(default_factory=dict)
+    cuttable: bool = True
 
 
 class Unsettled(Exception):  # noqa: N818 (it is no error: the caller starts again with the structure that it carries)
@@ -78,16 +81,43 @@ class Traced:
     watched: dict[str, Tensor]
 
 
-def trace(work: Workload, batch: Batch, structure: Structure, *, leaves: Iterable[str] = (), width: int = 1) -> Traced:
-    """Run some sequences with every use of a factored parameter recorded and the named dense ones as leaves."""
-    output, traced = _run(work, batch, structure, leaves, _directions(structure, width))
-    with torch.enable_grad():
-        losses = work.loss.values(output, batch)
+def trace(
+    work: Workload,
+    batch: Batch,
+    structure: Structure,
+    *,
+    leaves: Iterable[str] = (),
+    width: int = 1,
+    leg: Leg = WHOLE_WAY,
+    note: bool = False,
+) -> Traced:
+    """Run some sequences with every use of a factored parameter recorded and the named dense ones as leaves.
+
+    Args:
+        work: What is passed over.
+        batch: The sequences.
+        structure: What is exploited.
+        leaves: The dense parameters wanted.
+        width: The number of sequences.
+        leg: The pass ends where it starts.
+        note: Whether to say what every call made.
+
+    Raises:
+        Unsettled: If the cuts of the leg are not made.
+    """
+    directions = replace(_directions(structure, width), stop=leg.start, keep=leg.end, note=note)
+    output, traced = _run(work, batch, structure, leaves, directions)
+    end = traced.recording.end
+    if (leg.start is None) != (end is None) or (leg.end is None) != (traced.recording.cut_tensor() is None):
+        raise Unsettled(replace(structure, cuttable=False))
+    if end is None:
+        with torch.enable_grad():
+            end = work.loss.values(output, batch)
     watched = {id(tensor): name for name, tensor in traced.watched.items()}
-    for leaf in reached_leaves(losses.grad_fn) if losses.requires_grad else ():
+    for leaf in reached_leaves(end.grad_fn) if end.requires_grad else ():
         if id(leaf) in watched:  # what is explained leads to no leaf
             traced.recording.unknown.setdefault(watched[id(leaf)], "a function that cannot be seen")
-    return replace(traced, losses=losses)
+    return traced if leg.start is not None else replace(traced, losses=end)
 
 
 def trace_part(work: Workload, members: Sequence[int], structure: Structure) -> Traced:
@@ -110,15 +140,18 @@ def trace_prefix(
     *,
     leaves: Iterable[str] = (),
     width: int = 1,
+    leg: Leg = WHOLE_WAY,
 ) -> Traced | None:
-    """Run the first `length` positions, up to the last linear map.
+    """Run the first `length` positions, up to where the leg starts: the last linear map, or a cut.
 
     None where that does not do what the whole sequences do at these places.
     """
     prefix = shortened(batch, length)
     if prefix is None:
         return None
-    directions = replace(_directions(structure, width), last=structure.head, verify=False)
+    at_head = leg.start is None
+    directions = replace(_directions(structure, width), verify=False, stop=leg.start, keep=leg.end)
+    directions = replace(directions, last=structure.head if at_head else None)
     try:
         _, traced = _run(work, prefix, structure, leaves, directions)
     except REFUSALS:  # a length that the model is not made for; the whole sequence is as right
@@ -126,8 +159,14 @@ def trace_prefix(
     part = traced.recording.end
     if part is None or settled(structure, traced.recording, cut_short=True) != structure:
         return None
-    expected = by_sequence(vectors(head_of(whole.recording, structure)), width)[:, :length]
-    same = part.numel() == expected.numel() and close(by_sequence(part, width), expected)
+    if (leg.end is None) != (traced.recording.cut_tensor() is None):
+        return None
+    expected = vectors(head_of(whole.recording, structure)) if at_head else whole.recording.end
+    assert expected is not None
+    if at_head:
+        part, expected = by_sequence(part, width), by_sequence(expected, width)
+    expected = expected[:, :length]
+    same = part.shape == expected.shape and close(part, expected)
     return traced if same else None
 
 

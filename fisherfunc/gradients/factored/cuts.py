@@ -1,0 +1,156 @@
+"""Cuts: tensors between the losses and the parameters that every cotangent goes through on its way down.
+
+Between two cuts lies a level of the model, such as a block of a transformer. A pass that starts from the cotangents
+kept at a cut need not come down from the losses again. Found in the autograd graph, never from a module's name: nodes
+are taken from the end in an order in which all that leads to a node comes before it; where one node alone is waiting,
+nothing bypasses it. What is found on one sequence is held against every other one (strays).
+"""
+
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fisherfunc.gradients.factored._taps import Call, Made, Use
+
+Key = tuple[str, int]
+"""A parameter and which use of it; −1 for a leaf of the graph."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Levels:
+    """How a model is cut.
+
+    Attributes:
+        cuts: The calls of torch functions that make the cut tensors (`Recording.made`), from the last to the first:
+            cut k lies below level k.
+        of: The level of each use and leaf; all are level 0 where there are no cuts.
+        cut_bytes: Of the largest cut tensor.
+    """
+
+    cuts: tuple[Call, ...] = ()
+    of: Mapping[Key, int] = field(default_factory=dict)
+    cut_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leg:
+    """A part of the way down.
+
+    Attributes:
+        start: The call that makes the cut where it starts; at the losses where None.
+        end: The call that makes the cut whose cotangents it keeps; none where None.
+    """
+
+    start: Call | None = None
+    end: Call | None = None
+
+
+WHOLE_WAY = Leg()
+
+
+def levels_of(end: Tensor, made: Mapping[Any, Made], targets: Mapping[Key, Tensor], *, places: int | None) -> Levels:
+    """Cut the graph below a tensor.
+
+    Args:
+        end: Where the cotangents start.
+        made: {graph node: the tensor that it stands for}.
+        targets: What the cotangents are pulled back to; what is not reached goes to the last level.
+        places: Where given, a cut tensor must be `(b, s, …)` with so many places, so that a prefix has its first ones.
+    """
+    order, touched = _from_the_end(end)
+    spans = _spans(touched)
+    steps: dict[Any, float] = {node: step for step, (node, _) in enumerate(order)}
+    steps |= {leaf: steps[0] + 0.5 for leaf, steps in touched.items()}  # below the node that leads to it
+    nodes = {key: node_of(tensor) for key, tensor in targets.items()}
+    at = {key: steps.get(node, float(len(order))) for key, node in nodes.items()}
+    cuts: list[tuple[int, Made]] = []
+    for step, (node, waiting) in enumerate(order):
+        if waiting or any(first < step <= last for first, last in spans) or not any(s > step for s in at.values()):
+            continue
+        if node not in made or not _has_places(made[node], places):
+            continue
+        above = cuts[-1][0] if cuts else -1
+        if any(above < s <= step for s in at.values()):
+            cuts.append((step, made[node]))
+        elif cuts:  # the lowest of several: what lies between may be written to by the model
+            cuts[-1] = (step, made[node])
+    return Levels(
+        cuts=tuple(tensor.call for _, tensor in cuts),
+        of={key: sum(cut < step for cut, _ in cuts) for key, step in at.items()},
+        cut_bytes=max((tensor.num_bytes for _, tensor in cuts), default=0),
+    )
+
+
+def strays(
+    start: Tensor, cut: Tensor, uses: Iterable[Use], leaves: Mapping[str, Tensor], here: Container[Key]
+) -> list[str]:
+    """The parameters that the graph leads to from `start` past a cut, though they are none of those above it.
+
+    Args:
+        start: Where the cotangents of a pass start.
+        cut: Where they are to be kept.
+        uses: Of a recorded forward pass.
+        leaves: Its leaves.
+        here: The uses and leaves above the cut.
+    """
+    below: dict[Any, str] = {node_of(u.output): u.name for u in uses if (u.name, u.number) not in here}
+    below |= {node_of(leaf): name for name, leaf in leaves.items() if (name, -1) not in here}
+    seen = {node_of(cut)}
+    return sorted({below[node] for node in _reached(node_of(start), seen) if node in below})
+
+
+def node_of(tensor: Tensor) -> Any:
+    """The node of the autograd graph that a tensor's cotangent arrives at."""
+    return torch.autograd.graph.get_gradient_edge(tensor).node
+
+
+def _reached(root: Any, seen: set[Any]) -> Iterator[Any]:
+    """The nodes from a root on; not those seen, nor beyond them."""
+    left = [root]
+    while left:
+        node = left.pop()
+        if node not in seen:
+            seen.add(node)
+            yield node
+            left += _children(node)
+
+
+def _has_places(tensor: Made, places: int | None) -> bool:
+    return places is None or (len(tensor.shape) > 2 and tensor.shape[1] == places)
+
+
+def _from_the_end(end: Tensor) -> tuple[list[tuple[Any, int]], dict[Any, list[int]]]:
+    """Nodes in order with how many others were waiting, and the steps from which each leaf was reached."""
+    root = node_of(end)
+    missing = Counter(child for node in _reached(root, set()) for child in _children(node))
+    order: list[tuple[Any, int]] = []
+    touched: dict[Any, list[int]] = {}
+    ready = [(0, 0, root)]
+    waiting: set[Any] = set()
+    while ready:
+        node = heappop(ready)[-1]
+        order.append((node, len(ready) + len(waiting)))
+        for child in _children(node):
+            if hasattr(child, "variable"):
+                touched.setdefault(child, []).append(len(order) - 1)
+                continue
+            missing[child] -= 1
+            waiting.add(child)
+            if not missing[child]:
+                waiting.discard(child)
+                heappush(ready, (-child._sequence_nr(), len(order), child))  # what was made last comes first
+    return order, touched
+
+
+def _children(node: Any) -> list[Any]:
+    return [child for child, _ in node.next_functions if child is not None]
+
+
+def _spans(touched: Mapping[Any, list[int]]) -> list[tuple[int, int]]:
+    """From the first to the last step at which a leaf was reached: no cut may lie between."""
+    return [(min(steps), max(steps)) for steps in touched.values() if min(steps) < max(steps)]

@@ -1,0 +1,127 @@
+"""Groups: which parameters a pass over all tokens is for, so that what is held of them fits the memory.
+
+Without cuts every group comes down from the losses. With cuts (cuts.py) the groups follow the levels of the model from
+the last to the first, and each starts where those before it left the cotangents; a level that does not fit is divided.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from fisherfunc.gradients.factored.cuts import WHOLE_WAY, Key, Leg, Levels
+
+Item = tuple[str, int]
+"""A parameter and a level in which it is used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """What one pass over all tokens is for.
+
+    Attributes:
+        items: The parameters, each with the levels in which its uses are taken.
+        start: The level that it starts in.
+    """
+
+    items: frozenset[Item]
+    start: int = 0
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The parameters."""
+        return frozenset(name for name, _ in self.items)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """What a pass takes, and on which part of the way down.
+
+    Attributes:
+        group: What it takes.
+        levels: How the model is cut.
+        leg: Where it starts, and where it keeps its cotangents.
+        above: The cotangents that it starts from, chunk by chunk, where it starts at a cut.
+    """
+
+    group: Group
+    levels: Levels = field(default_factory=Levels)
+    leg: Leg = WHOLE_WAY
+    above: Sequence[Tensor] = ()
+
+    def takes(self, name: str, number: int) -> bool:
+        """Whether a use is among what is taken; −1 stands for a leaf."""
+        return (name, self.levels.of.get((name, number), 0)) in self.group.items
+
+    def above_end(self) -> set[Key]:
+        """The uses and leaves that lie above the cut where cotangents are kept."""
+        end = len(self.levels.cuts) if self.leg.end is None else self.levels.cuts.index(self.leg.end)
+        return {key for key, level in self.levels.of.items() if level <= end}
+
+
+def everything(names: Iterable[str]) -> Group:
+    """All parameters in one pass of a model that is not cut."""
+    return Group(items=frozenset((name, 0) for name in names))
+
+
+def grouped(
+    held: Mapping[str, int], order: Sequence[str], budget: int, levels: Levels | None = None
+) -> tuple[tuple[Group, ...], list[str]]:
+    """Groups of parameters that fit the budget together, from the last to the first, and parameters that never fit.
+
+    Args:
+        held: {name: bytes until its Gram is made}; a parameter is held until its last item was taken.
+        order: The parameters.
+        budget: In bytes.
+        levels: How the model is cut.
+    """
+    too_large = [name for name in order if held[name] > budget]
+    items = _from_the_last([name for name in order if name not in too_large], levels or Levels())
+    last = {name: index for index, (name, _) in enumerate(items)}
+    groups: list[list[Item]] = []
+    open_: set[str] = set()
+    for index, (name, level) in enumerate(items):
+        if groups and name not in open_ and sum(held[n] for n in {*open_, name}) > budget:
+            open_ = {n for n in open_ if last[n] >= index}
+            groups.append([])
+        if not groups:
+            groups.append([])
+        open_.add(name)
+        groups[-1].append((name, level))
+    return tuple(Group(items=frozenset(group), start=min(level for _, level in group)) for group in groups), too_large
+
+
+def most_held(groups: Sequence[Group], held: Mapping[str, int]) -> int:
+    """The most bytes that are held at a time."""
+    found, open_ = [0], set[str]()
+    for number, group in enumerate(groups):
+        open_ |= group.names
+        found.append(sum(held[name] for name in open_))
+        open_ &= names_of(groups[number + 1 :])
+    return max(found)
+
+
+def names_of(groups: Iterable[Group]) -> set[str]:
+    """The parameters of some groups."""
+    return {name for group in groups for name in group.names}
+
+
+def leg_of(groups: Sequence[Group], number: int, levels: Levels) -> Leg:
+    """Where the pass of a group starts, and where it keeps its cotangents for the next."""
+    start = groups[number].start
+    following = groups[number + 1].start if number + 1 < len(groups) else start
+    return Leg(
+        start=levels.cuts[start - 1] if start else None,
+        end=levels.cuts[following - 1] if following > start else None,
+    )
+
+
+def _from_the_last(names: Sequence[str], levels: Levels) -> list[Item]:
+    """The items in the order in which they are taken; those of parameters used in several levels lead each level."""
+    where: dict[str, set[int]] = {name: set() for name in names}
+    for (name, _), level in levels.of.items():
+        if name in where:
+            where[name].add(level)
+    places = {name: place for place, name in enumerate(names)}
+    items = [(name, level) for name in names for level in where[name] or {0}]
+    return sorted(items, key=lambda item: (item[1], len(where[item[0]]) < 2, -places[item[0]]))

@@ -1,0 +1,66 @@
+"""The passes of a plan, group by group: pieces of all stacks to holders, holders to Grams.
+
+A parameter is held until the last group that takes uses of it. So the Gram of a weight that ties the output layer to
+the input embedding is made at the end.
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fisherfunc.gradients.checkpoint import NOWHERE, Checkpoint, finished_grams, stage_of
+from fisherfunc.gradients.factored.contract import Holder
+from fisherfunc.gradients.factored.cotangents import Descent
+from fisherfunc.gradients.factored.groups import names_of
+from fisherfunc.gradients.factored.plan import FactoredPlan
+from fisherfunc.gradients.factored.store import Passes, part_of, pieces_through
+from fisherfunc.gradients.stacks import stacks_of
+from fisherfunc.gradients.workload import PassOptions, Workload
+
+
+def passed_grams(
+    work: Workload, plan: FactoredPlan, options: PassOptions, checkpoint: Checkpoint = NOWHERE
+) -> dict[str, Tensor]:
+    """The Grams of the parameters in the groups of a plan, by parameter or by the labels of the options.
+
+    Raises:
+        Unsettled: If the structure does not hold for some sequences.
+    """
+    grams: dict[str, Tensor] = {}
+    like = next(iter(work.params.values()))
+    stacks = list(stacks_of(work.sequences, work.tokens, plan.width))
+    counted = Passes(checkpoint, [stack.num_tokens for stack in stacks], len(plan.groups), options.progress)
+    descent = Descent(work, stacks, plan, checkpoint)
+    holders: dict[str, Holder] = {}
+    left = [group for number, group in enumerate(plan.groups) if finished_grams(checkpoint, number, like) is None]
+    for number, group in enumerate(plan.groups):
+        finished = finished_grams(checkpoint, number, like)
+        later = names_of(plan.groups[number + 1 :])
+        # Of a finished group, what another one waits for.
+        taken = group.names if finished is None else group.names & later & names_of(left)
+        for name in taken:
+            holders.setdefault(name, Holder(work.num_tokens, options.empty))
+        for index, stack in enumerate(stacks if taken else ()):
+            compute = partial(descent.pieces, number, index, counted.of(number, index))
+            for piece in pieces_through(checkpoint, number, index, compute, like.device):
+                if piece.name in taken:
+                    holders[piece.name].put(piece, stack)
+        descent.done(number)
+        closed = sorted(group.names - later)
+        if finished is not None:
+            grams |= finished
+            for name in closed:
+                holders.pop(name, None)
+            continue
+        for name in closed:
+            label = options.label(name)
+            if label not in grams:
+                shape = (work.num_tokens, work.num_tokens)
+                grams[label] = torch.zeros(shape, dtype=options.gram_dtype, device=like.device)
+            holders.pop(name).add_to(grams[label])
+        checkpoint.write(stage_of(number), {label: grams[label] for label in {*map(options.label, closed)}}, {})
+        for earlier in range(number + 1):  # pieces of what is still held stay
+            if plan.groups[earlier].names.isdisjoint(later):
+                checkpoint.drop(part_of(earlier))
+    return grams

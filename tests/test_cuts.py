@@ -1,0 +1,147 @@
+"""Cuts: where a model is cut, later passes start there, and give the same Grams; elsewhere it is not cut."""
+
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import gradient_rows, gram_errors
+from test_factored import grams
+from tight import tighten
+from torch import nn
+from torch.testing import assert_close
+from zoo import CASES, build
+
+from fisherfunc.gradients.factored import plan as plans
+from fisherfunc.gradients.factored import route as factored
+from fisherfunc.gradients.factored.cuts import Levels
+from fisherfunc.gradients.factored.groups import grouped, leg_of, most_held
+
+UNCUT = {
+    "mixtral": "which experts are called differs from prefix to prefix",
+    "cnn": "it has one layer below the last",
+    "multihead": "one block, which its input goes around",
+    "shared": "its largest weight is used at the top and at the bottom",
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_passes_from_cuts_give_what_a_loop_of_backward_passes_gives(name, monkeypatch):
+    tighten(monkeypatch, share=4)
+    case = CASES[name]
+    model, batch = build(name, dtype=torch.float64)
+    result = grams(model, batch, case.kind, chunk_size=2, self_check=True)
+    assert result.metadata["passes"] > 1
+    assert (result.metadata["passes_from_cuts"] > 0) == (name not in UNCUT)
+    tolerance = 1e-5 if case.casts else 1e-10
+    errors = gram_errors(result.grams, gradient_rows(model, case.kind, batch), floor=torch.finfo(torch.float64).eps)
+    assert max(errors.values()) < tolerance, {n: e for n, e in errors.items() if e >= tolerance}
+
+
+class Tower(nn.Module):
+    """Residual blocks of samples; `variant` says what bypasses them, if anything; `seen` is told of backward passes."""
+
+    def __init__(self, variant="plain", seen=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList(nn.Linear(6, 6) for _ in range(4))
+        self.head = nn.Linear(6, 3)
+        self.variant, self.seen = variant, seen
+        self.double()
+
+    def forward(self, x):
+        first = h = self.blocks[0](x)
+        for index, block in enumerate(self.blocks[1:], 1):
+            if self.variant == "overwritten":
+                h = h * 1.0
+                h += block(h.clone()).softmax(-1)
+            else:
+                h = h + block(h).softmax(-1)  # not elementwise, or backward passes would skip it
+            if h.requires_grad and self.seen is not None:
+                h.register_hook(lambda _, index=index: self.seen(index))
+        if self.variant == "bypassed" or (self.variant == "at times" and bool((x[:, :1] > 0).any())):
+            h = h + first
+        return self.head(torch.tanh(h))
+
+
+def samples():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(9, 6, generator=generator, dtype=torch.float64)
+    x[:5, 0] = -x[:5, 0].abs()
+    x[5:, 0] = x[5:, 0].abs()
+    return x, torch.arange(9) % 3
+
+
+@pytest.mark.parametrize("variant", ["plain", "bypassed", "at times", "overwritten"])
+def test_a_model_is_cut_only_where_nothing_bypasses_the_cut(variant, monkeypatch):
+    tighten(monkeypatch, share=5)
+    monkeypatch.setattr(plans, "formed_cheaper", lambda *_: [])
+    monkeypatch.setattr(plans, "stack_width", lambda *_: 1)
+    model, batch = Tower(variant), samples()
+    result = grams(model, batch, "classification")
+    assert (result.metadata["passes_from_cuts"] > 0) == (variant in ("plain", "overwritten"))
+    errors = gram_errors(result.grams, gradient_rows(model, "classification", batch), floor=1e-16)
+    assert max(errors.values()) < 1e-10, errors
+
+
+def test_all_groups_together_come_down_once(monkeypatch):
+    tighten(monkeypatch, share=5)
+    monkeypatch.setattr(plans, "formed_cheaper", lambda *_: [])
+    monkeypatch.setattr(factored, "wrong_on_a_few", lambda *_: [])
+    monkeypatch.setattr(plans, "stack_width", lambda *_: 1)  # stacks are checked by backward passes of their own
+    counts = []
+    for levels in (plans.levels_of, lambda *_, **__: Levels()):
+        monkeypatch.setattr(plans, "levels_of", levels)
+        seen = []
+        result = grams(Tower(seen=seen.append), samples(), "classification", chunk_size=1)
+        assert result.metadata["passes"] >= 4
+        counts.append(Counter(seen))
+    with_cuts, without = counts
+    assert min(with_cuts.values()) >= 9 and max(with_cuts.values()) <= 20
+    assert without[3] > 2 * with_cuts[3]
+
+
+def test_cotangents_that_are_lost_are_computed_again(tmp_path, monkeypatch):
+    tighten(monkeypatch, share=5)
+    monkeypatch.setattr(plans, "formed_cheaper", lambda *_: [])
+    model, batch = Tower(), samples()
+    expected = grams(model, batch, "classification")
+    stopped = []
+
+    def stop(done, total):
+        stopped.append(done)
+        if done > 0.5 * total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        grams(model, batch, "classification", checkpoint=tmp_path, progress=stop)
+    kept = list(tmp_path.glob("cotangents-*"))
+    assert kept
+    for file in kept:
+        file.write_bytes(b"damaged")
+    found = grams(model, batch, "classification", checkpoint=tmp_path)
+    for name, gram in expected.grams.items():
+        assert_close(found.grams[name], gram, rtol=1e-12, atol=1e-14)
+    assert not list(tmp_path.glob("cotangents-*")) and not list(tmp_path.glob("pieces-*"))
+
+
+SIZES = st.dictionaries(st.sampled_from("abcdefgh"), st.integers(0, 9), min_size=1)
+
+
+@given(held=SIZES, budget=st.integers(1, 30), data=st.data())
+def test_every_use_is_in_one_group_and_groups_go_down(held, budget, data):
+    count = data.draw(st.integers(1, 4))
+    uses = {name: data.draw(st.sets(st.integers(0, count - 1), min_size=1, max_size=2)) for name in held}
+    of = {(name, number): level for name, where in uses.items() for number, level in enumerate(sorted(where))}
+    levels = Levels(cuts=tuple((str(k), 0, 1) for k in range(count - 1)), of=of)
+    groups, too_large = grouped(held, list(held), budget, levels)
+    items = Counter(item for group in groups for item in group.items)
+    assert items == Counter((n, level) for n, where in uses.items() if n not in too_large for level in where)
+    assert too_large == [name for name in held if held[name] > budget]
+    for number, (group, following) in enumerate(pairwise(groups)):
+        assert group.start == min(level for _, level in group.items) <= following.start
+        assert max(level for _, level in group.items) <= following.start or leg_of(groups, number, levels).end
+    if all(len(where) == 1 for where in uses.values()):
+        assert most_held(groups, held) <= budget

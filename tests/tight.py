@@ -1,0 +1,14 @@
+"""Memory that has no room for all factors at once, whatever the machine has."""
+
+from fisherfunc.gradients.factored import plan as plans
+from fisherfunc.gradients.factored.groups import grouped
+
+
+def tighten(monkeypatch, *, share):
+    """Let a pass hold one part in `share` of what all parameters take; at least the largest."""
+
+    def tight(held, order, budget, levels=None):
+        sizes = [held[name] for name in order]
+        return grouped(held, order, int(max(sum(sizes) / share, 1.1 * max(sizes, default=0))), levels)
+
+    monkeypatch.setattr(plans, "grouped", tight)
