@@ -10,7 +10,7 @@ from time import perf_counter
 
 import torch
 
-from fisherfunc.gradients.factored.estimate import strip_operations
+from fisherfunc.gradients.factored.loads import strip_operations
 from fisherfunc.linalg.factors import PointFactors, SharedFactors
 from fisherfunc.linalg.gram import TILE
 from fisherfunc.linalg.strips import add_strips, empty_strip

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from fisherfunc.gradients.factored._taps import Use
-from fisherfunc.gradients.factored.loads import Tally
+from fisherfunc.gradients.factored.loads import Tally, strip_operations
 from fisherfunc.gradients.factored.pieces import features_of, num_places
 from fisherfunc.gradients.factored.rules import Convolution, Map, Scale, Shift
 from fisherfunc.gradients.factored.structure import Structure, Traced, apart
@@ -141,11 +141,6 @@ def _of_use(use: Use, at_head: list[Use], structure: Structure, tally: Tally, sp
     if isinstance(use.role, Map) and not use.multiplies:  # the places of two sequences that share an id
         contraction = min(contraction, float(tally.num_tokens**2) * min(places * features, use.size))
     return _part("pairwise", use.size, forward, backward, tally, contraction=contraction, shape=(places, features))
-
-
-def strip_operations(num_tokens: int, places: int, features: int, *, per_sequence: float, causal: bool) -> float:
-    """N² S d (1 + S/n) for all pairs of rows, n of them a sequence; half of it for a causal model."""
-    return float(num_tokens**2) * places * features * (1 + places / per_sequence) * (0.5 if causal else 1.0)
 
 
 def _part(

@@ -89,8 +89,13 @@ def _pairwise(use: Use, size: int, tally: Tally, *, causal: bool) -> float:
         return tally.num_tokens**2 * min(places * features, size) + num_ids * CALL
     if places == 1:
         return tally.num_tokens**2 * (features + size / features)
-    products = tally.num_tokens**2 * places * features * (1 + places / tally.per_sequence) * (0.5 if causal else 1.0)
+    products = strip_operations(tally.num_tokens, places, features, per_sequence=tally.per_sequence, causal=causal)
     return SLOWER * products + tally.num_sequences**2 / 2 * -(-features // FEATURES) * CALL
+
+
+def strip_operations(num_tokens: int, places: int, features: int, *, per_sequence: float, causal: bool) -> float:
+    """N² S d (1 + S/n) for all pairs of rows, n of them a sequence; half of it for a causal model."""
+    return float(num_tokens**2) * places * features * (1 + places / per_sequence) * (0.5 if causal else 1.0)
 
 
 def _formed(size: int, places: int, tally: Tally, *, causal: bool) -> float:
