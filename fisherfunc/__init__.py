@@ -4,7 +4,8 @@
     result = ff.fisher_spectrum(model, batch)
     result.full.eigenvalues
 
-Layers, each importing only those before it: records, linalg, partitioning, gradients, models, pipeline, surface.
+Layers, each importing only those before it: records, linalg, partitioning, statistics, gradients, models, pipeline,
+surface.
 """
 
 from importlib import import_module

@@ -18,7 +18,7 @@ import fisherfunc as ff
 
 PACKAGE = Path(ff.__file__).parent
 REPOSITORY = Path(__file__).parents[1]
-LAYERS = ("records", "linalg", "partitioning", "gradients", "models", "pipeline", "surface")
+LAYERS = ("records", "linalg", "partitioning", "statistics", "gradients", "models", "pipeline", "surface")
 EXTRAS = ("transformers", "tokenizers", "matplotlib", "click", "rich", "hypothesis")
 WITH_EXTRAS = ("surface", "testing", "assets")
 WITH_EFFECTS = ("surface.", "assets.train.", "assets._corpus.", "records.storage.", "__main__.")

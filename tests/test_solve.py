@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from fisherfunc.linalg import kernels, metrics
+from fisherfunc.linalg.union import union
 from fisherfunc.partitioning import by_parameter, whole
-from fisherfunc.pipeline.result import union
 from fisherfunc.pipeline.solve import spectrum_of_gradients, spectrum_of_grams
 from fisherfunc.surface.files import to_csv
 from fisherfunc.testing import gradient_trees, partitions

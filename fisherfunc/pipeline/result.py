@@ -3,8 +3,6 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
-
 from fisherfunc.linalg import metrics
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.records.record import record
@@ -39,25 +37,6 @@ class FisherSpectrum:
             "global": metrics.summary(self.block_diagonal),
             "full": metrics.summary(self.full),
         }
-
-
-def union(blocks: Mapping[str, Spectrum]) -> Spectrum:
-    """The spectrum of the block-diagonal matrix: all eigenvalues of all blocks, sorted.
-
-    Its resolution is that of the coarsest block, its negative part the most negative one.
-    """
-    spectra = list(blocks.values())
-    sizes = [spectrum.num_params for spectrum in spectra]
-    return Spectrum(
-        eigenvalues=torch.cat([s.eigenvalues for s in spectra]).sort(descending=True).values,
-        resolution=torch.stack([s.resolution for s in spectra]).amax(),
-        negative_part=torch.stack([s.negative_part for s in spectra]).amin(),
-        num_tokens=spectra[0].num_tokens,
-        num_params=None if None in sizes else sum(size for size in sizes if size is not None),
-        solver=f"union of {len(spectra)} blocks",
-        fallback="; ".join(f"{label}: {s.fallback}" for label, s in blocks.items() if s.fallback) or None,
-        exact=all(s.exact for s in spectra),
-    )
 
 
 def apart_from(labels: Iterable[str], name: str) -> str:

@@ -3,7 +3,6 @@
 Grams add, so the partition, the unit and the centring are chosen here, after the pass, at no further pass.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,10 +16,12 @@ from fisherfunc.linalg.kernels import cheapest, robust_eigh
 from fisherfunc.linalg.lifting import GramKernel, RowKernel
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.linalg.token_grams import TokenGrams
+from fisherfunc.linalg.union import union
 from fisherfunc.partitioning import by_layer, partition, rule_name
-from fisherfunc.pipeline.result import FisherSpectrum, apart_from, union
+from fisherfunc.pipeline.result import FisherSpectrum, apart_from
 from fisherfunc.records.dtypes import dtype_name
 from fisherfunc.records.versions import versions
+from fisherfunc.statistics.block_grams import gathered
 
 NORMALIZATION = "F = (1/N) GᵀG, N = number of units"
 
@@ -53,7 +54,7 @@ def spectrum_of_grams(
     grams = grams.center() if center and not grams.centered else grams
     kernel = kernel or robust_eigh()
     blocks = blocks or (by_layer if grams.labels is None else None)
-    labels = _gathered(grams, blocks)
+    labels = gathered(grams, blocks)
     sampled = {(grams.labels or {}).get(name, name) for name in grams.metadata.get("sampled_parameters", ())}
 
     def solve(names: Sequence[str]) -> Spectrum:
@@ -118,25 +119,6 @@ def spectrum_of_gradients(
         "versions": versions(),
     }
     return _result(spectra, full, facts)
-
-
-def _gathered(grams: TokenGrams, blocks: Callable[[str], str] | None) -> dict[str, tuple[str, ...]]:
-    """{block: the Grams that it is the sum of}."""
-    if blocks is None:
-        return {label: (label,) for label in grams.grams}
-    if grams.labels is None:
-        return partition(grams.grams, blocks)
-    of = grams.labels
-    found = {block: tuple(dict.fromkeys(of[n] for n in names)) for block, names in partition(of, blocks).items()}
-    counts = Counter(label for labels in found.values() for label in labels)
-    for label, count in counts.items():
-        if count > 1:
-            raise ValueError(
-                f"the Gram of {label!r} is a sum over parameters of {count} blocks of {rule_name(blocks)}: "
-                f"{[block for block, labels in found.items() if label in labels]}; pass again with these blocks in "
-                "token_grams, or with blocks=None, which keeps a Gram a parameter"
-            )
-    return found
 
 
 def _in_unit(grams: TokenGrams, unit: str) -> TokenGrams:
