@@ -51,8 +51,8 @@ def sample_limits(spectrum: Spectrum, *, centered: bool = False) -> SampleLimits
         numerical_rank, smallest, condition_number: where the numerical rank is the ceiling
         effective_rank, participation_ratio: where the effective rank is above a third of the ceiling
 
-    Of r equal population eigenvalues, the kindest case, N ≥ r rows show an effective rank exp(−r/2N) r: at a third of N it
-    is a fifth too small, and by more where the spectrum falls slowly.
+    Of r equal population eigenvalues, the kindest case, N ≥ r rows show an effective rank exp(−r/2N) r: at a third of N
+    it is a fifth too small, and by more where the spectrum falls slowly.
 
     Source: Marchenko and Pastur, "Distribution of eigenvalues for some sets of random matrices", 1967.
 

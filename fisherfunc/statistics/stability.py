@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherfunc.linalg.kernels import gram_eigh
+from fisherfunc.linalg.lifting import GramKernel, gram_kernel
 from fisherfunc.linalg.metrics import numerical_rank
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.linalg.token_grams import TokenGrams
@@ -15,7 +15,7 @@ from fisherfunc.statistics.block_grams import BlockRule, gathered, num_params, s
 
 
 @record(static=("num_leading", "num_params"))
-class SplitHalves:
+class Halves:
     """What two disjoint halves of the sequences show of one matrix.
 
     Attributes:
@@ -38,9 +38,20 @@ class SplitHalves:
         return self.num_leading / self.num_params
 
 
-def split_halves(
-    grams: TokenGrams, *, blocks: BlockRule = None, num_leading: int = 5, seed: int = 0
-) -> Mapping[str, SplitHalves]:
+@record()
+class SplitHalves:
+    """Two halves of the sequences, of every matrix.
+
+    Attributes:
+        blocks: {label: what they show of the block}.
+        full: What they show of the full matrix.
+    """
+
+    blocks: Mapping[str, Halves]
+    full: Halves
+
+
+def split_halves(grams: TokenGrams, *, blocks: BlockRule = None, num_leading: int = 5, seed: int = 0) -> SplitHalves:
     """Spectra of two disjoint halves of the sequences, and the overlap of their leading subspaces in parameter space.
 
     With K_i = U_i Λ_i U_iᵀ the Gram of half i, its leading eigenvectors are V_i = G_iᵀ U_i Λ_i^{-1/2}, so that
@@ -55,9 +66,6 @@ def split_halves(
         num_leading: k, the dimension of the subspaces.
         seed: Of the choice of the halves.
 
-    Returns:
-        For each block its halves, and under "" those of the full matrix.
-
     Raises:
         ValueError: If there is one sequence only, or `num_leading` is less than 1.
     """
@@ -70,29 +78,45 @@ def split_halves(
     chosen = in_first.to(sequences.group.device)[sequences.group]
     units = float(sequences.sizes[in_first.to(sequences.sizes.device)].sum())
     counts = round(units), grams.num_units - round(units)
-    parts = {**gathered(grams, blocks), "": tuple(grams.grams)}
-    return {label: _halves(grams, names, chosen, counts, num_leading) for label, names in parts.items()}
+
+    def halves(names: tuple[str, ...]) -> Halves:
+        return _halves(grams, names, chosen, counts, num_leading)
+
+    return SplitHalves(
+        blocks={label: halves(names) for label, names in gathered(grams, blocks).items()},
+        full=halves(tuple(grams.grams)),
+    )
 
 
 def _halves(
     grams: TokenGrams, names: tuple[str, ...], chosen: Tensor, counts: tuple[int, int], num_leading: int
-) -> SplitHalves:
+) -> Halves:
     gram, count = grams.block(names).double(), num_params(grams, names)
     if grams.centered:
         gram = _centred_apart(gram, chosen)
     solved = []
     for mask, units in zip((chosen, ~chosen), counts, strict=True):
         own = gram[mask][:, mask]
-        scale = grams.block_scale(names)
-        spectrum = gram_eigh()(own, num_tokens=units, num_params=count, precision=grams.precision, scale=scale)
-        values, vectors = torch.linalg.eigh(own)
-        solved.append((spectrum, values.flip(-1), vectors.flip(-1)))
+        values, vectors = (part.flip(-1) for part in torch.linalg.eigh(own))
+        spectrum = _lifted(values)(
+            own,
+            num_tokens=units,
+            num_params=count,
+            precision=grams.precision,
+            scale=grams.block_scale(names),
+        )
+        solved.append((spectrum, values, vectors))
     (first, values_1, vectors_1), (second, values_2, vectors_2) = solved
     k = min(num_leading, int(numerical_rank(first)), int(numerical_rank(second)))
     cross = vectors_1[:, :k].mT @ gram[chosen][:, ~chosen] @ vectors_2[:, :k]
     between = cross / (values_1[:k, None] * values_2[:k]).sqrt()
     overlap = between.square().sum() / k if k else torch.full_like(gram[0, 0], torch.nan)
-    return SplitHalves(first=first, second=second, overlap=overlap, num_leading=k, num_params=count)
+    return Halves(first=first, second=second, overlap=overlap, num_leading=k, num_params=count)
+
+
+def _lifted(values: Tensor) -> GramKernel:
+    """The kernel that gives the spectrum of eigenvalues that are known."""
+    return gram_kernel(lambda _: values, solver="eigh(float64)")
 
 
 def _centred_apart(gram: Float[Tensor, "n n"], chosen: Tensor) -> Float[Tensor, "n n"]:
