@@ -11,6 +11,7 @@ surface.
 from importlib import import_module
 from types import ModuleType
 
+from fisherfunc import statistics
 from fisherfunc.gradients import losses
 from fisherfunc.gradients.dense.route import per_token_gradients
 from fisherfunc.gradients.grams import token_grams
@@ -48,6 +49,7 @@ __all__ = [
     "plan",
     "spectrum_of_gradients",
     "spectrum_of_grams",
+    "statistics",
     "token_grams",
     "whole",
 ]

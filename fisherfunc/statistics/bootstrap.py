@@ -38,18 +38,19 @@ def bootstrap(
         basic       from 2x − the upper quantile of x* to 2x − the lower
         percentile  from the lower to the upper quantile of x*: for comparison
 
-    Leading eigenvalues of few samples are biased upward and ranks downward, those of replicates twice, so that percentile
-    intervals miss. Simulated (`ff.testing.coverage`: Gaussian rows in S sequences of 4 correlated tokens, 200 samples), with
-    nominal 90 %; the coverage of normal intervals, of percentile ones in parentheses, and the bias of the estimate:
+    Leading eigenvalues of few samples are biased upward and ranks downward, those of replicates twice, so that
+    percentile intervals miss. Simulated with `ff.testing.coverage`: Gaussian rows in S sequences of 4 correlated
+    tokens, 200 samples, 100 replicates each, nominal level 90 %. Coverage in per cent of normal intervals, in parentheses
+    of percentile ones, and the bias of the estimate:
 
         population               S      trace         λ_1           λ_2           λ_5  effective rank
         λ_k = k^-1.5, k ≤ 40    20    87 (82)     88 (89)  2 %  84 (90)  3 %  78 (94)  4 %  84 (24) −10 %
         λ_k = k^-1,   k ≤ 300   20    92 (84)    84 (67) 11 %  78 (14) 17 %   62 (0) 33 %    0 (0) −58 %
         the same, 60 samples   100         90          83  1 %       95  2 %       70  6 %       62  −20 %
 
-    So intervals of leading eigenvalues are too short where sequences are few and the spectrum falls slowly, and no interval
-    mends what the sample cannot show: see `sample_limits`. Those of the smallest eigenvalue, the condition number and the
-    numerical rank mean nothing where N or the resolution sets these.
+    So intervals of leading eigenvalues are too short where sequences are few and the spectrum falls slowly, and no
+    interval mends what the sample cannot show: see `sample_limits`. Those of the smallest eigenvalue, the condition
+    number and the numerical rank mean nothing where N or the resolution sets these.
 
     Cost `num_replicates` float64 eigensolves of about 0.63 N rows for each block and for the full matrix.
     Source: Davison and Hinkley, "Bootstrap Methods and their Application", 1997, chapters 2 and 5.

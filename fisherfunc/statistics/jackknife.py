@@ -28,10 +28,10 @@ def jackknife(
         corrected  S x − (S−1) x̄;    standard error  √((S−1)/S Σ_s (x_s − x̄)²);    interval  corrected ± t_{S−1} · error
 
     The correction takes off a bias that falls like 1/S. In the simulation of `bootstrap`, with nominal 90 % and S = 20
-    sequences, it took the bias of λ_1, λ_2 and λ_5 from 11, 17 and 33 % to 3, 2 and 5 % (λ_k = 1/k) and the intervals held
-    the truth in 86, 81 and 68 % of the samples (k^-1.5: 88, 88 and 76 %; S = 100: 82, 93 and 73 %), that of the trace in
-    92 %. The effective rank, 58 % too small there, stays 27 % too small, and its interval held the truth in none. Not for
-    what jumps when a sequence is left out: numerical rank, smallest eigenvalue, condition number.
+    sequences of λ_k = 1/k, it took the bias of λ_1, λ_2 and λ_5 from 11, 17 and 33 % to 3, 2 and 5 %, and the intervals
+    held the truth in 86, 81 and 68 % of the samples (of k^-1.5: 88, 88 and 76 %; S = 100: 82, 93 and 73 %), that of the
+    trace in 92 %. The effective rank, 58 % too small there, stays 27 % too small, and its interval held the truth in
+    none. Not for what jumps when a sequence is left out: numerical rank, smallest eigenvalue, condition number.
 
     Cost S float64 eigensolves of N − T rows for each block and for the full matrix.
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 10 and 11.

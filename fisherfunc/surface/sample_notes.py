@@ -9,7 +9,8 @@ _SHOWN = {"condition_number": "condition number", "effective_rank": "eff. rank"}
 
 def sample_notes(result: FisherSpectrum) -> list[str]:
     """A line for each column of the table whose numbers the size of the sample sets, with the matrices it is so of."""
-    spectra = [*result.blocks.items(), ("full matrix", result.full)]
+    full = [("full matrix", result.full)] if len(result.blocks) > 1 else []  # else it is the one block
+    spectra = [*result.blocks.items(), *full]
     limits = {label: limits_of(result, spectrum) for label, spectrum in spectra}
     unit, count = result.metadata.get("unit", "token"), result.full.num_tokens
     found = []
