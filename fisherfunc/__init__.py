@@ -10,7 +10,7 @@ Layers, each importing only those before it: records, linalg, partitioning, grad
 from importlib import import_module
 from types import ModuleType
 
-from fisherfunc.gradients import losses
+from fisherfunc.gradients import losses, targets
 from fisherfunc.gradients.dense.route import per_token_gradients
 from fisherfunc.gradients.grams import token_grams
 from fisherfunc.gradients.model_function import ModelFunction
@@ -47,6 +47,7 @@ __all__ = [
     "plan",
     "spectrum_of_gradients",
     "spectrum_of_grams",
+    "targets",
     "token_grams",
     "whole",
 ]

@@ -20,7 +20,7 @@ class RunPlan:
     Attributes:
         route: "factored" or "dense".
         reason: Why it is the dense one; None otherwise.
-        num_units: The rows N: tokens, or sequences.
+        num_units: The rows: N tokens, or sequences, of T targets each.
         num_sequences: How many sequences have a token.
         num_params: P.
         groups: The parameters of each pass over all rows; those of the dense route's slabs at the end.
@@ -33,6 +33,7 @@ class RunPlan:
         seconds: "preparation", "passes" (forward and backward), "contraction", "eigensolve" and "total"; empty where
             nothing was calibrated.
         rates: What they were predicted from, in operations a second.
+        num_targets: T.
     """
 
     route: str
@@ -49,6 +50,7 @@ class RunPlan:
     peak_bytes: int
     seconds: Mapping[str, float] = field(default_factory=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
+    num_targets: int = 1
 
     @property
     def num_passes(self) -> int:
@@ -85,6 +87,7 @@ def factored_run(plan: FactoredPlan, work: Workload, *, memory_limit: int) -> Ru
         operations=_summed(plan.costs),
         memory_limit=memory_limit,
         peak_bytes=plan.peak_bytes,
+        num_targets=work.tokens.num_targets,
     )
 
 
@@ -117,6 +120,7 @@ def dense_run(plan: DensePlan, work: Workload, *, reason: str, memory_limit: int
         operations=_summed(found),
         memory_limit=memory_limit,
         peak_bytes=plan.peak_bytes,
+        num_targets=work.tokens.num_targets,
     )
 
 
