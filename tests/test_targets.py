@@ -12,6 +12,7 @@ from true_fisher import assert_unbiased, by_draw, drawn_rows, exact_rows, grams_
 from zoo import CASES, build, token_ids
 
 import fisherfunc as ff
+from fisherfunc.gradients.predictive import predictive
 
 ROUTES = ["factored", "dense"]
 
@@ -159,6 +160,12 @@ def test_draws_have_the_probabilities_of_the_model():
     counts = torch.stack([t.bincount(minlength=4) for t in found.tokens.target.reshape(2, 2000)]) / 2000
     assert ((counts - p).abs() <= 4 * (p * (1 - p) / 2000).sqrt()).all()
     assert counts[0, 2] == 0 == p[0, 2]
+
+
+def test_a_class_of_probability_zero_is_not_drawn_even_at_the_ends():
+    logits = torch.tensor([[-torch.inf, 0.0, 1.0, -torch.inf]])
+    ends = torch.tensor([[0.0, 1 - 2**-53]], dtype=torch.float64)
+    assert predictive(ff.losses.classification()).draw(logits, ends).tolist() == [[1, 2]]
 
 
 def test_a_single_class_has_no_fisher():

@@ -97,7 +97,7 @@ def token_grams(
         OSError: If the checkpoint or the spill folder cannot be written.
     """
     check_options(num_tokens, chunk_size, memory_limit, route, unit)
-    targets = chosen(targets, loss, unit=unit)
+    targets = chosen(targets, unit=unit)
     params = fn.at(params)
     outcome = watched(next(iter(params.values())).device)
     ready = prepared(fn, params, batch, loss, num_tokens=num_tokens, seed=seed, drop_nonfinite=drop_nonfinite)

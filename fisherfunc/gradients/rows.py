@@ -75,9 +75,10 @@ def raise_nonfinite(finite: Bool[Tensor, " n"], tokens: Tokens, name: str, *, of
     row = int((~finite).nonzero()[0, 0])
     position = int(tokens.position[row])
     where = f"sequence {int(tokens.sequence[row])}{f', position {position}' if position >= 0 else ''}"
+    kind = "tokens" if position >= 0 else "sequences"
     raise ValueError(
         f"the gradient of {where} by {of} {name!r} is not finite ({int((~finite).sum())} such "
-        f"{'tokens' if position >= 0 else 'sequences'} of {len(finite)}); drop_nonfinite=True in token_grams or "
+        f"{kind if tokens.draw is None else 'rows'} of {len(finite)}); drop_nonfinite=True in token_grams or "
         "fisher_spectrum leaves out such tokens and counts them"
     )
 

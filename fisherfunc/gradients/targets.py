@@ -70,24 +70,10 @@ def sampled(num_draws: int = 1, *, seed: int = 0) -> Targets:
         raise ValueError(f"sampled expected num_draws >= 1, got num_draws={num_draws}")
 
     def rows(work: Workload, options: PassOptions) -> Workload:
-        family = predictive(work.loss)
         _check_likelihood(work)
-        aimed, found = [Aimed(sequence, torch.empty(0)) for sequence in work.sequences], []
-        for first, last in runs(work.tokens.sequence):
-            number, position = int(work.tokens.sequence[first]), work.tokens.position[first:last]
-            predictions = _predictions(work, number)
-            at, shape = position.cpu(), predictions.shape[: family.num_uniform]
-            drawn = family.draw(predictions[position].cpu(), _uniform(seed, number, num_draws, shape)[at])
-            everywhere = drawn.new_zeros(1, len(predictions), *drawn.shape[1:])
-            everywhere[0, at] = drawn
-            aimed[number] = Aimed(work.sequences[number], everywhere.to(predictions.device))
-            found.append(drawn.flatten(0, 1))
-        if len({drawn.shape[1:] for drawn in found}) > 1:
-            raise ValueError(
-                f"loss {work.loss.name!r}: samples have different numbers of outputs; make one run of each"
-            )
-        many = replace(work, fn=of_first(work.fn), sequences=aimed, loss=_at_targets(work.loss, num_draws))
-        return _multiplied(many, num_draws, torch.cat(found).to(work.tokens.sequence.device))
+        sequences, target = _drawn(work, num_draws, seed)
+        loss = _at_targets(work.loss, num_draws)
+        return _multiplied(replace(work, fn=of_first(work.fn), sequences=sequences, loss=loss), num_draws, target)
 
     return Targets(name=f"sampled(num_draws={num_draws}, seed={seed})", fisher=monte_carlo(num_draws), rows=rows)
 
@@ -116,25 +102,41 @@ def all_classes() -> Targets:
     return Targets(name="all_classes", fisher=EXACT, rows=rows)
 
 
-def chosen(targets: Any, loss: TokenLoss, *, unit: str, center: bool = False) -> Targets:
+def chosen(targets: Any, *, unit: str, center: bool = False) -> Targets:
     """The targets asked for, the observed ones where None.
 
     Raises:
         TypeError: If they are no targets.
-        ValueError: If they are not for this loss, this unit, or to be centred.
+        ValueError: If they are not for this unit, or not to be centred.
     """
     if targets in (observed, sampled, all_classes):
         raise TypeError(f"targets={targets.__name__} is a factory; call it: targets=ff.targets.{targets.__name__}()")
     found = observed() if targets is None else targets
     if not isinstance(found, Targets):
         raise TypeError(f"targets expected ff.targets.observed(), sampled(...) or all_classes(), got {targets!r}")
-    if found.fisher != EMPIRICAL:
-        predictive(loss)
     if unit == "sequence":
         check_sums(found.fisher)
     if center:
         check_center(found.fisher)
     return found
+
+
+def _drawn(work: Workload, num_draws: int, seed: int) -> tuple[list[Aimed], Tensor]:
+    """The sequences with targets drawn at the positions of their tokens, and the targets of all tokens."""
+    family = predictive(work.loss)
+    sequences, found = [Aimed(sequence, torch.empty(0)) for sequence in work.sequences], []
+    for first, last in runs(work.tokens.sequence):
+        number, position = int(work.tokens.sequence[first]), work.tokens.position[first:last].cpu()
+        predictions = _predictions(work, number)
+        uniform = _uniform(seed, number, num_draws, predictions.shape[: family.num_uniform])
+        drawn = family.draw(predictions.cpu()[position], uniform[position])
+        everywhere = drawn.new_zeros(1, len(predictions), *drawn.shape[1:])
+        everywhere[0, position] = drawn
+        sequences[number] = Aimed(work.sequences[number], everywhere.to(predictions.device))
+        found.append(drawn.flatten(0, 1))
+    if len({drawn.shape[1:] for drawn in found}) > 1:
+        raise ValueError(f"loss {work.loss.name!r}: samples have different numbers of outputs; make one run of each")
+    return sequences, torch.cat(found).to(work.tokens.sequence.device)
 
 
 def _at_targets(loss: TokenLoss, num_draws: int) -> TokenLoss:
@@ -156,12 +158,13 @@ def _predictions(work: Workload, number: int) -> Float[Tensor, "s v"]:
 
 def _check_likelihood(work: Workload) -> int:
     """Hold the loss of the first sequence against the distribution that it names; the number of classes or outputs."""
+    family = predictive(work.loss)
     first, last = next(runs(work.tokens.sequence))
     number, position = int(work.tokens.sequence[first]), work.tokens.position[first:last]
     predictions, targets = _predictions(work, number), work.loss.targets(work.sequences[number])
     assert targets is not None
     aimed = targets[:, :, None] if targets.is_floating_point() else targets[:, :, None].long().clamp(min=0)
-    own, given = predictive(work.loss).losses(predictions[None], aimed)[0, position], work.tokens.loss[first:last]
+    own, given = family.losses(predictions[None], aimed)[0, position], work.tokens.loss[first:last]
     tolerance = max(1e-3, torch.finfo(given.dtype).eps ** 0.5)
     if not torch.allclose(own, given.to(own), rtol=tolerance, atol=tolerance):
         raise ValueError(

@@ -105,8 +105,7 @@ def fisher_spectrum(
     if unit not in ("token", "sequence"):
         raise ValueError(f"unit expected 'token' or 'sequence', got unit={unit!r}")
     fn = functionalize(model, parameters=parameters).to(dtype=dtype, device=device)
-    loss = token_loss(loss, model, batch)
-    targets = chosen(targets, loss, unit=unit, center=center)
+    targets = chosen(targets, unit=unit, center=center)
     partition(fn.params, blocks)  # what fails does so before the pass
     _check_eigensolver(eigensolve_device, eigensolve_dtype)
     like = next(iter(fn.params.values()))
@@ -114,7 +113,7 @@ def fisher_spectrum(
         fn,
         fn.params,
         cast(batch, dtype=input_dtype(fn), device=like.device),
-        loss,
+        token_loss(loss, model, batch),
         targets=targets,
         unit=unit,
         num_tokens=num_tokens,

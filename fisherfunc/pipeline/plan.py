@@ -88,7 +88,7 @@ def plan(
     labels = partition(fn.params, blocks)
     like = next(iter(fn.params.values()))
     loss = token_loss(loss, model, batch)
-    targets = chosen(targets, loss, unit=unit)
+    targets = chosen(targets, unit=unit)
     batch = cast(batch, dtype=input_dtype(fn), device=like.device)
     options = PassOptions(chunk_size=chunk_size, memory_limit=memory_limit, labels=labels_of(labels))
     work = targets.rows(prepared(fn, fn.params, batch, loss, num_tokens=num_tokens, seed=seed).work, options)
