@@ -12,7 +12,7 @@ from importlib import import_module
 from types import ModuleType
 
 from fisherfunc import statistics
-from fisherfunc.gradients import losses
+from fisherfunc.gradients import losses, targets
 from fisherfunc.gradients.dense.route import per_token_gradients
 from fisherfunc.gradients.grams import token_grams
 from fisherfunc.gradients.model_function import ModelFunction
@@ -50,6 +50,7 @@ __all__ = [
     "spectrum_of_gradients",
     "spectrum_of_grams",
     "statistics",
+    "targets",
     "token_grams",
     "whole",
 ]

@@ -24,11 +24,12 @@ WITH_EXTRAS = ("surface", "testing", "assets")
 WITH_EFFECTS = ("surface.", "assets.train.", "assets._corpus.", "records.storage.", "__main__.")
 WITH_EFFECTS += ("records.tensor_files.", "records.spill.")
 LINES = 300
-SPACES = (ff.kernels, ff.losses, ff.metrics, ff.statistics, ff.testing)
+SPACES = (ff.kernels, ff.losses, ff.metrics, ff.statistics, ff.targets, ff.testing)
 CONTRACT = {
     "": "fisher_spectrum plan RunPlan FisherSpectrum Spectrum functionalize ModelFunction per_token_gradients "
     "token_grams TokenGrams partition by_layer by_module by_parameter whole deterministic",
     "losses": "causal_lm masked_lm seq2seq_lm classification regression infer",
+    "targets": "observed sampled all_classes",
     "kernels": "gram_eigh covariance_eigh svd svd_lowrank",
     "metrics": "largest second smallest gap relative_gap condition_number trace effective_rank stable_rank "
     "participation_ratio numerical_rank effective_dimension",

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from fisherfunc.linalg import token_grams as module
 from fisherfunc.linalg.token_grams import TokenGrams
+from fisherfunc.linalg.tokens import TOKEN_FIELDS
 from fisherfunc.testing import gradient_trees
 
 TREE = {
@@ -66,7 +67,7 @@ def test_selecting_is_that_of_the_rows_and_of_their_tokens(tree, data):
     chosen, grams = grams_of(tree).select(index), grams_of(tree)
     assert_grams(chosen, {name: g[index] for name, g in tree.items()}, like=tree)
     assert chosen.num_units == len(index)
-    for field in module.TOKEN_FIELDS:
+    for field in TOKEN_FIELDS:
         assert torch.equal(getattr(chosen.tokens, field), getattr(grams.tokens, field)[index])
 
 
@@ -137,7 +138,7 @@ def test_a_file_gives_back_every_bit_in_order(tmp_path, prepare):
     for ours, theirs in ((grams.grams, loaded.grams), (grams.scale, loaded.scale)):
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) and ours[name].dtype == theirs[name].dtype for name in ours)
-    for field in module.TOKEN_FIELDS:
+    for field in TOKEN_FIELDS:
         assert torch.equal(getattr(loaded.tokens, field), getattr(grams.tokens, field))
     for field in ("num_params", "unit", "centered", "precision", "metadata"):
         assert getattr(loaded, field) == getattr(grams, field), field

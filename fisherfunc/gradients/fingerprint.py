@@ -14,7 +14,9 @@ from fisherfunc.records.tensor_files import bytes_of
 from fisherfunc.records.versions import versions
 
 
-def fingerprint(work: Workload, options: PassOptions, route: str, coordinates: Coordinates) -> dict[str, str]:
+def fingerprint(
+    work: Workload, options: PassOptions, route: str, coordinates: Coordinates, targets: str = "observed"
+) -> dict[str, str]:
     """SHA-256 of every tensor that the Grams depend on, and the options that decide how they are computed.
 
     Not in it: the code of the model, which has its class's name only, and the number of threads. Cost: every
@@ -27,7 +29,8 @@ def fingerprint(work: Workload, options: PassOptions, route: str, coordinates: C
         "parameters": _hash(dict(work.params)),
         "other tensors of the model": _hash(others),
         "batch": _hash(list(work.sequences)),
-        "tokens": _hash([work.tokens.sequence, work.tokens.position]),
+        "tokens": _hash([work.tokens.sequence, work.tokens.entry]),
+        "targets": targets,
         "loss": f"{work.loss.name}, shift {work.loss.shift}",
         "route": route,
         "coordinates": _hash([dict(coordinates.index), dict(coordinates.weight)]),

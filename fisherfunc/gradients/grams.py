@@ -24,6 +24,7 @@ from fisherfunc.gradients.prepare import check_options, prepared
 from fisherfunc.gradients.run_plan import dense_run, factored_run
 from fisherfunc.gradients.self_check import check_grams
 from fisherfunc.gradients.sound import named, sound_pass
+from fisherfunc.gradients.targets import Targets, chosen
 from fisherfunc.gradients.workload import PassOptions, Workload
 from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.partitioning import labels_of, partition, rule_name
@@ -40,6 +41,7 @@ def token_grams(
     batch: Batch,
     loss: TokenLoss,
     *,
+    targets: Targets | None = None,
     unit: str = "token",
     num_tokens: int | None = None,
     seed: int = 0,
@@ -63,6 +65,8 @@ def token_grams(
         params: Where to differentiate, and by what.
         batch: A batch, or a list of them.
         loss: The token loss.
+        targets: Which targets gradients are of, and so which Fisher F is: `ff.targets.observed()`, also where None,
+            `sampled(num_draws)`, `all_classes()`. Others than the observed ones give a token several rows.
         unit: What a row is: "token", or "sequence": the sum over its tokens, in one backward pass a sequence.
         num_tokens: At most this many tokens, picked by seed; all of them where None.
         seed: Of whatever is picked.
@@ -88,15 +92,16 @@ def token_grams(
 
     Raises:
         ValueError: If no token is valid, an option is out of range, the memory limit is below the smallest chunk, a
-            loss or gradient is not finite (the error names sequence, position and parameter), or the checkpoint is of
-            another run (it says what differs).
+            loss or gradient is not finite (the error names sequence, position and parameter), the checkpoint is of
+            another run (it says what differs), or the targets are not for this loss, this unit or this memory limit.
         OSError: If the checkpoint or the spill folder cannot be written.
     """
     check_options(num_tokens, chunk_size, memory_limit, route, unit)
+    targets = chosen(targets, unit=unit)
     params = fn.at(params)
     outcome = watched(next(iter(params.values())).device)
     ready = prepared(fn, params, batch, loss, num_tokens=num_tokens, seed=seed, drop_nonfinite=drop_nonfinite)
-    work, num_params = ready.work, ready.work.num_params
+    num_params = ready.work.num_params
     coordinates = EVERY
     if max_coordinates is not None:
         parts = partition(params, coordinate_blocks or blocks or (lambda name: name))
@@ -111,22 +116,23 @@ def token_grams(
         progress=progress,
     )
 
+    work = targets.rows(ready.work, options)
     numbers = count()  # of the passes: there are more than one where rows are not finite
 
     def passed(rows: Workload) -> tuple[dict[str, Tensor], dict[str, Any]]:
         folder = None if checkpoint is None else Path(checkpoint, *[f"again-{n}" for n in [next(numbers)] if n])
-        kept = opened(folder, partial(fingerprint, rows, options, route, coordinates))
+        kept = opened(folder, partial(fingerprint, rows, options, route, coordinates, targets.name))
         return _passed(rows, options, route, coordinates, kept)
 
     done = sound_pass(work, passed, unit=unit, drop_nonfinite=drop_nonfinite, of="block" if labels else "parameter")
     checked = check_grams(done.grams, done.rows, labels=labels, seed=seed) if self_check else None
     facts: dict[str, Any] = {
-        "fisher": "empirical",
-        "targets": "observed",
+        "fisher": targets.fisher,
+        "targets": targets.name,
         "loss": loss.name,
         "shift": loss.shift,
         "num_valid_tokens": ready.num_valid,
-        "dropped_tokens": ready.num_dropped + work.num_tokens - done.num_tokens,
+        "dropped_tokens": ready.num_dropped + ready.work.num_tokens - done.num_tokens,
         "seed": int(seed),
         "dtype": "+".join(sorted({dtype_name(p.dtype) for p in params.values()})),
         "gram_dtype": dtype_name(gram_dtype),

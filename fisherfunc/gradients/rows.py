@@ -35,22 +35,22 @@ def gradient_chunks(
     for first, last in runs(tokens.sequence):
         chunks = [slice(start, min(start + chunk_size, last)) for start in range(first, last, chunk_size)]
         losses_here = losses[int(tokens.sequence[first])]
-        values, pull, gradients = _begun(method, losses_here, params, tokens.position[chunks[0]])
+        values, pull, gradients = _begun(method, losses_here, params, tokens.entry[chunks[0]])
         yield chunks[0], gradients
         del gradients  # or two chunks would be held while the next one is computed
         for rows in chunks[1:]:
-            yield rows, pull(one_hot(tokens.position[rows], values))
+            yield rows, pull(one_hot(tokens.entry[rows], values))
 
 
 def _begun(
-    method: str, losses_of: pullback.LossesOf, params: Params, position: Tensor
+    method: str, losses_of: pullback.LossesOf, params: Params, entry: Tensor
 ) -> tuple[Tensor, pullback.Pullback, dict[str, Tensor]]:
-    """The losses, their pullback and the gradients at some positions, by the first method that this sequence takes."""
+    """The losses, their pullback and the gradients at some entries, by the first method that this sequence takes."""
     methods = list(pullback.METHODS)
     for name in methods[methods.index(method) :]:
         try:
             values, pull = pullback.METHODS[name](losses_of, params)
-            return values, pull, pull(one_hot(position, values))
+            return values, pull, pull(one_hot(entry, values))
         except RuntimeError:  # a rule that the probed sequence did not need; the last method is ordinary autograd
             if name == methods[-1]:
                 raise
@@ -75,9 +75,10 @@ def raise_nonfinite(finite: Bool[Tensor, " n"], tokens: Tokens, name: str, *, of
     row = int((~finite).nonzero()[0, 0])
     position = int(tokens.position[row])
     where = f"sequence {int(tokens.sequence[row])}{f', position {position}' if position >= 0 else ''}"
+    kind = "tokens" if position >= 0 else "sequences"
     raise ValueError(
         f"the gradient of {where} by {of} {name!r} is not finite ({int((~finite).sum())} such "
-        f"{'tokens' if position >= 0 else 'sequences'} of {len(finite)}); drop_nonfinite=True in token_grams or "
+        f"{kind if tokens.draw is None else 'rows'} of {len(finite)}); drop_nonfinite=True in token_grams or "
         "fisher_spectrum leaves out such tokens and counts them"
     )
 
@@ -89,7 +90,7 @@ def runs(sequence: Tensor) -> Iterator[tuple[int, int]]:
     return pairwise(bounds)
 
 
-def one_hot(position: Tensor, values: Float[Tensor, " s"]) -> Float[Tensor, "c s"]:
+def one_hot(entry: Tensor, values: Float[Tensor, " s"]) -> Float[Tensor, "c s"]:
     """One cotangent a token: 1 at its own loss."""
-    cotangents = values.new_zeros(len(position), len(values))
-    return cotangents.scatter_(1, position[:, None].to(values.device), 1.0)
+    cotangents = values.new_zeros(len(entry), len(values))
+    return cotangents.scatter_(1, entry[:, None].to(values.device), 1.0)

@@ -20,7 +20,7 @@ class RunPlan:
     Attributes:
         route: "factored" or "dense".
         reason: Why it is the dense one; None otherwise.
-        num_units: The rows N: tokens, or sequences.
+        num_units: The rows: N tokens, or sequences, of T targets each.
         num_sequences: How many sequences have a token.
         num_params: P.
         groups: The parameters of each pass over all rows; those of the dense route's slabs at the end.
@@ -34,6 +34,7 @@ class RunPlan:
         seconds: "preparation", "passes" (forward and backward), "contraction", "eigensolve" and "total"; empty where
             nothing was calibrated.
         rates: What they were predicted from, in operations a second.
+        num_targets: T.
     """
 
     route: str
@@ -51,6 +52,7 @@ class RunPlan:
     passes_from_cuts: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
+    num_targets: int = 1
 
     @property
     def num_passes(self) -> int:
@@ -88,6 +90,7 @@ def factored_run(plan: FactoredPlan, work: Workload, *, memory_limit: int) -> Ru
         memory_limit=memory_limit,
         peak_bytes=plan.peak_bytes,
         passes_from_cuts=plan.passes_from_cuts,
+        num_targets=work.tokens.num_targets,
     )
 
 
@@ -120,6 +123,7 @@ def dense_run(plan: DensePlan, work: Workload, *, reason: str, memory_limit: int
         operations=_summed(found),
         memory_limit=memory_limit,
         peak_bytes=plan.peak_bytes,
+        num_targets=work.tokens.num_targets,
     )
 
 

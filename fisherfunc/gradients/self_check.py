@@ -74,7 +74,7 @@ def _weighted_gradient(work: Workload, weights: Tensor) -> dict[str, Tensor]:
     losses = losses_of(work.fn, work.params, work.sequences, work.loss)
     for first, last in runs(work.tokens.sequence):
         with torch.enable_grad():
-            values = losses[int(work.tokens.sequence[first])](leaves)[work.tokens.position[first:last]]
+            values = losses[int(work.tokens.sequence[first])](leaves)[work.tokens.entry[first:last]]
         weighted = weights[first:last].to(values) @ values
         weighted.backward(inputs=list(leaves.values()))  # adds in place, as it goes: one gradient is held, not three
     return {name: strided(leaf.grad) for name, leaf in leaves.items() if leaf.grad is not None}

@@ -4,7 +4,7 @@ The model runs on one sequence at a time, so nothing of one sequence can reach a
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,11 +52,21 @@ def cast(batch: Batch, *, dtype: torch.dtype | None, device: torch.device | str 
     return pytree.tree_map(moved, _plain(batch))
 
 
+class Aimed(NamedTuple):
+    """Sequences with the targets of their positions, `(b, s, t)` or `(b, s, t, v)`, in place of those they had."""
+
+    sequence: Batch
+    targets: Tensor
+
+
 def shortened(sequence: Batch, length: int) -> Batch | None:
     """The first `length` positions of a one-sequence batch of token ids; None where it is not clear what to cut.
 
     Tensors whose second axis is as long as that of `input_ids` are cut there; a later axis of that length is not clear.
     """
+    if isinstance(sequence, Aimed):  # a model that is cut short has no losses, and needs no targets
+        short = shortened(sequence.sequence, length)
+        return None if short is None else sequence._replace(sequence=short)
     ids = sequence.get("input_ids") if isinstance(sequence, dict) else None
     if ids is None or any(ids.shape[1] in value.shape[2:] for value in sequence.values() if isinstance(value, Tensor)):
         return None

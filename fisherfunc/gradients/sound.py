@@ -55,23 +55,24 @@ def sound_pass(work: Workload, passed: Pass, *, unit: str, drop_nonfinite: bool,
     grams, how = passed(rows)
     sound = _finite(grams)
     if bool(sound.all()):
-        return SoundPass(rows=rows, grams=grams, how=how, num_tokens=work.num_tokens)
+        return SoundPass(rows=rows, grams=grams, how=how, num_tokens=_num_tokens(work))
     if not drop_nonfinite:
         for name, gram in grams.items():
             raise_nonfinite(gram.diagonal().isfinite(), named(rows, unit), name, of=of)
     if unit == "sequence":
         return sound_pass(_without_unsound(work, rows, sound, passed), passed, unit=unit, drop_nonfinite=True)
-    kept = sound.nonzero().squeeze(-1)
-    _check_any(len(kept), work.num_tokens)
+    kept = _whole(sound, work).nonzero().squeeze(-1)
+    _check_any(len(kept), work)
     grams = {name: selected(gram, kept) for name, gram in grams.items()}
-    return SoundPass(rows=rows.select(kept), grams=grams, how=how, num_tokens=len(kept))
+    rows = rows.select(kept)
+    return SoundPass(rows=rows, grams=grams, how=how, num_tokens=_num_tokens(rows))
 
 
 def named(rows: Workload, unit: str) -> Tokens:
     """The tokens that results carry: a sequence has no position."""
     if unit == "token":
         return rows.tokens
-    return replace(rows.tokens, position=torch.full_like(rows.tokens.position, -1))
+    return replace(rows.tokens, position=torch.full_like(rows.tokens.position, -1), target=None)
 
 
 def _finite(grams: Mapping[str, Tensor]) -> Bool[Tensor, " n"]:
@@ -81,7 +82,7 @@ def _finite(grams: Mapping[str, Tensor]) -> Bool[Tensor, " n"]:
 def _without_unsound(work: Workload, rows: Workload, sound: Tensor, passed: Pass) -> Workload:
     """The tokens less those of the sequences that are not sound whose own gradients are not finite."""
     suspects = torch.isin(work.tokens.sequence, rows.tokens.sequence[~sound]).nonzero().squeeze(-1)
-    fine = _finite(passed(work.select(suspects))[0])
+    fine = _whole(_finite(passed(work.select(suspects))[0]), work)
     if bool(fine.all()):
         raise ValueError(
             f"the summed gradient of sequence {int(rows.tokens.sequence[~sound][0])} is not finite, though those of "
@@ -89,10 +90,22 @@ def _without_unsound(work: Workload, rows: Workload, sound: Tensor, passed: Pass
         )
     kept = torch.ones(work.num_tokens, dtype=torch.bool, device=sound.device)
     kept[suspects[~fine]] = False
-    _check_any(int(kept.sum()), work.num_tokens)
+    _check_any(int(kept.sum()), work)
     return work.select(kept.nonzero().squeeze(-1))
 
 
-def _check_any(remaining: int, num_tokens: int) -> None:
+def _whole(sound: Bool[Tensor, " n"], work: Workload) -> Bool[Tensor, " n"]:
+    """Whether all rows of the token are sound: it stays or goes with all of its targets."""
+    targets = work.tokens.num_targets
+    return sound.reshape(-1, targets).all(dim=1).repeat_interleave(targets)
+
+
+def _num_tokens(work: Workload) -> int:
+    return work.num_tokens // work.tokens.num_targets
+
+
+def _check_any(remaining: int, work: Workload) -> None:
     if remaining == 0:
-        raise ValueError(f"the gradient of all {num_tokens} tokens is not finite; check the model's weights and dtype")
+        raise ValueError(
+            f"the gradient of all {_num_tokens(work)} tokens is not finite; check the model's weights and dtype"
+        )

@@ -29,12 +29,14 @@ class Stack:
         batch: Their tensors.
         rows: `(k, b)`, the row of the Gram of slot k of each sequence; −1 where that has fewer tokens.
         position: `(k, b)`, the position of that token; 0 where there is none.
+        entry: `(k, b)`, which of the losses of its sequence it is; 0 where there is none.
     """
 
     members: tuple[int, ...]
     batch: Batch
     rows: Int[Tensor, "k b"]
     position: Int[Tensor, "k b"]
+    entry: Int[Tensor, "k b"]
 
     @property
     def width(self) -> int:
@@ -97,8 +99,11 @@ def _stack(group: list[int], batches: list[Batch], bounds: list[tuple[int, int]]
     last = torch.tensor([stop for _, stop in bounds], device=tokens.position.device)
     rows = first + torch.arange(slots, device=first.device)[:, None]
     there = rows < last
-    position = torch.where(there, tokens.position[rows.clamp(max=len(tokens.position) - 1)], 0)
-    return Stack(members=tuple(group), batch=joined(batches), rows=torch.where(there, rows, -1), position=position)
+    position, entry = (
+        torch.where(there, column[rows.clamp(max=len(column) - 1)], 0) for column in (tokens.position, tokens.entry)
+    )
+    rows = torch.where(there, rows, -1)
+    return Stack(members=tuple(group), batch=joined(batches), rows=rows, position=position, entry=entry)
 
 
 def joined(batches: Sequence[Batch]) -> Batch:

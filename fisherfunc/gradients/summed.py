@@ -1,7 +1,8 @@
 """The unit "sequence": the loss of a sequence is the sum over its tokens, and so one row, and one backward pass.
 
 A workload of sequences is one of tokens whose model takes (sequence, which of its tokens count) and whose loss is
-`(b, 1)`; nothing else of a pass knows of it. Axis order: b sequences, s positions.
+`(b, 1)`, or `(b, T)` where a token has T targets: the sum over tokens of each. Nothing else of a pass knows of it. Axis
+order: b sequences, s positions.
 """
 
 from dataclasses import replace
@@ -13,9 +14,8 @@ from torch import Tensor
 
 from fisherfunc.gradients.losses import TokenLoss, custom
 from fisherfunc.gradients.model_function import ModelFunction
-from fisherfunc.gradients.rows import runs
 from fisherfunc.gradients.workload import Workload
-from fisherfunc.linalg.token_grams import Tokens
+from fisherfunc.linalg.tokens import summed_tokens
 from fisherfunc.records.axes import Batch
 
 
@@ -23,23 +23,24 @@ def summed(work: Workload) -> Workload:
     """The workload whose rows are the sequences: each has one loss, at position 0, the sum over its tokens of `work`.
 
     Args:
-        work: The tokens, in the order of sequence and position.
+        work: The tokens, in the order of sequence and position, each with all of its rows.
     """
     counted = torch.zeros(
         len(work.sequences), int(work.tokens.position.max()) + 1, dtype=torch.bool, device=work.tokens.position.device
     )
     counted[work.tokens.sequence, work.tokens.position] = True
+    tokens, _ = summed_tokens(work.tokens)
     return replace(
         work,
-        fn=_of_pairs(work.fn),
+        fn=of_first(work.fn),
         sequences=list(zip(work.sequences, counted[:, None], strict=True)),
-        loss=_summed_loss(work.loss),
-        tokens=_summed_tokens(work.tokens),
+        loss=_summed_loss(work.loss, work.tokens.num_targets),
+        tokens=replace(tokens, position=torch.zeros_like(tokens.position)),
     )
 
 
-def _of_pairs(fn: ModelFunction) -> ModelFunction:
-    """The model as a function of (sequence, what counts)."""
+def of_first(fn: ModelFunction) -> ModelFunction:
+    """The model as a function of (sequence, what only the loss knows)."""
 
     def call(tensors: dict[str, Tensor], batch: Batch) -> Any:
         return fn.call(tensors, batch[0])
@@ -47,22 +48,12 @@ def _of_pairs(fn: ModelFunction) -> ModelFunction:
     return replace(fn, call=call)
 
 
-def _summed_loss(loss: TokenLoss) -> TokenLoss:
+def _summed_loss(loss: TokenLoss, num_targets: int) -> TokenLoss:
     def values(output: Any, batch: tuple[Batch, Bool[Tensor, "b s"]]) -> Tensor:
         sequence, counted = batch
-        each = loss.values(output, sequence)
+        each = loss.values(output, sequence).unflatten(1, (-1, num_targets))
         each = each.to(torch.promote_types(each.dtype, torch.float32))
         length = min(each.shape[1], counted.shape[1])  # beyond, nothing counts
-        return torch.where(counted[:, :length], each[:, :length], 0.0).sum(dim=1)
+        return torch.where(counted[:, :length, None], each[:, :length], 0.0).sum(dim=1)
 
     return replace(custom(values, name=loss.name), shift=loss.shift)
-
-
-def _summed_tokens(tokens: Tokens) -> Tokens:
-    sequence = tokens.sequence.unique_consecutive()
-    group = torch.repeat_interleave(torch.tensor([last - first for first, last in runs(tokens.sequence)]))
-    return Tokens(
-        sequence=sequence,
-        position=torch.zeros_like(sequence),
-        loss=tokens.loss.new_zeros(len(sequence)).index_add(0, group.to(sequence.device), tokens.loss),
-    )

@@ -24,7 +24,7 @@ class Workload:
         params: Where to differentiate, and by what.
         sequences: One-sequence batches.
         loss: The token loss.
-        tokens: The tokens wanted, in the order of sequence and position.
+        tokens: The tokens wanted, in the order of sequence and position; each as often as it has targets.
     """
 
     fn: ModelFunction
@@ -39,7 +39,7 @@ class Workload:
 
     @property
     def num_tokens(self) -> int:
-        """N."""
+        """N, the number of rows; N T where a token has T targets."""
         return len(self.tokens.sequence)
 
     @property

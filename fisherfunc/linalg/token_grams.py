@@ -11,43 +11,25 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fisherfunc.linalg import gram as algebra
+from fisherfunc.linalg.tokens import Tokens, check_whole, summed_tokens
+from fisherfunc.linalg.which_fisher import EMPIRICAL, check_center, check_sums
 from fisherfunc.records.dtypes import dtype_name
 from fisherfunc.records.record import record
 from fisherfunc.records.storage import replacing
 from fisherfunc.records.tensor_files import apart
 
 FORMAT = "fisherfunc.token_grams.1"
-TOKEN_FIELDS = ("sequence", "position", "loss")
-
-
-@record()
-class Tokens:
-    """Which unit each row of G is.
-
-    Attributes:
-        sequence: The index of its sequence, counted over all batches.
-        position: Where in the sequence the prediction was made; −1 for a whole sequence.
-        loss: Its loss in nats (summed over the tokens of a sequence).
-    """
-
-    sequence: Int[Tensor, " n"]
-    position: Int[Tensor, " n"]
-    loss: Float[Tensor, " n"]
-
-    def select(self, index: Int[Tensor, " m"]) -> "Tokens":
-        """The rows of `index`, in its order."""
-        return Tokens(sequence=self.sequence[index], position=self.position[index], loss=self.loss[index])
 
 
 @record(static=("num_params", "unit", "centered", "precision", "metadata", "labels"))
 class TokenGrams:
-    """Unnormalised Grams {name: (N, N)} of the gradients of N units.
+    """Unnormalised Grams {name: (n, n)} of the gradients of N units, of T rows each: n = N T, and T = 1 as a rule.
 
     Attributes:
         grams: K_p for each parameter tensor p, or K_b for each label b.
@@ -72,9 +54,19 @@ class TokenGrams:
     labels: Mapping[str, str] | None = None
 
     @property
-    def num_units(self) -> int:
-        """N: the number of rows."""
+    def num_rows(self) -> int:
+        """The number of rows: N, or N T where each unit has T targets."""
         return self.tokens.sequence.shape[0]
+
+    @property
+    def num_units(self) -> int:
+        """N: the number of tokens or sequences, by which F divides."""
+        return self.num_rows // self.tokens.num_targets
+
+    @property
+    def fisher(self) -> str:
+        """Which Fisher the rows make: "empirical", "true (exact)" or "true (Monte-Carlo, …)"."""
+        return str(self.metadata.get("fisher", EMPIRICAL))
 
     def block(self, names: Iterable[str] | None = None) -> Float[Tensor, "n n"]:
         """K_b = Σ_{p∈b} K_p, the Gram of a block of parameters; of all of them where `names` is None.
@@ -94,7 +86,12 @@ class TokenGrams:
         return sum((self.scale[name] for name in self._known(names)), start=torch.tensor(0.0)) if self.scale else None
 
     def center(self) -> "TokenGrams":
-        """Subtract the mean row: H K H, the Gram behind the gradient covariance."""
+        """Subtract the mean row: H K H, the Gram behind the gradient covariance.
+
+        Raises:
+            ValueError: If targets are not the observed ones: the expected row is zero exactly then.
+        """
+        check_center(self.fisher)
         return replace(
             self,
             grams={name: algebra.centred(k) for name, k in self.grams.items()},
@@ -103,14 +100,15 @@ class TokenGrams:
         )
 
     def select(self, index: Tensor | Iterable[int]) -> "TokenGrams":
-        """The Grams of chosen rows (an index, or a mask of length N): a submatrix; N becomes their number.
+        """The Grams of chosen rows (an index, or a mask of all rows): a submatrix; N becomes the number of their units.
 
         Raises:
-            ValueError: If no row is chosen, a mask has the wrong length, or the rows are centred (a
-                selection has another mean).
+            ValueError: If no row is chosen, a mask has the wrong length, some rows of a token are chosen and others
+                not, or the rows are centred (a selection has another mean).
             IndexError: If an index is out of range.
         """
         index = self._as_index(index)
+        check_whole(self.tokens, index)
         return replace(
             self,
             grams={name: algebra.selected(k, index) for name, k in self.grams.items()},
@@ -120,26 +118,26 @@ class TokenGrams:
     def by_sequence(self) -> "TokenGrams":
         """Sum the rows of each sequence: M K Mᵀ. The unit becomes the sequence.
 
+        Draw d of a sequence is the sum of the draws d of its tokens: they are independent, so that the expectation of
+        its outer product is the sum of the true Fishers of its tokens.
+
         Raises:
-            ValueError: If the rows are sequences already, or centred (sum first, then centre).
+            ValueError: If the rows are sequences already, or centred (sum first, then centre), or of all classes.
         """
+        check_sums(self.fisher)
         if self.unit != "token" or self.centered:
             raise ValueError(
                 f"by_sequence expected uncentred rows of unit 'token', got unit={self.unit!r}, "
                 f"centered={self.centered}; call by_sequence before center, once"
             )
-        sequences, group = torch.unique(self.tokens.sequence, return_inverse=True)
-        count = len(sequences)
+        summed, group = summed_tokens(self.tokens)
+        count = len(summed.sequence)
         longest = torch.bincount(group).max()
         return replace(
             self,
             grams={name: algebra.regrouped(k, group, count) for name, k in self.grams.items()},
             scale={name: longest * torch.linalg.matrix_norm(k) for name, k in self.grams.items()},
-            tokens=Tokens(
-                sequence=sequences,
-                position=torch.full_like(sequences, -1),
-                loss=self.tokens.loss.new_zeros(count).index_add(0, group, self.tokens.loss),
-            ),
+            tokens=summed,
             unit="sequence",
             metadata={**self.metadata, "num_summed_tokens": self.num_units},
         )
@@ -152,8 +150,9 @@ class TokenGrams:
         """
         tensors = {f"gram/{name}": k for name, k in self.grams.items()}
         tensors |= {f"scale/{name}": s for name, s in self.scale.items()}
-        tensors |= {f"tokens/{field}": getattr(self.tokens, field) for field in TOKEN_FIELDS}
+        tensors |= {f"tokens/{field}": column for field, column in self.tokens.columns.items()}
         header = {
+            "num_targets": self.tokens.num_targets,
             "num_params": {name: self.num_params[name] for name in self.grams},
             "unit": self.unit,
             "centered": self.centered,
@@ -184,10 +183,11 @@ class TokenGrams:
                 "TokenGrams.load reads what TokenGrams.save wrote"
             )
         header = json.loads(info["header"])
+        columns = {key.removeprefix("tokens/"): t for key, t in tensors.items() if key.startswith("tokens/")}
         return TokenGrams(
             grams={name: tensors[f"gram/{name}"] for name in header["num_params"]},
             scale={name: tensors[f"scale/{name}"] for name in header["num_params"] if f"scale/{name}" in tensors},
-            tokens=Tokens(**{field: tensors[f"tokens/{field}"] for field in TOKEN_FIELDS}),
+            tokens=Tokens(**columns, num_targets=header.pop("num_targets", 1)),
             precision=getattr(torch, header.pop("precision")),
             **header,
         )
@@ -206,14 +206,14 @@ class TokenGrams:
             raise ValueError("select expected uncentred rows: a selection has another mean; select first, then center")
         index = torch.as_tensor(index if isinstance(index, Tensor) else list(index), device=self.tokens.sequence.device)
         if index.dtype == torch.bool:
-            if index.shape != (self.num_units,):
-                raise ValueError(f"a mask must have shape ({self.num_units},), got {tuple(index.shape)}")
+            if index.shape != (self.num_rows,):
+                raise ValueError(f"a mask must have shape ({self.num_rows},), got {tuple(index.shape)}")
             index = index.nonzero().squeeze(-1)
         if index.numel() == 0:
-            raise ValueError(f"select chose no row of {self.num_units}; a spectrum needs at least one")
-        known = -self.num_units <= int(index.min()) and int(index.max()) < self.num_units
+            raise ValueError(f"select chose no row of {self.num_rows}; a spectrum needs at least one")
+        known = -self.num_rows <= int(index.min()) and int(index.max()) < self.num_rows
         if index.ndim != 1 or index.is_floating_point() or not known:
             raise IndexError(
-                f"select expected a flat index of integers into {self.num_units} rows, got {index.tolist()}"
+                f"select expected a flat index of integers into {self.num_rows} rows, got {index.tolist()}"
             )
         return index

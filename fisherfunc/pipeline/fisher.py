@@ -1,4 +1,4 @@
-"""`fisher_spectrum`: a model and a batch in, the spectra of its empirical Fisher information out."""
+"""`fisher_spectrum`: a model and a batch in, the spectra of its Fisher information out, empirical or true."""
 
 import os
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from fisherfunc.gradients.losses import TokenLoss, custom, infer
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.run_plan import eigensolve_operations, solver_bytes
 from fisherfunc.gradients.sequences import cast, split
+from fisherfunc.gradients.targets import Targets, chosen
 from fisherfunc.linalg.kernels import robust_eigh
 from fisherfunc.models.functionalize import Selection, functionalize
 from fisherfunc.partitioning import by_layer, partition
@@ -32,6 +33,7 @@ def fisher_spectrum(
     batch: Batch,
     *,
     loss: TokenLoss | Callable[[Any, Batch], torch.Tensor] | None = None,
+    targets: Targets | None = None,
     blocks: Callable[[str], str] = by_layer,
     center: bool = False,
     unit: str = "token",
@@ -55,13 +57,15 @@ def fisher_spectrum(
 ) -> FisherSpectrum:
     """The spectrum of the empirical Fisher information F = (1/N) Σ_n g_n g_nᵀ, g_n = ∇ℓ_n, one term a valid token.
 
-    Exact by default. Cost: a backward pass a token and the Grams (see `token_grams`), then 4/3 N³ operations for the
-    eigenvalues of each block and of the full matrix.
+    Or of the true one, where `targets` are the model's own. Exact by default. Cost: a backward pass a token and the
+    Grams (see `token_grams`), then 4/3 N³ operations for the eigenvalues of each block and of the full matrix.
 
     Args:
         model: Any module; it is left as it was. Evaluated in evaluation mode.
         batch: Keyword arguments of the model with `labels`, or a tuple (*inputs, targets), or a list of these.
         loss: A token loss, or a function (output, batch) → losses not reduced over tokens; inferred where None.
+        targets: `ff.targets.observed()`, also where None: the empirical Fisher; `ff.targets.sampled(num_draws)` or
+            `ff.targets.all_classes()`: the true one, estimated or exact.
         blocks: Parameter name → block label.
         center: Whether to subtract the mean gradient: the gradient covariance.
         unit: "token", or "sequence": one row, and one backward pass, a sequence, the sum over its tokens.
@@ -90,6 +94,8 @@ def fisher_spectrum(
 
     Raises:
         ValueError: If an option or the batch is unusable, or a loss or gradient is not finite; it says what and where.
+            If targets are others than the observed ones: also for a loss without a predictive distribution, `center`,
+            `all_classes` of sequences, or more classes than the memory limit has room for.
         TypeError: If the model or the batch is of a kind that it cannot be.
         OSError: If the checkpoint or the spill folder cannot be written.
         torch.linalg.LinAlgError: If every eigensolver failed.
@@ -103,6 +109,7 @@ def fisher_spectrum(
     if unit not in ("token", "sequence"):
         raise ValueError(f"unit expected 'token' or 'sequence', got unit={unit!r}")
     fn = functionalize(model, parameters=parameters).to(dtype=dtype, device=device)
+    targets = chosen(targets, unit=unit, center=center)
     partition(fn.params, blocks)  # what fails does so before the pass
     _check_eigensolver(eigensolve_device, eigensolve_dtype)
     _check_intervals(intervals, batch)
@@ -112,6 +119,7 @@ def fisher_spectrum(
         fn.params,
         cast(batch, dtype=input_dtype(fn), device=like.device),
         token_loss(loss, model, batch),
+        targets=targets,
         unit=unit,
         num_tokens=num_tokens,
         seed=seed,

@@ -14,6 +14,7 @@ from fisherfunc.gradients.prepare import check_options, prepared
 from fisherfunc.gradients.run_plan import RunPlan, timed, with_eigensolve
 from fisherfunc.gradients.sequences import cast
 from fisherfunc.gradients.summed import summed
+from fisherfunc.gradients.targets import Targets, chosen
 from fisherfunc.gradients.workload import PassOptions
 from fisherfunc.linalg.kernels import robust_eigh
 from fisherfunc.models.functionalize import Selection, functionalize
@@ -31,6 +32,7 @@ def plan(
     batch: Batch,
     *,
     loss: TokenLoss | Callable[[Any, Batch], torch.Tensor] | None = None,
+    targets: Targets | None = None,
     blocks: Callable[[str], str] = by_layer,
     unit: str = "token",
     num_tokens: int | None = None,
@@ -54,6 +56,7 @@ def plan(
         model: Any module; it is left as it was.
         batch: As for `fisher_spectrum`.
         loss: A token loss, or a function (output, batch) → losses; inferred where None.
+        targets: As for `fisher_spectrum`.
         blocks: Parameter name → block label.
         unit: "token" or "sequence".
         num_tokens: At most this many tokens, picked by seed.
@@ -84,11 +87,13 @@ def plan(
     fn = functionalize(model, parameters=parameters).to(dtype=dtype, device=device)
     labels = partition(fn.params, blocks)
     like = next(iter(fn.params.values()))
-    batch, chosen = cast(batch, dtype=input_dtype(fn), device=like.device), token_loss(loss, model, batch)
-    work = prepared(fn, fn.params, batch, chosen, num_tokens=num_tokens, seed=seed).work
+    loss = token_loss(loss, model, batch)
+    targets = chosen(targets, unit=unit)
+    batch = cast(batch, dtype=input_dtype(fn), device=like.device)
+    options = PassOptions(chunk_size=chunk_size, memory_limit=memory_limit, labels=labels_of(labels))
+    work = targets.rows(prepared(fn, fn.params, batch, loss, num_tokens=num_tokens, seed=seed).work, options)
     work = summed(work) if unit == "sequence" else work
     spent = perf_counter() - begin
-    options = PassOptions(chunk_size=chunk_size, memory_limit=memory_limit, labels=labels_of(labels))
     found = forecast(work, options, route=route, calibrate=calibrate)
     if not calibrate:
         return with_eigensolve(found, len(labels))

@@ -57,7 +57,8 @@ def spectrum_of_grams(
 
     Raises:
         ValueError: If the unit is unknown, unit or blocks are finer than those of the Grams, a Gram is indefinite, or
-            there is one sequence only and intervals are asked for.
+            there is one sequence only and intervals are asked for, or the rows are not to be centred or summed, as
+            their targets are not the observed ones.
         torch.linalg.LinAlgError: If every eigensolver failed.
     """
     between = interval_method(intervals)
@@ -71,6 +72,7 @@ def spectrum_of_grams(
     def solve(names: Sequence[str]) -> Spectrum:
         spectrum = kernel(
             grams.block(names),
+            num_tokens=grams.num_units,
             num_params=sum(grams.num_params[name] for name in names),
             precision=grams.precision,
             scale=grams.block_scale(names),
@@ -175,11 +177,12 @@ def _result(spectra: dict[str, Spectrum], full: Spectrum, metadata: dict[str, An
 
 
 def _facts(grams: TokenGrams, blocks: Callable[[str], str] | None) -> dict[str, Any]:
-    summed = grams.metadata.get("num_summed_tokens", grams.num_units)
+    summed = grams.metadata.get("num_summed_tokens", grams.num_units) * grams.tokens.num_targets
     return {
         "unit": grams.unit,
         "centered": grams.centered,
         "num_tokens": grams.num_units,
+        "num_rows": grams.num_rows,
         "num_sequences": len(grams.tokens.sequence.unique()),
         "mean_loss": (grams.tokens.loss.double().sum() / summed).item(),
         "num_params": sum(grams.num_params.values()),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fisherfunc.linalg.gram import regrouped
 from fisherfunc.linalg.token_grams import TokenGrams
+from fisherfunc.linalg.which_fisher import EMPIRICAL, matrix
 from fisherfunc.statistics.block_grams import several_sequences
 
 
@@ -57,7 +58,7 @@ def mean_gradient_norm(grams: TokenGrams, names: Iterable[str] | None = None) ->
         names: The parameters; all where None.
 
     Raises:
-        ValueError: If the rows are centred.
+        ValueError: If the rows are centred, or not of observed targets.
     """
     _check_uncentred(grams)
     return grams.block(names).sum().clamp(min=0).sqrt() / grams.num_units
@@ -82,7 +83,7 @@ def gradient_noise_scale(grams: TokenGrams, names: Iterable[str] | None = None) 
         names: The parameters; all where None.
 
     Raises:
-        ValueError: If the rows are centred, or of one sequence.
+        ValueError: If the rows are centred, of one sequence, or not of observed targets.
     """
     _check_uncentred(grams)
     sequences = several_sequences(grams, "the gradient noise scale")
@@ -109,3 +110,8 @@ def _ratio(noise: float, signal: float) -> float | None:
 def _check_uncentred(grams: TokenGrams) -> None:
     if grams.centered:
         raise ValueError("the mean gradient of centred rows is zero; give the Grams before center()")
+    if grams.fisher != EMPIRICAL:
+        raise ValueError(
+            f"the mean gradient is that of observed targets, got rows of the {matrix(grams.fisher)}, whose mean is "
+            "zero in expectation; pass again with targets=ff.targets.observed()"
+        )

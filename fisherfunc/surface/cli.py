@@ -17,7 +17,7 @@ SPECTRUM_HELP = """Compute the exact spectrum of the per-token empirical Fisher 
 With F = (1/N) Σ g gᵀ over the gradients g of the N token losses, this prints the eigenvalue metrics of each
 block of F, of its block-diagonal part and of the full matrix, and writes spectrum.json (everything),
 eigenvalues.csv, spectrum.png/.svg and couplings.png/.svg into --out. Without arguments it runs a small model
-and a text that come with the package.
+and a text that come with the package. --targets makes it the true Fisher.
 
 \b
 Examples:
@@ -26,12 +26,13 @@ Examples:
   fisherfunc spectrum --model ./my-model --text book.txt --tokens 1024
   fisherfunc spectrum --model gpt2 --text - --blocks module < book.txt
   fisherfunc spectrum --tokens 2048 --intervals jackknife
+  fisherfunc spectrum --targets sampled --draws 4 --tokens 128
   fisherfunc spectrum --format json | jq .full.effective_rank
   fisherfunc spectrum --model ./large --text book.txt --resume ./kept
 
 \b
 Columns of the table:
-  tokens            N, the number of gradients: what F is an average over
+  tokens            N, what F is an average over
   parameters        P, the size of the block
   λ_max, λ_2        the two largest eigenvalues; gap is their difference
   condition number  λ_max over the smallest eigenvalue above the resolution
@@ -72,7 +73,7 @@ Routes of parameters:
 @click.version_option(package_name="fisherfunc", message="fisherfunc %(version)s")
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """The exact spectrum of the per-token Fisher information of neural networks."""
+    """The exact spectrum of the per-token Fisher information of neural networks, empirical or true."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
@@ -114,8 +115,9 @@ _TASK = (
         metavar="S",
         help="Positions of a window of text.  [default: 128, or the model's limit; 64 if embedded]",
     ),
-    click.option("--seed", default=0, show_default=True, help="Picks and masks the tokens."),
+    click.option("--seed", default=0, show_default=True, help="Picks and masks tokens, and draws targets."),
 )
+_TARGETS = click.Choice(["observed", "sampled", "all-classes"])
 _CENTER = click.option("--center", is_flag=True, help="Subtract the mean gradient: the gradient covariance.")
 _INTERVALS = click.option(
     "--intervals",
@@ -130,6 +132,15 @@ _PASS = (
         show_default=True,
         help="Whose gradients; a sequence's is the sum of its tokens'.",
     ),
+    click.option(
+        "--targets",
+        type=_TARGETS,
+        default="observed",
+        show_default=True,
+        help="Of the losses: observed ones give the empirical Fisher, sampled ones an estimate of the true Fisher, "
+        "all-classes the true Fisher exactly.",
+    ),
+    click.option("--draws", "num_draws", type=_COUNT, metavar="D", help="Of sampled targets, a token.  [default: 1]"),
     click.option("--dtype", type=_DTYPE, default="float32", show_default=True, help="Of weights and gradients."),
     click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …; auto prefers cuda."),
     click.option(

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from fisherfunc import assets
-from fisherfunc.gradients import losses
+from fisherfunc.gradients import losses, targets
 from fisherfunc.gradients.run_plan import RunPlan
+from fisherfunc.gradients.targets import Targets
 from fisherfunc.models.huggingface import LoadedModel, load, num_valid_tokens, text_batches
 from fisherfunc.partitioning import RULES
 from fisherfunc.pipeline.fisher import fisher_spectrum
@@ -45,6 +46,11 @@ class Job:
         context: The positions of a window of text.
         memory_limit: In bytes.
         intervals: "bootstrap" or "jackknife" over the windows of text; no intervals where None.
+        targets: "observed", "sampled" or "all-classes".
+        num_draws: Of sampled targets; 1 where None.
+
+    Raises:
+        ValueError: If targets that are not sampled have a number of draws.
     """
 
     model: str | None = None
@@ -60,6 +66,21 @@ class Job:
     device: str = "auto"
     memory_limit: int | None = None
     intervals: str | None = None
+    targets: str = "observed"
+    num_draws: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_draws is not None and self.targets != "sampled":
+            raise ValueError(
+                f"--draws {self.num_draws} is of sampled targets, got --targets {self.targets}; leave it out"
+            )
+
+    @property
+    def chosen_targets(self) -> Targets:
+        """As `fisher_spectrum` takes them."""
+        if self.targets == "sampled":
+            return targets.sampled(self.num_draws or 1, seed=self.seed)
+        return targets.all_classes() if self.targets == "all-classes" else targets.observed()
 
     @property
     def source(self) -> str:
@@ -101,6 +122,7 @@ def compute(
         loaded.model,
         batches,
         loss=_LOSSES[loaded.task](),
+        targets=job.chosen_targets,
         blocks=RULES[job.blocks],
         center=job.center,
         unit=job.unit,
@@ -127,13 +149,14 @@ def predict(job: Job) -> tuple[RunPlan, dict[str, Any]]:
         loaded.model,
         batches,
         loss=_LOSSES[loaded.task](),
+        targets=job.chosen_targets,
         blocks=RULES[job.blocks],
         unit=job.unit,
         num_tokens=job.num_tokens or DEFAULT_TOKENS,
         seed=job.seed,
         memory_limit=job.memory_limit,
     )
-    return found, {**facts, "unit": job.unit}
+    return found, {**facts, "unit": job.unit, "fisher": job.chosen_targets.fisher, "targets": job.chosen_targets.name}
 
 
 def _loaded(job: Job) -> tuple[LoadedModel, list[dict[str, Any]], dict[str, Any]]:

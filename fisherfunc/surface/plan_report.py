@@ -10,7 +10,7 @@ from typing import Any
 
 from fisherfunc.gradients.run_plan import RunPlan
 from fisherfunc.surface.report import require_rich
-from fisherfunc.surface.wording import compact, count_of_units, model_name
+from fisherfunc.surface.wording import compact, count_of_units, matrix_name, model_name
 
 STEPS = {
     "preparation": "preparation",
@@ -32,7 +32,7 @@ def plan_report(plan: RunPlan, facts: Mapping[str, Any]) -> Any:
         ImportError: If rich is not installed.
     """
     rich = require_rich()
-    title = "Plan" + (f" for {name}" if (name := model_name(facts)) else "")
+    title = f"Plan for {model_name(facts) or 'a model'}: {matrix_name(facts)}"
     table = rich.table.Table(
         title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, show_edge=False, padding=(0, 1), pad_edge=False
     )
@@ -47,7 +47,8 @@ def plan_report(plan: RunPlan, facts: Mapping[str, Any]) -> Any:
 
 def summary(plan: RunPlan, facts: Mapping[str, Any]) -> list[str]:
     """The figures of the whole run, a line each."""
-    units = count_of_units({"num_tokens": plan.num_units, "unit": facts.get("unit", "token")})
+    count = {"num_tokens": plan.num_units // plan.num_targets, "num_rows": plan.num_units}
+    units = count_of_units({**count, "unit": facts.get("unit", "token")})
     passes = "1 pass" if plan.num_passes == 1 else f"{plan.num_passes} passes"
     if plan.passes_from_cuts:
         passes += f", {plan.passes_from_cuts} of them from where the one before ended,"

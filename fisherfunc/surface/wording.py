@@ -6,6 +6,8 @@ Every function takes the metadata of a result; a key that is absent is passed ov
 from collections.abc import Mapping
 from typing import Any
 
+from fisherfunc.linalg.which_fisher import EMPIRICAL, matrix
+
 NOTHING = "–"
 
 
@@ -13,12 +15,12 @@ def matrix_name(metadata: Mapping[str, Any]) -> str:
     """Which matrix the spectrum is of. "Fisher" never stands alone.
 
     Example:
-        >>> matrix_name({"fisher": "empirical"})
-        'empirical Fisher'
+        >>> matrix_name({"fisher": "empirical"}), matrix_name({"fisher": "true (Monte-Carlo, 2 draws)"})
+        ('empirical Fisher', 'true Fisher (Monte-Carlo, 2 draws)')
         >>> matrix_name({"centered": True})
         'gradient covariance'
     """
-    return "gradient covariance" if metadata.get("centered") else f"{metadata.get('fisher', 'empirical')} Fisher"
+    return "gradient covariance" if metadata.get("centered") else matrix(metadata.get("fisher", EMPIRICAL))
 
 
 def model_name(metadata: Mapping[str, Any]) -> str | None:
@@ -27,14 +29,17 @@ def model_name(metadata: Mapping[str, Any]) -> str | None:
 
 
 def count_of_units(metadata: Mapping[str, Any]) -> str:
-    """How many units, and of what.
+    """How many units, and of what; and how many rows they have, where that is more.
 
     Example:
         >>> count_of_units({"num_tokens": 512, "unit": "token"})
         '512 tokens'
+        >>> count_of_units({"num_tokens": 512, "unit": "token", "num_rows": 1024})
+        '512 tokens, 1,024 rows'
     """
     count, unit = metadata.get("num_tokens", 0), metadata.get("unit", "token")
-    return f"{count:,} {unit}" + ("" if count == 1 else "s")
+    rows = metadata.get("num_rows", count)
+    return f"{count:,} {unit}" + ("" if count == 1 else "s") + (f", {rows:,} rows" if rows != count else "")
 
 
 def number(value: float | None, *, digits: int = 4, scientific: bool = True) -> str:

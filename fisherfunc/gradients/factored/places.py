@@ -3,10 +3,11 @@
 Axis order: n tokens, each of a sequence b and at a position p; an output has b × s places of v features.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 PROBES = 2
@@ -15,33 +16,60 @@ TINY = torch.finfo(torch.float32).tiny
 
 
 def own_cotangents(
-    losses: Float[Tensor, "b s"], output: Tensor, sequence: Tensor, position: Tensor
+    losses: Float[Tensor, "b s"], output: Tensor, sequence: Tensor, position: Tensor, entry: Tensor | None = None
 ) -> Float[Tensor, "n v"] | None:
     """∂ℓ_n/∂output[n] for some tokens; None where a loss depends on another place, or not through `output`.
 
-    Each loss is multiplied by a random power of two, which is exact: where no place reaches another, it multiplies the
-    cotangents of its own place, to the last bit. Two places that do have the same factors with probability
-    (2 NUM_POWERS)^-PROBES. Cost: 1 + PROBES backward passes down to `output`.
+    Where a place has several losses, each round of passes takes one of every place.
 
     Args:
-        losses: Of all sequences and positions, in the graph.
+        losses: Of all sequences, in the graph.
         output: What they may depend on.
         sequence: The row of `losses` of each token.
-        position: Its column.
+        position: Its place in the sequence.
+        entry: Its column of `losses`; the position where None.
     """
     places = output[..., 0].numel() // len(losses)
     if int(position.max()) >= places or bypassed(losses, output):
         return None
+    entry = position if entry is None else entry
     place = sequence * places + position
-    elsewhere = torch.ones(places * len(losses), dtype=torch.bool, device=output.device)
+    found = losses.new_zeros(len(place), output.shape[-1], dtype=output.dtype)
+    for some in _rounds(place):
+        rows = _one_a_place(losses, output, place[some], sequence[some], entry[some])
+        if rows is None:
+            return None
+        found[some] = rows
+    return found
+
+
+def _rounds(place: Int[Tensor, " n"]) -> Iterator[Int[Tensor, " m"]]:
+    """The tokens in as few rounds as there are of one place, each with a place at most once."""
+    order = place.argsort(stable=True)
+    ordered = place[order]
+    turn = torch.arange(len(place), device=place.device) - torch.searchsorted(ordered, ordered)
+    for number in range(int(turn.max()) + 1):
+        yield order[turn == number].sort().values
+
+
+def _one_a_place(
+    losses: Tensor, output: Tensor, place: Tensor, sequence: Tensor, entry: Tensor
+) -> Float[Tensor, "n v"] | None:
+    """The cotangents of losses of different places.
+
+    Each loss is multiplied by a random power of two, which is exact: where no place reaches another, it multiplies the
+    cotangents of its own place, to the last bit. Two places that do have the same factors with probability
+    (2 NUM_POWERS)^-PROBES. Cost: 1 + PROBES backward passes down to `output`.
+    """
+    elsewhere = torch.ones(output[..., 0].numel(), dtype=torch.bool, device=output.device)
     elsewhere = elsewhere.index_fill(0, place, value=False)
 
     def rows(weights: Tensor) -> Tensor:
-        chosen = (losses[sequence, position] * weights).sum()
+        chosen = (losses[sequence, entry] * weights).sum()
         (found,) = torch.autograd.grad(chosen, output, retain_graph=True, allow_unused=True)
         return (torch.zeros_like(output) if found is None else found).reshape(-1, output.shape[-1])
 
-    together = rows(torch.ones_like(losses[sequence, position]))
+    together = rows(torch.ones_like(losses[sequence, entry]))
     if bool(together[elsewhere].any()):
         return None
     generator = torch.Generator().manual_seed(len(place))

@@ -69,7 +69,7 @@ def starts(
     if structure.head is None and taken.leg.start is None:
         for chunk in chunks:
             rows = stack.rows[chunk]
-            cotangent = _at_losses(whole.losses, rows, stack.position[chunk])
+            cotangent = _at_losses(whole.losses, rows, stack.entry[chunk])
             yield Start(traced=whole, output=whole.losses, cotangent=cotangent, rows=rows)
         return
     below = None
@@ -111,10 +111,10 @@ def _shortest(
     return traced or whole, end
 
 
-def _at_losses(losses: Float[Tensor, "b s"], rows: Tensor, position: Tensor) -> Float[Tensor, "c b s"]:
+def _at_losses(losses: Float[Tensor, "b s"], rows: Tensor, entry: Tensor) -> Float[Tensor, "c b s"]:
     """One for each token at its own loss."""
     cotangent = losses.new_zeros(len(rows), *losses.shape)
-    return cotangent.scatter_(2, position[..., None], (rows >= 0)[..., None].to(losses.dtype))
+    return cotangent.scatter_(2, entry[..., None], (rows >= 0)[..., None].to(losses.dtype))
 
 
 def _at_places(source: Tensor, position: Tensor, values: Float[Tensor, "c b d"]) -> Float[Tensor, "c ..."]:
@@ -135,7 +135,7 @@ def _at_logits(whole: Traced, structure: Structure, stack: Stack) -> Float[Tenso
     there = stack.rows >= 0
     sequence = torch.arange(stack.width, device=there.device).expand_as(stack.rows)[there]
     logits = head_of(whole.recording, structure).output
-    found = own_cotangents(whole.losses, logits, sequence, stack.position[there])
+    found = own_cotangents(whole.losses, logits, sequence, stack.position[there], stack.entry[there])
     if found is None:
         raise Unsettled(replace(structure, head=None, causal=False))
     return found

@@ -263,8 +263,9 @@ def _head(traced: Traced, work: Workload) -> tuple[str, int] | None:
     last = next((use for use in reversed(traced.recording.uses) if use.multiplies), None)
     if last is None or not isinstance(last.role, Map) or last.role.axis != 0:
         return None
-    position = work.tokens.position[work.tokens.sequence == work.tokens.sequence.bincount().argmax()]
-    found = own_cotangents(traced.losses, last.output, torch.zeros_like(position), position)
+    fullest = work.tokens.sequence == work.tokens.sequence.bincount().argmax()
+    own = work.tokens.select(fullest.nonzero().squeeze(-1))
+    found = own_cotangents(traced.losses, last.output, torch.zeros_like(own.position), own.position, own.entry)
     return None if found is None else (last.name, last.number)
 
 
