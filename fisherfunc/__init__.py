@@ -10,7 +10,7 @@ Layers, each importing only those before it: records, linalg, partitioning, grad
 from importlib import import_module
 from types import ModuleType
 
-from fisherfunc.gradients import losses
+from fisherfunc.gradients import directions, losses, tokens
 from fisherfunc.gradients.dense.route import per_token_gradients
 from fisherfunc.gradients.grams import token_grams
 from fisherfunc.gradients.model_function import ModelFunction
@@ -37,6 +37,7 @@ __all__ = [
     "by_module",
     "by_parameter",
     "deterministic",
+    "directions",
     "fisher_spectrum",
     "functionalize",
     "kernels",
@@ -48,6 +49,7 @@ __all__ = [
     "spectrum_of_gradients",
     "spectrum_of_grams",
     "token_grams",
+    "tokens",
     "whole",
 ]
 

@@ -29,10 +29,16 @@ CONTRACT = {
     "token_grams TokenGrams partition by_layer by_module by_parameter whole deterministic",
     "losses": "causal_lm masked_lm seq2seq_lm classification regression infer",
     "kernels": "gram_eigh covariance_eigh svd svd_lowrank",
+    "directions": "eigenvectors eigenpairs Eigenvectors Eigenpairs fisher_vector_product damped_inverse project "
+    "subspace_overlap leading_tokens LeadingToken",
+    "tokens": "by_position by_loss_quantile targets",
     "metrics": "largest second smallest gap relative_gap condition_number trace effective_rank stable_rank "
     "participation_ratio numerical_rank effective_dimension",
     "testing": "gradient_matrices partitions tiny_models",
 }
+
+
+SPACES = (ff.directions, ff.kernels, ff.losses, ff.metrics, ff.tokens)
 
 
 @dataclass(frozen=True)
@@ -198,7 +204,7 @@ def test_the_promised_names_exist(space):
 def public() -> dict[str, Callable]:
     """Everything callable that a user can reach by a documented name."""
     spaces = {"ff": (ff, ff.__all__)}
-    spaces |= {f"ff.{m.__name__.split('.')[-1]}": (m, _own(m)) for m in (ff.kernels, ff.losses, ff.metrics, ff.testing)}
+    spaces |= {f"ff.{m.__name__.split('.')[-1]}": (m, _own(m)) for m in (*SPACES, ff.testing)}
     values = {f"{space}.{name}": getattr(module, name) for space, (module, names) in spaces.items() for name in names}
     return {name: value for name, value in values.items() if callable(value)}
 
