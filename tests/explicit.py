@@ -18,7 +18,7 @@ def flat(tree: Mapping[str, Tensor]) -> Tensor:
 
 def flat_stack(vectors: Mapping[str, Tensor]) -> Tensor:
     """A stack of k trees as rows `(k, p)`, in float64."""
-    return torch.cat([value.flatten(1).double() for value in vectors.values()], dim=1)
+    return torch.cat([value.reshape(len(value), -1).double() for value in vectors.values()], dim=1)
 
 
 def rows_of(name: str, model: torch.nn.Module, batch: Any, *, unit: str = "token", center: bool = False) -> dict:
