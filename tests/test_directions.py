@@ -42,7 +42,7 @@ def test_they_are_those_of_the_explicit_matrix(name, center):
     rows = rows_of(name, model, batch, center=center)
     found = found_in(name, center=center)
     assert_are_eigenvectors(found, fisher_of(rows, found.vectors), tolerance=1e-10)
-    assert found.label == "full" and found.metadata["centered"] == center
+    assert found.label == "full matrix" and found.metadata["centered"] == center
     assert list(found.vectors) == list(rows)
 
 

@@ -20,25 +20,26 @@ from fisherfunc.records.axes import Batch
 __all__ = ["by_loss_quantile", "by_position", "targets"]
 
 
-def by_position(grams: TokenGrams, first: int, last: float = math.inf) -> Bool[Tensor, " n"]:
+def by_position(grams: TokenGrams, first: int, last: int | None = None) -> Bool[Tensor, " n"]:
     """The tokens that are predicted at positions `first` ≤ s < `last` of their sequence.
 
     Args:
         grams: The Grams of a pass.
         first: The first position.
-        last: The position after the last one; to the end where not given.
+        last: The position after the last one; to the end where None.
 
     Raises:
         ValueError: If the rows are sequences, which have no position, or the range is empty.
     """
     if grams.unit != "token":
         raise ValueError(f"by_position expected rows of unit 'token', got {grams.unit!r}, which have no position")
-    if not first < last:
+    if last is not None and not first < last:
         raise ValueError(f"by_position expected first < last, got first={first}, last={last}")
-    return (grams.tokens.position >= first) & (grams.tokens.position < last)
+    mask = grams.tokens.position >= first
+    return mask if last is None else mask & (grams.tokens.position < last)
 
 
-def by_loss_quantile(grams: TokenGrams, low: float, high: float) -> Bool[Tensor, " n"]:
+def by_loss_quantile(grams: TokenGrams, low: int | float, high: int | float) -> Bool[Tensor, " n"]:
     """The tokens whose loss is between two quantiles: in the order of losses, places ⌈low·N⌉ to ⌈high·N⌉ − 1.
 
     Quantiles that follow each other share no token and leave none out; equal losses keep the order of the rows.

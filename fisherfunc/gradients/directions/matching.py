@@ -14,31 +14,29 @@ from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.partitioning import by_layer, partition
 from fisherfunc.records.axes import Batch, Params
 
-WHOLE = "full"
+WHOLE = "full matrix"
 Rule = Callable[[str], str]
 
 
-def names_of_block(grams: TokenGrams, names: Iterable[str], block: str | None, blocks: Rule | None) -> tuple[str, ...]:
-    """The parameters of a block: of all names those with its label, or all of them where `block` is None.
-
-    Args:
-        grams: Whose labels count where `blocks` is None; `by_layer` does where they have none.
-        names: All parameters.
-        block: The label.
-        blocks: Parameter name → label.
+def names_of_block(names: Iterable[str], block: str | None, rule: Rule) -> tuple[str, ...]:
+    """The parameters of a block, those with its label; all of them where `block` is None.
 
     Raises:
-        ValueError: If no block is called so.
+        ValueError: If no block is called so; it names those that there are.
     """
     if block is None:
         return tuple(names)
-    rule = blocks or (by_layer if grams.labels is None else grams.labels.__getitem__)
     parts = partition(names, rule)
     if block not in parts:
         raise ValueError(
-            f"there is no block {block!r}; the blocks are {list(parts)}; give one of them, or other blocks="
+            f"there is no block {block!r}; the blocks are {list(parts)}; give one of them, or other blocks"
         )
     return parts[block]
+
+
+def rule_of(grams: TokenGrams, blocks: Rule | None) -> Rule:
+    """The given rule, else the blocks that the Grams were accumulated by, else `by_layer`."""
+    return blocks or (by_layer if grams.labels is None else grams.labels.__getitem__)
 
 
 def gram_of_parameters(grams: TokenGrams, names: Iterable[str]) -> tuple[Tensor, Tensor | None, int]:

@@ -89,7 +89,7 @@ def product_with(passes: Passes, *, num_units: int, center: bool) -> Product:
 
 @torch.inference_mode(mode=False)
 def damped_inverse(
-    fn: ModelFunction, params: Params, batch: Batch, loss: TokenLoss, grams: TokenGrams, *, gamma: float
+    fn: ModelFunction, params: Params, batch: Batch, loss: TokenLoss, grams: TokenGrams, *, gamma: int | float
 ) -> Product:
     """The product (F + γI)⁻¹ x = (x − Gᵀ (K + NγI)⁻¹ G x)/γ, by Woodbury's identity in N dimensions.
 

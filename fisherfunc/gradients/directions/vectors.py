@@ -10,7 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherfunc.gradients.directions.matching import WHOLE, gram_of_parameters, names_of_block, restricted, rows_of
+from fisherfunc.gradients.directions.matching import (
+    WHOLE,
+    gram_of_parameters,
+    names_of_block,
+    restricted,
+    rows_of,
+    rule_of,
+)
 from fisherfunc.gradients.directions.operators import product_with, projected
 from fisherfunc.gradients.directions.passes import passes_of
 from fisherfunc.gradients.directions.products import weighted_gradients
@@ -60,7 +67,7 @@ def eigenpairs(
     Raises:
         ValueError: If there is no such block, or fewer eigenvalues are above the resolution.
     """
-    return _pairs(grams, names_of_block(grams, grams.labels or grams.grams, block, blocks), block, num)
+    return _pairs(grams, names_of_block(grams.labels or grams.grams, block, rule_of(grams, blocks)), block, num)
 
 
 @torch.inference_mode(mode=False)
@@ -105,7 +112,7 @@ def eigenvectors(
         >>> round(found.eigenvalues.item(), 3), found.vectors["weight"].flatten()
         (76.5, tensor([1.]))
     """
-    some = restricted(params, names_of_block(grams, params, block, blocks))
+    some = restricted(params, names_of_block(params, block, rule_of(grams, blocks)))
     pairs = _pairs(grams, some, block, num)
     passes = passes_of(rows_of(grams, fn, some, batch, loss))
     weights = pairs.coefficients / (pairs.eigenvalues * grams.num_units).sqrt()[:, None]
