@@ -21,6 +21,7 @@ from fisherfunc.linalg.token_grams import TokenGrams, Tokens
 from fisherfunc.models.functionalize import functionalize
 from fisherfunc.partitioning import by_layer, by_module, by_parameter, partition, whole
 from fisherfunc.pipeline.determinism import deterministic
+from fisherfunc.pipeline.eigenvectors import fisher_eigenvectors
 from fisherfunc.pipeline.fisher import fisher_spectrum
 from fisherfunc.pipeline.plan import plan
 from fisherfunc.pipeline.result import FisherSpectrum
@@ -38,6 +39,7 @@ __all__ = [
     "by_parameter",
     "deterministic",
     "directions",
+    "fisher_eigenvectors",
     "fisher_spectrum",
     "functionalize",
     "kernels",

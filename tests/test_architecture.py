@@ -26,7 +26,7 @@ WITH_EFFECTS += ("records.tensor_files.", "records.spill.")
 LINES = 300
 CONTRACT = {
     "": "fisher_spectrum plan RunPlan FisherSpectrum Spectrum functionalize ModelFunction per_token_gradients "
-    "token_grams TokenGrams partition by_layer by_module by_parameter whole deterministic",
+    "fisher_eigenvectors token_grams TokenGrams partition by_layer by_module by_parameter whole deterministic",
     "losses": "causal_lm masked_lm seq2seq_lm classification regression infer",
     "kernels": "gram_eigh covariance_eigh svd svd_lowrank",
     "directions": "eigenvectors eigenpairs Eigenvectors Eigenpairs fisher_vector_product damped_inverse project "

@@ -273,3 +273,16 @@ def test_the_module_stays_as_it_was():
         ff.directions.eigenvectors(fn, fn.params, batch, loss, grams)
     assert model.training and flags == [(p.requires_grad, p.grad) for p in model.parameters()]
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_of_a_module_and_a_batch_at_once():
+    model, batch = build("gpt2", dtype=torch.float32)
+    found = ff.fisher_eigenvectors(model, batch, num=2, block="layer.1", dtype=torch.float64, center=True, num_tokens=7)
+    fn = ff.functionalize(model).to(dtype=torch.float64)
+    grams = ff.token_grams(fn, fn.params, batch, loss_for("gpt2"), num_tokens=7).center()
+    expected = ff.directions.eigenvectors(fn, fn.params, batch, loss_for("gpt2"), grams, num=2, block="layer.1")
+    torch.testing.assert_close(found.eigenvalues, expected.eigenvalues)
+    torch.testing.assert_close(flat_stack(found.vectors), flat_stack(expected.vectors))
+    assert found.label == "layer.1" and list(found.vectors) == list(expected.vectors)
+    with pytest.raises(ValueError, match=r"no block 'layer\.2'"):
+        ff.fisher_eigenvectors(model, batch, block="layer.2")

@@ -12,13 +12,10 @@ import torch
 
 from fisherfunc import assets
 from fisherfunc.gradients import directions, losses
-from fisherfunc.gradients.directions.matching import names_of_block, restricted
-from fisherfunc.gradients.grams import token_grams
 from fisherfunc.gradients.run_plan import RunPlan
-from fisherfunc.gradients.sequences import cast
-from fisherfunc.models.functionalize import functionalize
 from fisherfunc.models.huggingface import LoadedModel, load, num_valid_tokens, text_batches
-from fisherfunc.partitioning import RULES, whole
+from fisherfunc.partitioning import RULES
+from fisherfunc.pipeline.eigenvectors import fisher_eigenpairs
 from fisherfunc.pipeline.fisher import fisher_spectrum
 from fisherfunc.pipeline.plan import plan
 from fisherfunc.pipeline.result import FisherSpectrum
@@ -153,23 +150,23 @@ def carriers(
         ImportError: If Transformers is not installed.
     """
     loaded, batches, facts = _loaded(job)
-    fn, loss = functionalize(loaded.model), _LOSSES[loaded.task]()
-    names = names_of_block(fn.params, block, RULES[job.blocks])
-    grams = token_grams(
-        fn,
-        restricted(fn.params, names),
-        cast(batches, dtype=None, device=next(iter(fn.params.values())).device),
-        loss,
+    loss = _LOSSES[loaded.task]()
+    pairs = fisher_eigenpairs(
+        loaded.model,
+        batches,
+        num=num,
+        block=block,
+        blocks=RULES[job.blocks],
+        loss=loss,
+        center=job.center,
         num_tokens=job.num_tokens or DEFAULT_TOKENS,
         seed=job.seed,
         memory_limit=job.memory_limit,
-        blocks=whole,
         progress=progress,
     )
-    pairs = directions.eigenpairs(grams.center() if job.center else grams, num=num)
     rows = directions.leading_tokens(pairs, batches, loss, top=top, decode=loaded.tokenizer.decode)
     found = {"eigenvalues": pairs.eigenvalues.tolist(), "resolution": pairs.resolution.item()}
-    return rows, {**pairs.metadata, **facts, **found, "block": block or pairs.label}
+    return rows, {**pairs.metadata, **facts, **found, "block": pairs.label}
 
 
 def _loaded(job: Job) -> tuple[LoadedModel, list[dict[str, Any]], dict[str, Any]]:
