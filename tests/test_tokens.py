@@ -1,6 +1,7 @@
 """Groups of tokens as submatrices, and the tokens that carry an eigenvector."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -132,20 +133,35 @@ def test_the_text_is_that_around_the_target():
 
 
 def test_the_text_of_masked_and_of_translated_tokens():
+    """Of masked models the true ids are shown, of translations the targets."""
     for name in ("bert", "t5"):
         _, batch, loss, grams = setting(name)
-        rows = ff.directions.leading_tokens(
-            ff.directions.eigenpairs(grams), batch, loss, top=99, decode=decode, window=1
-        )
-        for row in rows:
-            labels = batch["labels"][row.sequence]
-            text = torch.where(labels == -100, batch["input_ids"][row.sequence], labels) if name == "bert" else labels
-            here = row.position
-            assert row.text == str(int(text[here]))
-            before = [] if here == 0 else [int(text[here - 1])]
-            assert row.before == decode(before)
         expected = [int(term.target) for term in terms(CASES[name].kind, batch)]
         assert ff.tokens.targets(grams.tokens, batch, loss).tolist() == expected
+        pairs = ff.directions.eigenpairs(grams)
+        for row in ff.directions.leading_tokens(pairs, batch, loss, top=99, decode=decode, window=5):
+            labels, here = batch["labels"][row.sequence], row.position
+            text = labels
+            if name == "bert":
+                there = batch["attention_mask"][row.sequence].bool()
+                text = torch.where((labels == -100) | ~there, batch["input_ids"][row.sequence], labels)
+            assert row.text == str(int(text[here])) and row.before == decode(text[:here].tolist())
+
+
+def test_padding_on_the_left_is_no_text():
+    ids = torch.tensor([[0, 0, 5, 6, 7, 8]])
+    batch = {"input_ids": ids, "attention_mask": torch.tensor([[0, 0, 1, 1, 1, 1]])}
+    tree = {"w": torch.tensor([[1.0], [2.0], [3.0]])}
+    grams = grams_of(tree, sequence=torch.zeros(3, dtype=torch.int64))
+    tokens = replace(grams.tokens, position=torch.tensor([2, 3, 4]))
+    pairs = ff.directions.eigenpairs(replace(grams, tokens=tokens))
+    rows = ff.directions.leading_tokens(pairs, batch, ff.losses.causal_lm(), decode=decode)
+    assert [(row.before, row.text, row.after) for row in rows] == [
+        ("5 6 7", "8", ""),
+        ("5 6", "7", "8"),
+        ("5", "6", "7 8"),
+    ]
+    assert [row.share for row in rows] == pytest.approx([9 / 14, 4 / 14, 1 / 14])
 
 
 def test_samples_and_sequences_have_no_text():

@@ -133,7 +133,7 @@ def damped_inverse(
     def product(tree: Params) -> dict[str, Tensor]:
         along = projected(_derivatives(passes, tree), center=grams.centered)
         solved = torch.cholesky_solve(along[:, None], factor)[:, 0]
-        inside = weighted_gradients(passes, projected(solved, center=grams.centered)[None])
+        inside = weighted_gradients(passes, solved[None])  # H solved = solved: its right side and K are centred
         return {name: (tree[name].to(value) - value[0]) / gamma for name, value in inside.items()}
 
     return product
