@@ -1,5 +1,7 @@
 """Products with F and with its damped inverse against the explicit matrix, a linear solve, and curvlinops."""
 
+from functools import cache
+
 import pytest
 import torch
 from explicit import fisher_of, flat, loss_for, random_tree, rows_of, tree_of
@@ -17,6 +19,7 @@ from fisherfunc.gradients.prepare import prepared
 FEW = settings(max_examples=6)
 
 
+@cache
 def setting(name, *, dtype=torch.float64, **options):
     """The model as a function, its batch and loss, and the rows of a loop of backward passes."""
     model, batch = build(name, dtype=dtype)
