@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from commands import tiny
 
 import fisherfunc as ff
+from fisherfunc.assets import sample_text
 from fisherfunc.models.huggingface import load, text_batches
 from fisherfunc.surface.cli import cli
 
@@ -39,6 +40,13 @@ def test_the_command_prints_what_the_library_computes(hub, here):
         assert (row["sequence"], row["position"], row["target"]) == (want.sequence, want.position, want.target)
         assert (row["before"], row["text"], row["after"]) == (want.before, want.text, want.after)
         assert row["text"] in text
+
+
+def test_without_a_model_it_is_the_embedded_one(here):
+    printed = json.loads(run("--checkpoint", "early", "--tokens", 20, "--vectors", 1, "--format", "json").stdout)
+    facts, rows = printed["metadata"], printed["tokens"]
+    assert (facts["model_id"], facts["text"], facts["num_tokens"]) == ("sotu-llama/early", "embedded sample", 20)
+    assert len(rows) == 10 and all(row["before"] + row["text"] in sample_text().read_text() for row in rows)
 
 
 def test_a_block_is_one_of_the_partition(hub, here):
