@@ -187,9 +187,21 @@ class Mixing(nn.Module):
         return self.layer(torch.tanh(x + self.layer.weight.sum(0) * x.mean(0)))
 
 
+class MixingGradients(Mixing):
+    """The same values whatever is in the batch, and other gradients."""
+
+    def forward(self, x):
+        y = self.layer(x)
+        return y + (y.mean(0) - y.mean(0).detach())
+
+
 @pytest.mark.parametrize(
     ("build_model", "widths"),
-    [(lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), {40}), (Mixing, {1})],
+    [
+        (lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), {40}),
+        (Mixing, {1}),
+        (MixingGradients, {1}),
+    ],
 )
 def test_many_samples_run_together_only_where_they_are_separate(build_model, widths):
     torch.manual_seed(0)

@@ -85,7 +85,7 @@ def eigenvectors(
 
     Vectors are made orthonormal by the inverse square root of their Gram, which moves them least; the metadata say how
     far from it they were. Cost: the eigenvectors of the Gram (9 N³ operations), a forward pass a sequence, a weighted
-    backward pass a sequence and vector, and for the residuals a product with F a vector. Two stacks of vectors are held.
+    backward pass a sequence and vector, and for the residuals a product with F a vector. Two stacks of them are held.
 
     Args:
         fn: The model as a pure function.
