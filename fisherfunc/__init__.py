@@ -12,7 +12,7 @@ from importlib import import_module
 from types import ModuleType
 
 from fisherfunc import statistics
-from fisherfunc.gradients import losses, targets
+from fisherfunc.gradients import directions, losses, targets, tokens
 from fisherfunc.gradients.dense.route import per_token_gradients
 from fisherfunc.gradients.grams import token_grams
 from fisherfunc.gradients.model_function import ModelFunction
@@ -23,6 +23,7 @@ from fisherfunc.linalg.token_grams import TokenGrams, Tokens
 from fisherfunc.models.functionalize import functionalize
 from fisherfunc.partitioning import by_layer, by_module, by_parameter, partition, whole
 from fisherfunc.pipeline.determinism import deterministic
+from fisherfunc.pipeline.eigenvectors import fisher_eigenvectors
 from fisherfunc.pipeline.fisher import fisher_spectrum
 from fisherfunc.pipeline.plan import plan
 from fisherfunc.pipeline.result import FisherSpectrum
@@ -39,6 +40,8 @@ __all__ = [
     "by_module",
     "by_parameter",
     "deterministic",
+    "directions",
+    "fisher_eigenvectors",
     "fisher_spectrum",
     "functionalize",
     "kernels",
@@ -52,6 +55,7 @@ __all__ = [
     "statistics",
     "targets",
     "token_grams",
+    "tokens",
     "whole",
 ]
 
