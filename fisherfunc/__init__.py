@@ -25,12 +25,15 @@ from fisherfunc.pipeline.fisher import fisher_spectrum
 from fisherfunc.pipeline.plan import plan
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.pipeline.solve import spectrum_of_gradients, spectrum_of_grams
+from fisherfunc.surface.recorder import SpectrumRecorder
+from fisherfunc.surface.trainer_callback import trainer_callback
 
 __all__ = [
     "FisherSpectrum",
     "ModelFunction",
     "RunPlan",
     "Spectrum",
+    "SpectrumRecorder",
     "TokenGrams",
     "Tokens",
     "by_layer",
@@ -48,6 +51,7 @@ __all__ = [
     "spectrum_of_gradients",
     "spectrum_of_grams",
     "token_grams",
+    "trainer_callback",
     "whole",
 ]
 

@@ -19,14 +19,15 @@ import fisherfunc as ff
 PACKAGE = Path(ff.__file__).parent
 REPOSITORY = Path(__file__).parents[1]
 LAYERS = ("records", "linalg", "partitioning", "gradients", "models", "pipeline", "surface")
-EXTRAS = ("transformers", "tokenizers", "matplotlib", "click", "rich", "hypothesis")
+EXTRAS = ("transformers", "tokenizers", "accelerate", "matplotlib", "click", "rich", "hypothesis")
 WITH_EXTRAS = ("surface", "testing", "assets")
 WITH_EFFECTS = ("surface.", "assets.train.", "assets._corpus.", "records.storage.", "__main__.")
 WITH_EFFECTS += ("records.tensor_files.", "records.spill.")
 LINES = 300
 CONTRACT = {
     "": "fisher_spectrum plan RunPlan FisherSpectrum Spectrum functionalize ModelFunction per_token_gradients "
-    "token_grams TokenGrams partition by_layer by_module by_parameter whole deterministic",
+    "token_grams TokenGrams partition by_layer by_module by_parameter whole deterministic "
+    "SpectrumRecorder trainer_callback",
     "losses": "causal_lm masked_lm seq2seq_lm classification regression infer",
     "kernels": "gram_eigh covariance_eigh svd svd_lowrank",
     "metrics": "largest second smallest gap relative_gap condition_number trace effective_rank stable_rank "
@@ -79,7 +80,7 @@ def allowed(layer: str) -> set[str]:
     """What files of a layer, or of what stands beside the layers, may import."""
     below_surface = set(LAYERS[:-1])
     special = {
-        "": {*below_surface, "testing"},
+        "": {*LAYERS, "testing"},
         "__main__": {"surface"},
         "testing": {*below_surface, "testing"},
         "assets": {"assets"},

@@ -200,3 +200,16 @@ def test_metadata_that_is_not_plain_is_an_error_and_leaves_no_file(tmp_path):
     with pytest.raises(TypeError):
         grams.save(tmp_path / "grams.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fingerprint_says_which_tokens_the_rows_are_in_any_order():
+    grams = dataclasses.replace(grams_of(TREE, sequence=SEQUENCE), metadata={"batch": "a"})
+    count = grams.num_units
+    whole = grams.fingerprint
+    assert len(whole) == 16 and grams.select(range(count)[::-1]).fingerprint == whole
+    assert grams.center().fingerprint == whole
+    halves = {grams.select(range(count - 1)).fingerprint, grams.select(range(1, count)).fingerprint}
+    summed = {grams.by_sequence().fingerprint, grams.select(range(count - 1)).by_sequence().fingerprint}
+    other = dataclasses.replace(grams, metadata={"batch": "b"}).fingerprint
+    assert len({whole, other, *halves, *summed}) == 6
+    assert dataclasses.replace(grams, metadata={}).fingerprint is None

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fisherfunc.linalg import gram as algebra
 from fisherfunc.records.dtypes import dtype_name
+from fisherfunc.records.hashing import short_hash
 from fisherfunc.records.record import record
 from fisherfunc.records.storage import replacing
 from fisherfunc.records.tensor_files import apart
@@ -43,6 +44,12 @@ class Tokens:
     def select(self, index: Int[Tensor, " m"]) -> "Tokens":
         """The rows of `index`, in its order."""
         return Tokens(sequence=self.sequence[index], position=self.position[index], loss=self.loss[index])
+
+    def in_order(self) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+        """Sequence and position of each row, in the order of these."""
+        order = self.position.argsort(stable=True)
+        order = order[self.sequence[order].argsort(stable=True)]
+        return self.sequence[order], self.position[order]
 
 
 @record(static=("num_params", "unit", "centered", "precision", "metadata", "labels"))
@@ -75,6 +82,16 @@ class TokenGrams:
     def num_units(self) -> int:
         """N: the number of rows."""
         return self.tokens.sequence.shape[0]
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Which tokens the rows are, in any order: a hash of the batch, and of the sequence and position of each.
+
+        None where the metadata name no batch. A row of unit "sequence" is known by the tokens that it sums as well.
+        """
+        facts = self.metadata
+        known = [facts.get("summed_tokens"), *self.tokens.in_order()]
+        return short_hash([facts["batch"], *known]) if "batch" in facts else None
 
     def block(self, names: Iterable[str] | None = None) -> Float[Tensor, "n n"]:
         """K_b = Σ_{p∈b} K_p, the Gram of a block of parameters; of all of them where `names` is None.
@@ -141,7 +158,11 @@ class TokenGrams:
                 loss=self.tokens.loss.new_zeros(count).index_add(0, group, self.tokens.loss),
             ),
             unit="sequence",
-            metadata={**self.metadata, "num_summed_tokens": self.num_units},
+            metadata={
+                **self.metadata,
+                "num_summed_tokens": self.num_units,
+                "summed_tokens": short_hash(list(self.tokens.in_order())),
+            },
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
