@@ -20,6 +20,8 @@ from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.linalg.token_grams import TokenGrams, Tokens
 from fisherfunc.models.functionalize import functionalize
 from fisherfunc.partitioning import by_layer, by_module, by_parameter, partition, whole
+from fisherfunc.pipeline.compare import compare
+from fisherfunc.pipeline.comparison import Comparison
 from fisherfunc.pipeline.determinism import deterministic
 from fisherfunc.pipeline.fisher import fisher_spectrum
 from fisherfunc.pipeline.plan import plan
@@ -29,6 +31,7 @@ from fisherfunc.surface.recorder import SpectrumRecorder
 from fisherfunc.surface.trainer_callback import trainer_callback
 
 __all__ = [
+    "Comparison",
     "FisherSpectrum",
     "ModelFunction",
     "RunPlan",
@@ -39,6 +42,7 @@ __all__ = [
     "by_layer",
     "by_module",
     "by_parameter",
+    "compare",
     "deterministic",
     "fisher_spectrum",
     "functionalize",

@@ -27,7 +27,7 @@ LINES = 300
 CONTRACT = {
     "": "fisher_spectrum plan RunPlan FisherSpectrum Spectrum functionalize ModelFunction per_token_gradients "
     "token_grams TokenGrams partition by_layer by_module by_parameter whole deterministic "
-    "SpectrumRecorder trainer_callback",
+    "SpectrumRecorder trainer_callback compare Comparison",
     "losses": "causal_lm masked_lm seq2seq_lm classification regression infer",
     "kernels": "gram_eigh covariance_eigh svd svd_lowrank",
     "metrics": "largest second smallest gap relative_gap condition_number trace effective_rank stable_rank "

@@ -6,6 +6,7 @@ import torch
 
 from fisherfunc.gradients.dense.subsample import Coordinates
 from fisherfunc.gradients.workload import PassOptions, Workload
+from fisherfunc.linalg.which_tokens import which_tokens
 from fisherfunc.records.dtypes import dtype_name
 from fisherfunc.records.hashing import hash_of, short_hash
 from fisherfunc.records.versions import versions
@@ -50,7 +51,7 @@ def tokens_of(work: Workload, rows: Workload, *, unit: str) -> dict[str, str]:
     if unit == "token":
         return batch
     sequence, position = torch.cat([counted for _, counted in rows.sequences]).nonzero().unbind(dim=1)
-    return batch | {"summed_tokens": short_hash([sequence, position])}
+    return batch | {"summed_tokens": which_tokens(sequence, position, num_units=len(sequence))}
 
 
 def differences(there: Mapping[str, str], here: Mapping[str, str]) -> str:

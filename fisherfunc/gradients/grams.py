@@ -125,7 +125,7 @@ def token_grams(
         "targets": "observed",
         "loss": loss.name,
         "shift": loss.shift,
-        **tokens_of(work, done.rows, unit=unit),
+        **tokens_of(ready.work, done.rows, unit=unit),
         "num_valid_tokens": ready.num_valid,
         "dropped_tokens": ready.num_dropped + work.num_tokens - done.num_tokens,
         "seed": int(seed),

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fisherfunc.linalg import gram as algebra
+from fisherfunc.linalg.which_tokens import which_tokens
 from fisherfunc.records.dtypes import dtype_name
 from fisherfunc.records.hashing import short_hash
 from fisherfunc.records.record import record
@@ -44,12 +45,6 @@ class Tokens:
     def select(self, index: Int[Tensor, " m"]) -> "Tokens":
         """The rows of `index`, in its order."""
         return Tokens(sequence=self.sequence[index], position=self.position[index], loss=self.loss[index])
-
-    def in_order(self) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
-        """Sequence and position of each row, in the order of these."""
-        order = self.position.argsort(stable=True)
-        order = order[self.sequence[order].argsort(stable=True)]
-        return self.sequence[order], self.position[order]
 
 
 @record(static=("num_params", "unit", "centered", "precision", "metadata", "labels"))
@@ -90,8 +85,8 @@ class TokenGrams:
         None where the metadata name no batch. A row of unit "sequence" is known by the tokens that it sums as well.
         """
         facts = self.metadata
-        known = [facts.get("summed_tokens"), *self.tokens.in_order()]
-        return short_hash([facts["batch"], *known]) if "batch" in facts else None
+        known = which_tokens(self.tokens.sequence, self.tokens.position, num_units=self.num_units)
+        return short_hash([facts["batch"], facts.get("summed_tokens"), known]) if "batch" in facts else None
 
     def block(self, names: Iterable[str] | None = None) -> Float[Tensor, "n n"]:
         """K_b = Σ_{p∈b} K_p, the Gram of a block of parameters; of all of them where `names` is None.
@@ -161,7 +156,7 @@ class TokenGrams:
             metadata={
                 **self.metadata,
                 "num_summed_tokens": self.num_units,
-                "summed_tokens": short_hash(list(self.tokens.in_order())),
+                "summed_tokens": which_tokens(self.tokens.sequence, self.tokens.position, num_units=self.num_units),
             },
         )
 

@@ -53,7 +53,7 @@ def spectrum_of_grams(
     grams = grams.center() if center and not grams.centered else grams
     kernel = kernel or robust_eigh()
     blocks = blocks or (by_layer if grams.labels is None else None)
-    labels = _gathered(grams, blocks)
+    labels = gathered(grams, blocks)
     sampled = {(grams.labels or {}).get(name, name) for name in grams.metadata.get("sampled_parameters", ())}
 
     def solve(names: Sequence[str]) -> Spectrum:
@@ -120,7 +120,7 @@ def spectrum_of_gradients(
     return _result(spectra, full, facts)
 
 
-def _gathered(grams: TokenGrams, blocks: Callable[[str], str] | None) -> dict[str, tuple[str, ...]]:
+def gathered(grams: TokenGrams, blocks: Callable[[str], str] | None) -> dict[str, tuple[str, ...]]:
     """{block: the Grams that it is the sum of}."""
     if blocks is None:
         return {label: (label,) for label in grams.grams}

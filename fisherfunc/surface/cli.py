@@ -1,8 +1,6 @@
 """The command line. Commands only read their options; the work is in job.py, the words in report.py."""
 
 import json
-import os
-import sys
 from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import Any
@@ -10,8 +8,10 @@ from typing import Any
 import click
 
 from fisherfunc.surface.boundary import Group, Interrupted, guarded
+from fisherfunc.surface.compare_command import compare
+from fisherfunc.surface.terminal import console as _console
+from fisherfunc.surface.terminal import hush as _hush
 
-_WIDTH_OF_A_FILE = 120
 SPECTRUM_HELP = """Compute the exact spectrum of the per-token empirical Fisher of a language model.
 
 With F = (1/N) Σ g gᵀ over the gradients g of the N token losses, this prints the eigenvalue metrics of each
@@ -222,18 +222,4 @@ def _show(result: Any, form: str) -> None:
     console.print(report(result, width=console.width))
 
 
-def _console() -> Any:
-    from rich.console import Console
-
-    terminal = Console()
-    return terminal if terminal.is_terminal else Console(width=_WIDTH_OF_A_FILE)
-
-
-def _hush() -> None:
-    """No bars and no advice from Transformers: what matters is raised."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    if "transformers" in sys.modules:
-        logging = sys.modules["transformers"].utils.logging
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+cli.add_command(compare)

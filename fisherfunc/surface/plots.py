@@ -21,7 +21,7 @@ FORMATS = ("png", "svg")
 LEGEND_LIMIT = 12
 _FEW_POINTS = 12
 _NEAR = 100.0
-_INK = "#1a1a1a"
+INK = "#1a1a1a"
 _WARNING = "#b3261e"
 _STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
@@ -30,8 +30,8 @@ _STYLE: dict[str, Any] = {
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.edgecolor": "#666666",
-    "axes.labelcolor": _INK,
-    "text.color": _INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
     "xtick.color": "#444444",
     "ytick.color": "#444444",
     "axes.spines.top": False,
@@ -60,7 +60,7 @@ def plot_spectrum(result: FisherSpectrum) -> Any:
         ImportError: If matplotlib is not installed.
     """
     matplotlib = require_matplotlib()
-    with _styled(matplotlib):
+    with styled(matplotlib):
         figure = matplotlib.figure.Figure(figsize=(7.6, 4.7), layout="constrained")
         matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
         axes = figure.add_subplot(xscale="log", yscale="log", xlabel="rank $k$", ylabel=r"eigenvalue $\lambda_k$")
@@ -93,35 +93,35 @@ def rendered(figure: Any, kind: str) -> bytes:
     """A figure as the bytes of a "png" or "svg" file, without a date."""
     metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}[kind]
     buffer = io.BytesIO()
-    with _styled(require_matplotlib()):
+    with styled(require_matplotlib()):
         figure.savefig(buffer, format=kind, metadata=metadata)
     return buffer.getvalue()
 
 
 def _draw(matplotlib: ModuleType, figure: Any, axes: Any, result: FisherSpectrum) -> None:
-    palette = _palette(matplotlib, len(result.blocks))
+    palette = palette_of(matplotlib, len(result.blocks))
     many = len(result.blocks) > LEGEND_LIMIT
     if len(result.blocks) == 1:
-        _line(
+        line(
             axes,
             result.full,
-            color=_INK,
-            label=f"{_shortened(next(iter(result.blocks)))} (full matrix)",
+            color=INK,
+            label=f"{shortened(next(iter(result.blocks)))} (full matrix)",
             linewidth=2.0,
         )
     else:
         for index, (label, spectrum) in enumerate(result.blocks.items()):
-            _line(axes, spectrum, color=palette(index), label=_shortened(label), linewidth=1.0 if many else 1.5)
-        _line(
+            line(axes, spectrum, color=palette(index), label=shortened(label), linewidth=1.0 if many else 1.5)
+        line(
             axes,
             result.block_diagonal,
-            color=_INK,
+            color=INK,
             label="block-diagonal",
             linewidth=1.6,
             dashes=(4, 2),
             zorder=4,
         )
-        _line(axes, result.full, color=_INK, label="full matrix", linewidth=2.0, zorder=5)
+        line(axes, result.full, color=INK, label="full matrix", linewidth=2.0, zorder=5)
     _limits(axes, result)
     _key(matplotlib, figure, axes, list(result.blocks))
     if len(result.block_diagonal.eigenvalues) <= _FEW_POINTS:
@@ -131,7 +131,8 @@ def _draw(matplotlib: ModuleType, figure: Any, axes: Any, result: FisherSpectrum
     axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
 
 
-def _line(axes: Any, spectrum: Spectrum, *, label: str, color: Any, dashes: Any = (), **style: Any) -> None:
+def line(axes: Any, spectrum: Spectrum, *, label: str, color: Any, dashes: Any = (), **style: Any) -> None:
+    """One spectrum: solid down to its resolution, faint below it."""
     values = spectrum.eigenvalues.tolist()
     positive = [(rank, value) for rank, value in enumerate(values, start=1) if value > 0]
     resolved = [point for point in positive if point[1] > spectrum.resolution.item()]
@@ -192,37 +193,39 @@ def _key(matplotlib: ModuleType, figure: Any, axes: Any, labels: list[str]) -> N
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8.5)
     else:
         axes.legend(handles[len(labels) :], names[len(labels) :], loc="upper right", fontsize=8.5)
-        _colorbar(matplotlib, figure, axes, labels)
+        colorbar(matplotlib, figure, axes, labels)
 
 
-def _colorbar(matplotlib: ModuleType, figure: Any, axes: Any, labels: list[str]) -> None:
+def colorbar(matplotlib: ModuleType, figure: Any, axes: Any, labels: list[str]) -> None:
+    """The colours of many blocks, with some of their labels."""
     count = len(labels)
-    palette = _palette(matplotlib, count)
+    palette = palette_of(matplotlib, count)
     mappable = matplotlib.cm.ScalarMappable(
         norm=matplotlib.colors.Normalize(-0.5, count - 0.5),
         cmap=matplotlib.colors.ListedColormap([palette(index) for index in range(count)]),
     )
     ticks = sorted({round(step * (count - 1) / 6) for step in range(7)})
     bar = figure.colorbar(mappable, ax=axes, ticks=ticks, pad=0.02, aspect=32)
-    bar.ax.set_yticklabels([_shortened(labels[tick]) for tick in ticks], fontsize=8)
+    bar.ax.set_yticklabels([shortened(labels[tick]) for tick in ticks], fontsize=8)
     bar.ax.invert_yaxis()
     bar.outline.set_visible(False)
 
 
-def _palette(matplotlib: ModuleType, count: int) -> Callable[[int], Any]:
+def palette_of(matplotlib: ModuleType, count: int) -> Callable[[int], Any]:
     """The colour of each block: sequential in the order of the model, neither black nor too light."""
     colors = matplotlib.colormaps["plasma"]
     return lambda index: colors(0.05 + 0.80 * (index / max(1, count - 1)))
 
 
-def _shortened(label: str, longest: int = 34) -> str:
+def shortened(label: str, longest: int = 34) -> str:
+    """A label without its middle, where it is long."""
     return label if len(label) <= longest else f"{label[: longest // 2 - 1]}…{label[-longest // 2 :]}"
 
 
 def _titles(axes: Any, result: FisherSpectrum) -> None:
     facts = result.metadata
     model = model_name(facts)
-    parts = [_shortened(model, 60)] if model else []
+    parts = [shortened(model, 60)] if model else []
     parts += [count_of_units(facts), *(str(facts[key]) for key in ("loss", "dtype") if facts.get(key))]
     axes.set_title(f"Spectrum of the {matrix_name(facts)}", pad=23)
     axes.annotate(
@@ -237,7 +240,7 @@ def _titles(axes: Any, result: FisherSpectrum) -> None:
 
 
 @contextmanager
-def _styled(matplotlib: ModuleType) -> Iterator[None]:
+def styled(matplotlib: ModuleType) -> Iterator[None]:
     """Matplotlib's own defaults and this style, whatever the user's settings are; they are restored."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()

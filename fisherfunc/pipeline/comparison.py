@@ -1,0 +1,58 @@
+"""Several results side by side, as a record: each metric of each block of each result, and how alike they are."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from fisherfunc.pipeline.result import FisherSpectrum
+from fisherfunc.records.record import record
+
+Table = Mapping[str, Mapping[str, Mapping[str, float | int | None]]]
+"""{label: {metric: {name of the result: value}}}; what does not exist is None."""
+
+
+@record(static=("values", "ratios", "differing"))
+class Comparison:
+    """Results that are of one kind, lined up; the first is what the others are held against.
+
+    Attributes:
+        results: {name: spectra}, in order.
+        values: {label: {metric: {name: value}}}: the blocks, then `block_diagonal` and `full` (in parentheses where a
+            block is called that). None where a result has no such block, or a metric does not exist.
+        ratios: Likewise, each value over that of the first result.
+        similarity: {label: (r, r)}: the centred kernel alignment of the token Grams of each pair of results, by block
+            and `full`; empty where no Grams were given, or the tokens are not the same.
+        differing: {aspect: {name: value}}: in what the results differ, by permission.
+    """
+
+    results: Mapping[str, FisherSpectrum]
+    values: Table
+    ratios: Table
+    similarity: dict[str, Float[Tensor, "r r"]]
+    differing: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the results, in order."""
+        return list(self.results)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python values that survive JSON; what is undefined is None."""
+        return {
+            "results": {name: dict(result.metadata) for name, result in self.results.items()},
+            "differing": {aspect: dict(values) for aspect, values in self.differing.items()},
+            "values": _plain(self.values),
+            "ratios": _plain(self.ratios),
+            "similarity": {label: _rows(matrix) for label, matrix in self.similarity.items()},
+        }
+
+
+def _plain(table: Table) -> dict[str, Any]:
+    return {label: {metric: dict(row) for metric, row in rows.items()} for label, rows in table.items()}
+
+
+def _rows(matrix: Float[Tensor, "r r"]) -> list[list[float | None]]:
+    return [[value if math.isfinite(value) else None for value in row] for row in matrix.tolist()]
