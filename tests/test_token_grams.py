@@ -213,3 +213,11 @@ def test_a_fingerprint_says_which_tokens_the_rows_are_in_any_order():
     other = dataclasses.replace(grams, metadata={"batch": "b"}).fingerprint
     assert len({whole, other, *halves, *summed}) == 6
     assert dataclasses.replace(grams, metadata={}).fingerprint is None
+    assert len({grams.select(index).fingerprint for index in ([0, 1], [0, 0, 1], [0, 1, 1])}) == 3
+
+
+def test_a_token_that_has_a_row_for_each_of_several_targets_is_one_token():
+    sequence, position = torch.tensor([0, 0, 1]), torch.tensor([1, 2, 1])
+    twice = [column.repeat_interleave(2) for column in (sequence, position)]
+    one = module.which_tokens(sequence, position, num_units=3)
+    assert module.which_tokens(*twice, num_units=3) == one != module.which_tokens(*twice, num_units=6)
