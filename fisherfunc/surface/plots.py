@@ -6,8 +6,7 @@ Each line is solid down to its own resolution floor and faint below it, where ei
 
 import io
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,37 +14,14 @@ from typing import Any
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.surface.files import write_files
-from fisherfunc.surface.wording import count_of_units, matrix_name, model_name
+from fisherfunc.surface.plot_style import INK, require_matplotlib, shortened, styled, subtitle, titles
+from fisherfunc.surface.wording import matrix_name
 
 FORMATS = ("png", "svg")
 LEGEND_LIMIT = 12
 _FEW_POINTS = 12
 _NEAR = 100.0
-INK = "#1a1a1a"
 _WARNING = "#b3261e"
-_STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "axes.titlesize": 11.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.edgecolor": "#666666",
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.7,
-    "legend.frameon": False,
-    "svg.hashsalt": "fisherfunc",
-    "svg.fonttype": "path",
-    "savefig.dpi": 160,
-}
 
 
 def plot_spectrum(result: FisherSpectrum) -> Any:
@@ -65,7 +41,7 @@ def plot_spectrum(result: FisherSpectrum) -> Any:
         matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
         axes = figure.add_subplot(xscale="log", yscale="log", xlabel="rank $k$", ylabel=r"eigenvalue $\lambda_k$")
         _draw(matplotlib, figure, axes, result)
-        _titles(axes, result)
+        titles(axes, f"Spectrum of the {matrix_name(result.metadata)}", subtitle(result.metadata))
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # the layout is settled: every save gives the same picture
     return figure
@@ -215,52 +191,3 @@ def palette_of(matplotlib: ModuleType, count: int) -> Callable[[int], Any]:
     """The colour of each block: sequential in the order of the model, neither black nor too light."""
     colors = matplotlib.colormaps["plasma"]
     return lambda index: colors(0.05 + 0.80 * (index / max(1, count - 1)))
-
-
-def shortened(label: str, longest: int = 34) -> str:
-    """A label without its middle, where it is long."""
-    return label if len(label) <= longest else f"{label[: longest // 2 - 1]}…{label[-longest // 2 :]}"
-
-
-def _titles(axes: Any, result: FisherSpectrum) -> None:
-    facts = result.metadata
-    model = model_name(facts)
-    parts = [shortened(model, 60)] if model else []
-    parts += [count_of_units(facts), *(str(facts[key]) for key in ("loss", "dtype") if facts.get(key))]
-    axes.set_title(f"Spectrum of the {matrix_name(facts)}", pad=23)
-    axes.annotate(
-        "  ·  ".join(parts),
-        (0, 1),
-        xycoords="axes fraction",
-        xytext=(0, 9),
-        textcoords="offset points",
-        fontsize=8.5,
-        color="#5f5f5f",
-    )
-
-
-@contextmanager
-def styled(matplotlib: ModuleType) -> Iterator[None]:
-    """Matplotlib's own defaults and this style, whatever the user's settings are; they are restored."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
-        yield
-
-
-def require_matplotlib() -> ModuleType:
-    """Matplotlib, or an error that names the extra.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-        import matplotlib.backends.backend_agg
-        import matplotlib.cm
-        import matplotlib.colors
-        import matplotlib.figure
-        import matplotlib.ticker
-    except ImportError as error:
-        raise ImportError(f'plots need matplotlib ({error}); install it with pip install "fisherfunc[plot]"') from error
-    return matplotlib
