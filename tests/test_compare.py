@@ -106,6 +106,30 @@ def test_results_that_differ_are_refused_with_what_differs_and_what_allows_it(as
     assert list(found.differing) == [aspect] and list(found.differing[aspect]) == ["one", "two"]
 
 
+def test_intervals_and_couplings_are_those_of_the_results():
+    trees = {name: {"h.0.w": rows(seed), "h.1.w": rows(seed + 5)} for seed, name in enumerate("xy")}
+    grams = {name: known_grams(tree) for name, tree in trees.items()}
+    found = ff.compare(grams, intervals="jackknife")
+    for name, g in grams.items():
+        want = ff.statistics.jackknife(g)
+        both = {**want.blocks, "block_diagonal": want.block_diagonal, "full": want.full}
+        for label, metrics in both.items():
+            assert {m: found.intervals[label][m][name] for m in SUMMARY} == {m: metrics[m] for m in SUMMARY}
+        a, b = (matrix.mT @ matrix for matrix in (trees[name]["h.0.w"], trees[name]["h.1.w"]))
+        both = torch.cat(list(trees[name].values()), dim=1)
+        whole = torch.linalg.matrix_norm(both.mT @ both)
+        error = math.sqrt(1 - (a.square().sum() + b.square().sum()) / whole**2)
+        assert found.couplings[name].block_diagonal_error == pytest.approx(error, rel=1e-10)
+    plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert plain["intervals"]["full"]["trace"]["y"] == found.intervals["full"]["trace"]["y"].to_dict()
+    assert plain["couplings"]["x"]["block_diagonal_error"] == found.couplings["x"].block_diagonal_error
+    spectra = {"x": ff.spectrum_of_grams(grams["x"], intervals="jackknife"), "y": ff.spectrum_of_grams(grams["y"])}
+    some = ff.compare(spectra)
+    assert some.intervals["full"]["trace"] == {"x": found.intervals["full"]["trace"]["x"], "y": None}
+    assert some.to_dict()["intervals"]["full"]["trace"].keys() == {"x"}
+    assert ff.compare({"x": known(), "y": known()}).couplings == {"x": None, "y": None}
+
+
 def test_all_differences_are_named_at_once():
     results = {"one": known(), "two": known(), "three": known(fisher="true", loss="mine", unit="sequence")}
     with pytest.raises(ValueError) as caught:

@@ -202,6 +202,28 @@ def test_an_alignment_is_printed_where_there_is_one():
     assert "Centred" not in printed(ff.compare({"x": result(), "y": result(1)}))
 
 
+def test_intervals_are_printed_below_and_drawn_as_bands_and_what_the_sample_sets_is_said():
+    from test_compare import known_grams
+    from test_compare import rows as gradients
+
+    grams = {name: known_grams({"h.0.w": gradients(seed), "h.1.w": gradients(seed)}) for seed, name in enumerate("xy")}
+    found = ff.compare(grams, intervals="jackknife")
+    text = printed(found)
+    low, high = (getattr(found.intervals["full"]["trace"]["y"], end) for end in ("low", "high"))
+    below = text.split(HEADINGS["trace"])[1].split("full matrix")[1].splitlines()[1]
+    assert below.split("  ")[-1].strip() == f"{low:.2e} … {high:.2e}"
+    assert "y: low, high: 95% intervals by jackknife over 6 sequences" in text
+    assert re.search(r"x: eff\. rank: set by the number of tokens, 6", text)
+    assert "eff. rank" not in printed(found, metrics=("trace",))
+    assert f"{found.couplings['x'].block_diagonal_error:.1%}" in text
+    bands = plot_comparison(found, metrics=("trace",)).subfigs[2].axes[0].collections
+    assert len(bands) == len(found.values)
+    assert bands[-1].get_datalim(bands[-1].axes.transData).intervaly.max() == pytest.approx(
+        max(i.high for i in found.intervals["full"]["trace"].values())
+    )
+    assert not plot_comparison(ff.compare(grams), metrics=("trace",)).subfigs[2].axes[0].collections
+
+
 def test_the_picture_has_a_panel_a_block_with_a_line_a_result_and_says_which_fisher():
     found = ff.compare({"x": result(), "y": result(1)})
     figure = plot_comparison(found, metrics=("largest", "effective_rank"))

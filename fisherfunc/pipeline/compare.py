@@ -13,7 +13,9 @@ from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.partitioning import by_layer
 from fisherfunc.pipeline.comparison import Comparison, Table
 from fisherfunc.pipeline.result import FisherSpectrum, apart_from
-from fisherfunc.pipeline.solve import gathered, spectrum_of_grams
+from fisherfunc.pipeline.solve import IntervalMethod, spectrum_of_grams
+from fisherfunc.statistics.block_grams import gathered
+from fisherfunc.statistics.interval import Interval, Intervals
 
 ALWAYS = {
     "unit": "what a row of G is; compute both with one unit",
@@ -35,6 +37,7 @@ def compare(
     *,
     across: Iterable[str] = (),
     blocks: Callable[[str], str] | None = None,
+    intervals: IntervalMethod = None,
 ) -> Comparison:
     """Checkpoints, models or data sets side by side: every metric of every block, and its ratio to the first result.
 
@@ -48,6 +51,7 @@ def compare(
         across: In what results may differ: "tokens", "fisher", "loss", "centered", "blocks".
         blocks: Of Grams: parameter name → block label; where None, the blocks that they were accumulated by, or
             `by_layer`.
+        intervals: Of Grams: "bootstrap" or "jackknife" (see `spectrum_of_grams`); spectra bring their own.
 
     Raises:
         ValueError: If there are fewer than two results, they differ in something (it says in what, and how), `across`
@@ -64,11 +68,18 @@ def compare(
     named = {str(name): _checked(str(name), result) for name, result in results.items()}
     if len(named) < 2:
         raise ValueError(f"compare expected at least two results of different names, got {list(results)}")
-    spectra = {name: _spectrum(result, blocks) for name, result in named.items()}
+    spectra = {name: _spectrum(result, blocks, intervals) for name, result in named.items()}
     differing = _differences({name: result.metadata for name, result in spectra.items()}, set(across))
     values = _table(spectra)
     alike = {} if "tokens" in differing else _similarity(named, blocks)
-    return Comparison(results=spectra, values=values, ratios=_ratios(values), similarity=alike, differing=differing)
+    return Comparison(
+        results=spectra,
+        values=values,
+        ratios=_ratios(values),
+        intervals=_intervals(spectra),
+        similarity=alike,
+        differing=differing,
+    )
 
 
 def _checked(name: str, result: Any) -> FisherSpectrum | TokenGrams:
@@ -77,8 +88,12 @@ def _checked(name: str, result: Any) -> FisherSpectrum | TokenGrams:
     return result
 
 
-def _spectrum(result: FisherSpectrum | TokenGrams, blocks: Callable[[str], str] | None) -> FisherSpectrum:
-    return spectrum_of_grams(result, blocks=blocks, unit=result.unit) if isinstance(result, TokenGrams) else result
+def _spectrum(
+    result: FisherSpectrum | TokenGrams, blocks: Callable[[str], str] | None, intervals: IntervalMethod
+) -> FisherSpectrum:
+    if isinstance(result, FisherSpectrum):
+        return result
+    return spectrum_of_grams(result, blocks=blocks, unit=result.unit, intervals=intervals)
 
 
 def _differences(facts: Mapping[str, Mapping[str, Any]], across: set[str]) -> dict[str, dict[str, Any]]:
@@ -124,20 +139,40 @@ def _refusal(refused: Mapping[str, Mapping[str, Any]]) -> str:
     return f"results that differ cannot be compared: {'; '.join([listed, *never, *may])}"
 
 
+def _labels(results: Mapping[str, FisherSpectrum]) -> tuple[list[str], str, str]:
+    """Those of all blocks, and what the block-diagonal and the full matrix are called beside them."""
+    labels = list(dict.fromkeys(label for result in results.values() for label in result.blocks))
+    return labels, apart_from(labels, "block_diagonal"), apart_from(labels, "full")
+
+
 def _table(results: Mapping[str, FisherSpectrum]) -> Table:
     """Every metric, of every label that a result has."""
-    labels = list(dict.fromkeys(label for result in results.values() for label in result.blocks))
+    labels, union, full = _labels(results)
     rows: dict[str, dict[str, Spectrum | None]] = {
         label: {name: result.blocks.get(label) for name, result in results.items()} for label in labels
     }
-    rows[apart_from(labels, "block_diagonal")] = {name: result.block_diagonal for name, result in results.items()}
-    rows[apart_from(labels, "full")] = {name: result.full for name, result in results.items()}
+    rows[union] = {name: result.block_diagonal for name, result in results.items()}
+    rows[full] = {name: result.full for name, result in results.items()}
     return {label: _metrics(row) for label, row in rows.items()}
 
 
 def _metrics(row: Mapping[str, Spectrum | None]) -> dict[str, dict[str, float | int | None]]:
     found: dict[str, dict[str, Any]] = {name: summary(s) if s is not None else {} for name, s in row.items()}
     return {metric: {name: values.get(metric) for name, values in found.items()} for metric in SUMMARY}
+
+
+def _intervals(results: Mapping[str, FisherSpectrum]) -> dict[str, dict[str, dict[str, Interval | None]]]:
+    """Laid out as the table of values."""
+    labels, union, full = _labels(results)
+    none = Intervals(blocks={}, block_diagonal={}, full={})
+    known = {name: result.intervals or none for name, result in results.items()}
+    rows = {label: {name: found.blocks.get(label, {}) for name, found in known.items()} for label in labels}
+    rows[union] = {name: found.block_diagonal for name, found in known.items()}
+    rows[full] = {name: found.full for name, found in known.items()}
+    return {
+        label: {metric: {name: found.get(metric) for name, found in row.items()} for metric in SUMMARY}
+        for label, row in rows.items()
+    }
 
 
 def _ratios(values: Table) -> Table:

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.records.record import record
+from fisherfunc.statistics.coupling import BlockCoupling
+from fisherfunc.statistics.interval import Interval
 
 Table = Mapping[str, Mapping[str, Mapping[str, float | int | None]]]
 """{label: {metric: {name of the result: value}}}; what does not exist is None."""
 
 
-@record(static=("values", "ratios", "differing"))
+@record(static=("values", "ratios", "intervals", "differing"))
 class Comparison:
     """Results that are of one kind, lined up; the first is what the others are held against.
 
@@ -23,6 +25,7 @@ class Comparison:
         values: {label: {metric: {name: value}}}: the blocks, then `block_diagonal` and `full` (in parentheses where a
             block is called that). None where a result has no such block, or a metric does not exist.
         ratios: Likewise, each value over that of the first result.
+        intervals: Likewise, the confidence interval of each value; None where a result has none.
         similarity: {label: (r, r)}: the centred kernel alignment of the token Grams of each pair of results, by block
             and `full`; empty where no Grams were given, or the tokens are not the same.
         differing: {aspect: {name: value}}: in what the results differ, by permission.
@@ -31,6 +34,7 @@ class Comparison:
     results: Mapping[str, FisherSpectrum]
     values: Table
     ratios: Table
+    intervals: Mapping[str, Mapping[str, Mapping[str, Interval | None]]]
     similarity: dict[str, Float[Tensor, "r r"]]
     differing: Mapping[str, Mapping[str, Any]]
 
@@ -39,6 +43,11 @@ class Comparison:
         """The names of the results, in order."""
         return list(self.results)
 
+    @property
+    def couplings(self) -> dict[str, BlockCoupling | None]:
+        """{name: how the blocks of F hang together}; None where a result does not know."""
+        return {name: result.coupling for name, result in self.results.items()}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values that survive JSON; what is undefined is None."""
         return {
@@ -46,6 +55,11 @@ class Comparison:
             "differing": {aspect: dict(values) for aspect, values in self.differing.items()},
             "values": _plain(self.values),
             "ratios": _plain(self.ratios),
+            "intervals": {
+                label: {metric: {n: i.to_dict() for n, i in row.items() if i} for metric, row in rows.items()}
+                for label, rows in self.intervals.items()
+            },
+            "couplings": {name: c.to_dict() if c else None for name, c in self.couplings.items()},
             "similarity": {label: _rows(matrix) for label, matrix in self.similarity.items()},
         }
 

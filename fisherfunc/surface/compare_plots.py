@@ -1,6 +1,7 @@
 """The picture of a comparison: a panel a block with the spectra of all results, and a panel a metric along the results.
 
-Spectra are solid down to their own resolution and faint below it. All panels of spectra have the same axes.
+Spectra are solid down to their own resolution and faint below it. All panels of spectra have the same axes. Bands are
+the confidence intervals of results that have some.
 """
 
 from collections.abc import Sequence
@@ -8,17 +9,10 @@ from types import ModuleType
 from typing import Any
 
 from fisherfunc.pipeline.comparison import Comparison
+from fisherfunc.statistics.interval import Interval
 from fisherfunc.surface.compare_report import PLAIN, shown, title
-from fisherfunc.surface.plots import (
-    INK,
-    LEGEND_LIMIT,
-    colorbar,
-    line,
-    palette_of,
-    require_matplotlib,
-    shortened,
-    styled,
-)
+from fisherfunc.surface.plot_style import INK, require_matplotlib, shortened, styled
+from fisherfunc.surface.plots import LEGEND_LIMIT, colorbar, line, palette_of
 from fisherfunc.surface.wording import count_of_units, model_name
 
 PANELS = 12
@@ -154,6 +148,7 @@ def _metric(matplotlib: ModuleType, axes: Any, found: Comparison, metric: str) -
     for label, look in looks.items():
         values = [float("nan") if v is None else v for v in found.values[label][metric].values()]
         axes.plot(steps, values, label=shortened(shown(label), 24), marker="o", markersize=3.5, **look)
+        _band(axes, steps, [found.intervals[label][metric][name] for name in found.names], look["color"])
     unit = _unit(found) if metric in _SQUARED else ""
     axes.set_ylabel(f"{_LABELS[metric]}{unit}")
     if metric not in PLAIN and any(v for label in looks for v in found.values[label][metric].values()):
@@ -162,6 +157,14 @@ def _metric(matplotlib: ModuleType, axes: Any, found: Comparison, metric: str) -
         axes.set_xticks(steps, [shortened(name, 16) for name in found.names], rotation=30 if len(steps) > 5 else 0)
         axes.set_xlim(-0.3, len(steps) - 0.7)
     axes.set_xlabel("step" if steps == _numbers(found.names) else "result")
+
+
+def _band(axes: Any, steps: Sequence[int], intervals: Sequence[Interval | None], color: Any) -> None:
+    """The intervals of a metric, where a result has one."""
+    known = [(step, i.low, i.high) for step, i in zip(steps, intervals, strict=True) if i and i.low is not None]
+    if known:
+        places, lows, highs = zip(*known, strict=True)
+        axes.fill_between(places, lows, highs, color=color, alpha=0.15, linewidth=0)
 
 
 def _steps(found: Comparison) -> list[int]:

@@ -8,7 +8,9 @@ from types import ModuleType
 from typing import Any
 
 from fisherfunc.pipeline.comparison import Comparison
+from fisherfunc.statistics.interval import Interval
 from fisherfunc.surface.report import require_rich
+from fisherfunc.surface.sample_notes import interval_note, sample_notes
 from fisherfunc.surface.wording import NOTHING, matrix_name, model_name, notes, number
 
 HEADINGS = {
@@ -43,7 +45,7 @@ def compare_report(found: Comparison, *, metrics: Sequence[str]) -> Any:
     tables += [_metric(rich, found, metric) for metric in metrics]
     tables += [_similarity(rich, found)] if found.similarity else []
     spaced = [part for table in tables for part in (table, "")]
-    return rich.console.Group(*spaced, *(rich.text.Text(line, style="dim") for line in caption(found)))
+    return rich.console.Group(*spaced, *(rich.text.Text(line, style="dim") for line in caption(found, metrics)))
 
 
 def title(found: Comparison) -> str:
@@ -53,13 +55,18 @@ def title(found: Comparison) -> str:
     return text[:1].upper() + text[1:]
 
 
-def caption(found: Comparison) -> list[str]:
-    """What the numbers are, and what made a result other than plain and exact."""
+def caption(found: Comparison, metrics: Sequence[str]) -> list[str]:
+    """What the numbers are, and what made a result other than plain and exact, or is set by its sample."""
     facts = next(iter(found.results.values())).metadata
     lines = [f"{title(found)} per {facts.get('unit', 'token')}: {facts.get('normalization')}"]
     lines.append(f"×: over the value of {found.names[0]!r}")
+    if any(found.couplings.values()):
+        lines.append("off-diagonal: what the block-diagonal matrix leaves out, ‖F − F_bd‖/‖F‖, Frobenius norms")
     lines += [f"Results differ in {aspect}: {_listed(values)}" for aspect, values in found.differing.items()]
-    lines += [f"{name}: {note}" for name, result in found.results.items() for note in notes(result.metadata)]
+    for name, result in found.results.items():
+        remarks = notes(result.metadata)
+        remarks += [interval_note(result.intervals.full["trace"])] if result.intervals else []
+        lines += [f"{name}: {remark}" for remark in remarks + sample_notes(result, metrics)]
     return lines
 
 
@@ -76,7 +83,7 @@ def _facts(rich: ModuleType, found: Comparison) -> Any:
     table = _empty(rich)
     for heading in ("result", "model", "loss"):
         table.add_column(heading, overflow="fold")
-    for heading in ("units", "parameters", "mean loss"):
+    for heading in ("units", "parameters", "mean loss", "off-diagonal"):
         table.add_column(heading, justify="right")
     for name, result in found.results.items():
         facts = result.metadata
@@ -86,6 +93,7 @@ def _facts(rich: ModuleType, found: Comparison) -> Any:
             f"{facts.get('num_tokens'):,} {facts.get('unit')}s",
             NOTHING if params is None else f"{params:,}",
             NOTHING if mean is None else f"{mean:.3f}",
+            NOTHING if result.coupling is None else f"{result.coupling.block_diagonal_error:.1%}",
         )
         table.add_row(*(rich.text.Text(word) for word in words), *figures)
     return _headed(rich, f"{title(found)} of {len(found.names)} results", table)
@@ -102,6 +110,9 @@ def _metric(rich: ModuleType, found: Comparison, metric: str) -> Any:
             table.add_section()
         cells = [_cell(found, label, metric, name) for name in found.names]
         table.add_row(rich.text.Text(shown(label)), *cells, style="bold" if label in labels[-2:] else "")
+        intervals = found.intervals[label][metric]
+        if any(intervals.values()):
+            table.add_row("", *(_ends(intervals[name], metric) for name in found.names), style="dim")
     return _headed(rich, HEADINGS[metric], table)
 
 
@@ -111,6 +122,14 @@ def _cell(found: Comparison, label: str, metric: str, name: str) -> str:
     if name == found.names[0]:
         return text
     return f"{text} {_times(ratio):>8}"
+
+
+def _ends(interval: Interval | None, metric: str) -> str:
+    """The ends of an interval, below the value."""
+    if interval is None:
+        return ""
+    low, high = (number(end, digits=3, scientific=metric not in PLAIN) for end in (interval.low, interval.high))
+    return f"{low} … {high}"
 
 
 def _times(ratio: float | None) -> str:
