@@ -40,8 +40,8 @@ def bootstrap(
 
     Leading eigenvalues of few samples are biased upward and ranks downward, those of replicates twice, so that
     percentile intervals miss. Simulated with `ff.testing.coverage`: Gaussian rows in S sequences of 4 correlated
-    tokens, 200 samples, 100 replicates each, nominal level 90 %. Coverage in per cent of normal intervals, in parentheses
-    of percentile ones, and the bias of the estimate:
+    tokens, 200 samples, 100 replicates each, nominal level 90 %. Coverage in per cent of normal intervals, in
+    parentheses of percentile ones, and the bias of the estimate:
 
         population               S      trace         λ_1           λ_2           λ_5  effective rank
         λ_k = k^-1.5, k ≤ 40    20    87 (82)     88 (89)  2 %  84 (90)  3 %  78 (94)  4 %  84 (24) −10 %

@@ -33,7 +33,8 @@ def jackknife(
     trace in 92 %. The effective rank, 58 % too small there, stays 27 % too small, and its interval held the truth in
     none. Not for what jumps when a sequence is left out: numerical rank, smallest eigenvalue, condition number.
 
-    Cost S float64 eigensolves of N − T rows for each block and for the full matrix.
+    Cost S float64 eigensolves of N − T rows for each block and for the full matrix: where sequences are many, as where
+    each is one sample, `bootstrap` costs less.
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 10 and 11.
 
     Args:

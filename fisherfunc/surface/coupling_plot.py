@@ -9,6 +9,7 @@ from fisherfunc.surface.wording import matrix_name
 WRITTEN_LIMIT = 12
 _TICKS = 24
 _DARK = 0.55
+_INCHES = 0.065  # a letter of a label
 
 
 def plot_couplings(result: FisherSpectrum) -> Any:
@@ -27,14 +28,16 @@ def plot_couplings(result: FisherSpectrum) -> Any:
     labels, alignment = result.coupling.labels, result.coupling.alignment
     count = len(labels)
     few = count <= WRITTEN_LIMIT
-    side = 3.2 + (0.42 * count if few else 4.2)
+    places = range(count) if count <= _TICKS else sorted({round(i * (count - 1) / 12) for i in range(13)})
+    names = [shortened(labels[place]) for place in places]
+    margin = _INCHES * max(map(len, names))
+    side = max(2.4, 0.52 * count) if few else 6.2
     with styled(matplotlib):
-        figure = matplotlib.figure.Figure(figsize=(side + 1.2, side), layout="constrained")
+        size = (side + margin + 1.2, side + 0.75 * margin + 1.1)
+        figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
         matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         image = axes.imshow(alignment, cmap="Blues", vmin=0, vmax=1)
-        places = range(count) if count <= _TICKS else sorted({round(i * (count - 1) / 12) for i in range(13)})
-        names = [shortened(labels[place], 24) for place in places]
         axes.set_xticks(list(places), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
         axes.set_yticks(list(places), names, fontsize=8)
         axes.grid(visible=False)
