@@ -1,5 +1,6 @@
 """`fisherfunc compare`: numbers and picture of results side by side; what is wrong is one line, and nothing is left."""
 
+import dataclasses
 import json
 import re
 
@@ -222,6 +223,26 @@ def test_intervals_are_printed_below_and_drawn_as_bands_and_what_the_sample_sets
         max(i.high for i in found.intervals["full"]["trace"].values())
     )
     assert not plot_comparison(ff.compare(grams), metrics=("trace",)).subfigs[2].axes[0].collections
+
+
+def test_an_interval_far_beyond_all_values_does_not_set_the_axis():
+    plain = ff.compare({"x": result(), "y": result(1)})
+    wide = ff.statistics.Interval(
+        estimate=1.0,
+        low=1e-9,
+        high=1e9,
+        standard_error=1.0,
+        bias=0.0,
+        level=0.9,
+        method="any",
+        num_sequences=2,
+    )
+    intervals = {label: {m: dict.fromkeys(("x", "y"), wide) for m in SUMMARY} for label in plain.values}
+    limits = [
+        plot_comparison(found, metrics=("trace",)).subfigs[2].axes[0].get_ylim()
+        for found in (plain, dataclasses.replace(plain, intervals=intervals))
+    ]
+    assert limits[0] == limits[1]
 
 
 def test_the_picture_has_a_panel_a_block_with_a_line_a_result_and_says_which_fisher():

@@ -148,23 +148,29 @@ def _metric(matplotlib: ModuleType, axes: Any, found: Comparison, metric: str) -
     for label, look in looks.items():
         values = [float("nan") if v is None else v for v in found.values[label][metric].values()]
         axes.plot(steps, values, label=shortened(shown(label), 24), marker="o", markersize=3.5, **look)
-        _band(axes, steps, [found.intervals[label][metric][name] for name in found.names], look["color"])
     unit = _unit(found) if metric in _SQUARED else ""
     axes.set_ylabel(f"{_LABELS[metric]}{unit}")
     if metric not in PLAIN and any(v for label in looks for v in found.values[label][metric].values()):
         axes.set_yscale("log")
+    _bands(
+        axes, steps, [(look["color"], list(found.intervals[label][metric].values())) for label, look in looks.items()]
+    )
     if steps == list(range(len(steps))):
         axes.set_xticks(steps, [shortened(name, 16) for name in found.names], rotation=30 if len(steps) > 5 else 0)
         axes.set_xlim(-0.3, len(steps) - 0.7)
     axes.set_xlabel("step" if steps == _numbers(found.names) else "result")
 
 
-def _band(axes: Any, steps: Sequence[int], intervals: Sequence[Interval | None], color: Any) -> None:
-    """The intervals of a metric, where a result has one."""
-    known = [(step, i.low, i.high) for step, i in zip(steps, intervals, strict=True) if i and i.low is not None]
-    if known:
-        places, lows, highs = zip(*known, strict=True)
-        axes.fill_between(places, lows, highs, color=color, alpha=0.15, linewidth=0)
+def _bands(axes: Any, steps: Sequence[int], intervals: Sequence[tuple[Any, Sequence[Interval | None]]]) -> None:
+    """The intervals of a metric, each in its colour; those that reach far beyond all values do not set the axis."""
+    axes.margins(y=0.15)
+    limits = axes.get_ylim()
+    for color, row in intervals:
+        known = [(step, i.low, i.high) for step, i in zip(steps, row, strict=True) if i and i.low is not None]
+        if known:
+            places, lows, highs = zip(*known, strict=True)
+            axes.fill_between(places, lows, highs, color=color, alpha=0.15, linewidth=0)
+    axes.set_ylim(limits)
 
 
 def _steps(found: Comparison) -> list[int]:
