@@ -226,7 +226,7 @@ def test_intervals_are_printed_below_and_drawn_as_bands_and_what_the_sample_sets
 
 
 def test_an_interval_far_beyond_all_values_does_not_set_the_axis():
-    plain = ff.compare({"x": result(), "y": result(1)})
+    plain = ff.compare({"x": result(labels=("a",)), "y": result(1, labels=("a",))})
     wide = ff.statistics.Interval(
         estimate=1.0,
         low=1e-9,
@@ -283,13 +283,13 @@ def test_many_blocks_have_the_panels_of_the_largest_and_a_colour_bar():
     [((0, 100, 400), [0, 100, 400]), (("step-00000010", "step-00000030"), [10, 30]), ((5, 1), [0, 1])],
 )
 def test_steps_lie_at_their_numbers(names, places):
-    found = ff.compare({name: result(seed) for seed, name in enumerate(names)})
+    found = ff.compare({name: result(seed, labels=("a",)) for seed, name in enumerate(names)})
     axes = plot_comparison(found, metrics=("trace",)).subfigs[2].axes[0]
     assert axes.get_lines()[0].get_xdata().tolist() == places
     assert axes.get_xlabel() == ("step" if places != [0, 1] else "result")
 
 
-@pytest.mark.parametrize("options", [{"scale": 0.0}, {"num_tokens": 1, "num_params": 1}, {"labels": ("all",)}], ids=str)
+@pytest.mark.parametrize("options", [{"scale": 0.0}, {"num_tokens": 1, "num_params": 1, "labels": ("all",)}], ids=str)
 def test_there_is_a_picture_and_a_table_of_the_smallest_and_of_nothing(options):
     found = ff.compare({"x": result(**options), "y": result(**options)})
     assert rendered(plot_comparison(found, metrics=DEFAULTS), "png")
