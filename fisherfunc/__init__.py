@@ -12,7 +12,7 @@ from importlib import import_module
 from types import ModuleType
 
 from fisherfunc import statistics
-from fisherfunc.gradients import losses
+from fisherfunc.gradients import directions, losses, tokens
 from fisherfunc.gradients.dense.route import per_token_gradients
 from fisherfunc.gradients.grams import token_grams
 from fisherfunc.gradients.model_function import ModelFunction
@@ -25,6 +25,7 @@ from fisherfunc.partitioning import by_layer, by_module, by_parameter, partition
 from fisherfunc.pipeline.compare import compare
 from fisherfunc.pipeline.comparison import Comparison
 from fisherfunc.pipeline.determinism import deterministic
+from fisherfunc.pipeline.eigenvectors import fisher_eigenvectors
 from fisherfunc.pipeline.fisher import fisher_spectrum
 from fisherfunc.pipeline.plan import plan
 from fisherfunc.pipeline.result import FisherSpectrum
@@ -46,6 +47,8 @@ __all__ = [
     "by_parameter",
     "compare",
     "deterministic",
+    "directions",
+    "fisher_eigenvectors",
     "fisher_spectrum",
     "functionalize",
     "kernels",
@@ -58,6 +61,7 @@ __all__ = [
     "spectrum_of_grams",
     "statistics",
     "token_grams",
+    "tokens",
     "trainer_callback",
     "whole",
 ]

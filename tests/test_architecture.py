@@ -24,13 +24,16 @@ WITH_EXTRAS = ("surface", "testing", "assets")
 WITH_EFFECTS = ("surface.", "assets.train.", "assets._corpus.", "records.storage.", "__main__.")
 WITH_EFFECTS += ("records.tensor_files.", "records.spill.")
 LINES = 300
-SPACES = (ff.kernels, ff.losses, ff.metrics, ff.statistics, ff.testing)
+SPACES = (ff.kernels, ff.losses, ff.directions, ff.tokens, ff.metrics, ff.statistics, ff.testing)
 CONTRACT = {
     "": "fisher_spectrum plan RunPlan FisherSpectrum Spectrum functionalize ModelFunction per_token_gradients "
-    "token_grams TokenGrams partition by_layer by_module by_parameter whole deterministic "
+    "fisher_eigenvectors token_grams TokenGrams partition by_layer by_module by_parameter whole deterministic "
     "SpectrumRecorder trainer_callback compare Comparison",
     "losses": "causal_lm masked_lm seq2seq_lm classification regression infer",
     "kernels": "gram_eigh covariance_eigh svd svd_lowrank",
+    "directions": "eigenvectors eigenpairs Eigenvectors Eigenpairs fisher_vector_product damped_inverse project "
+    "subspace_overlap leading_tokens LeadingToken",
+    "tokens": "by_position by_loss_quantile targets",
     "metrics": "largest second smallest gap relative_gap condition_number trace effective_rank stable_rank "
     "participation_ratio numerical_rank effective_dimension",
     "statistics": "bootstrap jackknife sample_limits split_halves block_coupling block_diagonal_error gradient_norms "

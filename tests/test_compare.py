@@ -9,6 +9,7 @@ import torch
 from builders import grams_of
 from hypothesis import given
 from hypothesis import strategies as st
+from oracle import gradient_rows
 from spectra import spectrum
 from torch.testing import assert_close
 from zoo import build
@@ -128,6 +129,30 @@ def test_intervals_and_couplings_are_those_of_the_results():
     assert some.intervals["full"]["trace"] == {"x": found.intervals["full"]["trace"]["x"], "y": None}
     assert some.to_dict()["intervals"]["full"]["trace"].keys() == {"x"}
     assert ff.compare({"x": known(), "y": known()}).couplings == {"x": None, "y": None}
+
+
+def test_overlaps_are_those_of_the_leading_right_singular_vectors():
+    batch = (rows(7, 6, 4), torch.tensor([0, 1, 2, 0, 1, 2]))
+    torch.manual_seed(0)
+    models = {name: torch.nn.Linear(4, 3).double() for name in "xyz"}
+    spectra = {name: ff.fisher_spectrum(model, batch) for name, model in models.items()}
+    vectors = {name: ff.fisher_eigenvectors(model, batch, num=2) for name, model in models.items()}
+    found = ff.compare(spectra, vectors=vectors)
+    leading = []
+    for model in models.values():
+        matrix = torch.cat(list(gradient_rows(model, "classification", batch).values()), dim=1)
+        leading.append(torch.linalg.svd(matrix).Vh[:2])
+    want = torch.stack([torch.stack([(a @ b.mT).square().sum() / 2 for b in leading]) for a in leading])
+    ((label, got),) = found.overlaps.items()
+    assert_close(got, want, atol=1e-8, rtol=0)
+    assert (got[0, 1:] < 0.99).all() and json.loads(json.dumps(found.to_dict()))["overlaps"][label] == got.tolist()
+    assert ff.compare(spectra).overlaps == {}
+    other = ff.fisher_eigenvectors(models["z"], batch, num=2, blocks=ff.by_parameter, block="bias")
+    for wrong in ({"x": vectors["x"]}, {**vectors, "z": other}):
+        with pytest.raises(
+            ValueError, match=r"vectors expected eigenvectors of one block for each of \['x', 'y', 'z'\]"
+        ):
+            ff.compare(spectra, vectors=wrong)
 
 
 def test_all_differences_are_named_at_once():

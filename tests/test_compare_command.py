@@ -200,7 +200,11 @@ def test_an_alignment_is_printed_where_there_is_one():
     table = rows(printed(found), "Centred kernel alignment of the token Grams with those of 'x'")
     assert set(table) == {"layer.0", "layer.1", "full matrix"}
     assert float(table["full matrix"][1]) == pytest.approx(float(found.similarity["full"][0, 1]), abs=6e-4)
-    assert "Centred" not in printed(ff.compare({"x": result(), "y": result(1)}))
+    plain = ff.compare({"x": result(), "y": result(1)})
+    assert "Centred" not in printed(plain) and "Overlap" not in printed(plain)
+    overlap = dataclasses.replace(plain, overlaps={"layer.0": torch.tensor([[1.0, 0.25], [0.25, 1.0]])})
+    table = rows(printed(overlap), "Overlap of the leading subspaces with those of 'x'")
+    assert table == {"layer.0": ["1.000", "0.250"]}
 
 
 def test_intervals_are_printed_below_and_drawn_as_bands_and_what_the_sample_sets_is_said():

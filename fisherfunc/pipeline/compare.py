@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fisherfunc.gradients.directions import Eigenvectors, subspace_overlap
 from fisherfunc.linalg.alignment import centred_alignment
 from fisherfunc.linalg.metrics import SUMMARY, summary
 from fisherfunc.linalg.spectrum import Spectrum
@@ -38,6 +39,7 @@ def compare(
     across: Iterable[str] = (),
     blocks: Callable[[str], str] | None = None,
     intervals: IntervalMethod = None,
+    vectors: Mapping[Any, Eigenvectors] | None = None,
 ) -> Comparison:
     """Checkpoints, models or data sets side by side: every metric of every block, and its ratio to the first result.
 
@@ -52,10 +54,12 @@ def compare(
         blocks: Of Grams: parameter name → block label; where None, the blocks that they were accumulated by, or
             `by_layer`.
         intervals: Of Grams: "bootstrap" or "jackknife" (see `spectrum_of_grams`); spectra bring their own.
+        vectors: {name: leading eigenvectors} of each result (`ff.fisher_eigenvectors`), whose subspaces are compared.
 
     Raises:
         ValueError: If there are fewer than two results, they differ in something (it says in what, and how), `across`
-            names nothing that it may, or Grams of the same tokens have their rows in different orders.
+            names nothing that it may, Grams of the same tokens have their rows in different orders, or eigenvectors
+            are not one for each result, all of one block and of the same parameters.
         TypeError: If a result is of another type.
 
     Example:
@@ -78,6 +82,7 @@ def compare(
         ratios=_ratios(values),
         intervals=_intervals(spectra),
         similarity=alike,
+        overlaps={} if vectors is None else _overlaps({str(name): v for name, v in vectors.items()}, list(named)),
         differing=differing,
     )
 
@@ -214,3 +219,16 @@ def _check_order(grams: Mapping[str, TokenGrams]) -> None:
                 f"the rows of {name!r} are the tokens of {first!r} in another order; select them in one order, or "
                 "compare their spectra (ff.spectrum_of_grams), which know no order"
             )
+
+
+def _overlaps(vectors: Mapping[str, Eigenvectors], names: list[str]) -> dict[str, Tensor]:
+    """The overlap of every pair of subspaces, under the label of their block."""
+    labels = {v.label for v in vectors.values()}
+    if set(vectors) != set(names) or len(labels) != 1:
+        raise ValueError(
+            f"vectors expected eigenvectors of one block for each of {names}, got those of {list(vectors)}, "
+            f"of blocks {sorted(map(str, labels))}"
+        )
+    trees = [vectors[name].vectors for name in names]
+    rows = [torch.stack([subspace_overlap(a, b).overlap for b in trees]) for a in trees]
+    return {labels.pop(): torch.stack(rows)}

@@ -28,6 +28,8 @@ class Comparison:
         intervals: Likewise, the confidence interval of each value; None where a result has none.
         similarity: {label: (r, r)}: the centred kernel alignment of the token Grams of each pair of results, by block
             and `full`; empty where no Grams were given, or the tokens are not the same.
+        overlaps: {label: (r, r)}: the overlap of the leading subspaces of each pair, `subspace_overlap`; empty where no
+            eigenvectors were given.
         differing: {aspect: {name: value}}: in what the results differ, by permission.
     """
 
@@ -36,6 +38,7 @@ class Comparison:
     ratios: Table
     intervals: Mapping[str, Mapping[str, Mapping[str, Interval | None]]]
     similarity: dict[str, Float[Tensor, "r r"]]
+    overlaps: dict[str, Float[Tensor, "r r"]]
     differing: Mapping[str, Mapping[str, Any]]
 
     @property
@@ -61,6 +64,7 @@ class Comparison:
             },
             "couplings": {name: c.to_dict() if c else None for name, c in self.couplings.items()},
             "similarity": {label: _rows(matrix) for label, matrix in self.similarity.items()},
+            "overlaps": {label: _rows(matrix) for label, matrix in self.overlaps.items()},
         }
 
 

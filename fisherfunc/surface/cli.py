@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import reduce
 from typing import Any
 
@@ -67,6 +68,19 @@ Routes of parameters:
   slabs         gradients are formed slab by slab: it does not fit the memory limit otherwise
 """
 
+TOKENS_HELP = """Print which tokens carry the leading eigenvectors of the empirical Fisher.
+
+With v an eigenvector of F = (1/N) Σ g gᵀ and λ its eigenvalue, the token of gradient g has the coefficient
+⟨g, v⟩/√(λN), and the square of it is its share in λ. No file is written.
+
+\b
+Examples:
+  fisherfunc tokens
+  fisherfunc tokens --block layer.0 --vectors 2 --top 20
+  fisherfunc tokens --model gpt2 --text book.txt --blocks module --block mlp
+  fisherfunc tokens --format json | jq '.tokens[] | [.share, .text]'
+"""
+
 
 @click.group(cls=Group, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="fisherfunc", message="fisherfunc %(version)s")
@@ -122,14 +136,19 @@ _INTERVALS = click.option(
     type=click.Choice(["bootstrap", "jackknife"]),
     help="Confidence intervals of all metrics, over windows of text.",
 )
+_UNIT = click.option(
+    "--unit",
+    type=click.Choice(["token", "sequence"]),
+    default="token",
+    show_default=True,
+    help="Whose gradients; a sequence's is the sum of its tokens'.",
+)
+_DIRECTIONS = (
+    click.option("--block", metavar="LABEL", help="A block, by its label.  [default: the full matrix]"),
+    click.option("--vectors", type=_COUNT, default=3, show_default=True, metavar="K", help="How many eigenvectors."),
+    click.option("--top", type=_COUNT, default=10, show_default=True, metavar="N", help="How many tokens of each."),
+)
 _PASS = (
-    click.option(
-        "--unit",
-        type=click.Choice(["token", "sequence"]),
-        default="token",
-        show_default=True,
-        help="Whose gradients; a sequence's is the sum of its tokens'.",
-    ),
     click.option("--dtype", type=_DTYPE, default="float32", show_default=True, help="Of weights and gradients."),
     click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …; auto prefers cuda."),
     click.option(
@@ -165,7 +184,7 @@ def _options(*options: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @cli.command(help=SPECTRUM_HELP, short_help="The spectrum of a language model's empirical Fisher.")
-@_options(*_TASK, _CENTER, _INTERVALS, *_PASS, *_OUTPUT, _DEBUG)
+@_options(*_TASK, _CENTER, _INTERVALS, _UNIT, *_PASS, *_OUTPUT, _DEBUG)
 @guarded
 def spectrum(
     form: str, quiet: bool, out: str | None, checkpoint: str | None, resume: str | None, **options: Any
@@ -196,7 +215,7 @@ def spectrum(
 
 
 @cli.command(help=PLAN_HELP, short_help="What `spectrum` would do, and the time and memory it would take.")
-@_options(*_TASK, *_PASS, _DEBUG)
+@_options(*_TASK, _UNIT, *_PASS, _DEBUG)
 @guarded
 def plan(form: str, checkpoint: str | None, **options: Any) -> None:
     """Predict the main job."""
@@ -211,6 +230,28 @@ def plan(form: str, checkpoint: str | None, **options: Any) -> None:
     from fisherfunc.surface.plan_report import plan_report
 
     _console().print(plan_report(found, facts))
+
+
+@cli.command(help=TOKENS_HELP, short_help="Which tokens carry the leading eigenvectors.")
+@_options(*_TASK, *_DIRECTIONS, _CENTER, *_PASS, _DEBUG)
+@guarded
+def tokens(form: str, checkpoint: str | None, block: str | None, vectors: int, top: int, **options: Any) -> None:
+    """Print tokens."""
+    _check_checkpoint(checkpoint, options)
+    from fisherfunc.surface import job
+    from fisherfunc.surface.progress import progress_bar
+
+    _hush()
+    task = job.Job(checkpoint=checkpoint or "final", **options)
+    with progress_bar() as progress:
+        rows, facts = job.carriers(task, block=block, num=vectors, top=top, progress=progress)
+    if form == "json":
+        found = {"metadata": facts, "tokens": [asdict(row) for row in rows]}
+        click.echo(json.dumps(found, allow_nan=False, indent=1, ensure_ascii=False))
+        return
+    from fisherfunc.surface.token_report import token_report
+
+    _console().print(token_report(rows, facts))
 
 
 def _check_checkpoint(checkpoint: str | None, options: Mapping[str, Any]) -> None:

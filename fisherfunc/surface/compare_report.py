@@ -27,6 +27,7 @@ HEADINGS = {
     "numerical_rank": "Numerical rank: eigenvalues above the resolution",
 }
 PLAIN = ("relative_gap", "effective_rank", "stable_rank", "participation_ratio", "numerical_rank")
+_OVERLAP = "Overlap of the leading subspaces"
 WHOLE = {"block_diagonal": "block-diagonal", "full": "full matrix"}
 
 
@@ -43,7 +44,9 @@ def compare_report(found: Comparison, *, metrics: Sequence[str]) -> Any:
     rich = require_rich()
     tables: list[Any] = [_facts(rich, found)]
     tables += [_metric(rich, found, metric) for metric in metrics]
-    tables += [_similarity(rich, found)] if found.similarity else []
+    for heading, matrices in (("Centred kernel alignment of the token Grams", "similarity"), (_OVERLAP, "overlaps")):
+        rows = found.to_dict()[matrices]
+        tables += [_matrices(rich, found, heading, rows)] if rows else []
     spaced = [part for table in tables for part in (table, "")]
     return rich.console.Group(*spaced, *(rich.text.Text(line, style="dim") for line in caption(found, metrics)))
 
@@ -142,14 +145,15 @@ def _times(ratio: float | None) -> str:
     return "" if ratio is None else f"×{ratio:#.3g}".rstrip(".")
 
 
-def _similarity(rich: ModuleType, found: Comparison) -> Any:
+def _matrices(rich: ModuleType, found: Comparison, heading: str, matrices: Mapping[str, Any]) -> Any:
+    """Their first rows: each result against the first."""
     table = _empty(rich)
     table.add_column("block", overflow="fold")
     for name in found.names:
         table.add_column(rich.text.Text(name), justify="right")
-    for label, matrix in found.to_dict()["similarity"].items():
+    for label, matrix in matrices.items():
         table.add_row(rich.text.Text(shown(label)), *(NOTHING if v is None else f"{v:.3f}" for v in matrix[0]))
-    return _headed(rich, f"Centred kernel alignment of the token Grams with those of {found.names[0]!r}", table)
+    return _headed(rich, f"{heading} with those of {found.names[0]!r}", table)
 
 
 def _empty(rich: ModuleType) -> Any:

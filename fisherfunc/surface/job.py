@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from fisherfunc import assets
-from fisherfunc.gradients import losses
+from fisherfunc.gradients import directions, losses
 from fisherfunc.gradients.run_plan import RunPlan
 from fisherfunc.models.huggingface import LoadedModel, load, num_valid_tokens, text_batches
 from fisherfunc.partitioning import RULES
+from fisherfunc.pipeline.eigenvectors import fisher_eigenpairs
 from fisherfunc.pipeline.fisher import fisher_spectrum
 from fisherfunc.pipeline.plan import plan
 from fisherfunc.pipeline.result import FisherSpectrum
@@ -134,6 +135,43 @@ def predict(job: Job) -> tuple[RunPlan, dict[str, Any]]:
         memory_limit=job.memory_limit,
     )
     return found, {**facts, "unit": job.unit}
+
+
+def carriers(
+    job: Job, *, block: str | None = None, num: int = 3, top: int = 10, progress: Progress | None = None
+) -> tuple[list[directions.LeadingToken], dict[str, Any]]:
+    """The tokens that carry the leading eigenvectors, and what is known of these. The unit is the token.
+
+    Args:
+        job: What to compute.
+        block: The label of a block; the full matrix where None.
+        num: How many eigenvectors.
+        top: How many tokens of each.
+        progress: Called as `progress(done, total)`.
+
+    Raises:
+        ValueError: If the text, the model, the block or an option cannot be used; it says which and why.
+        OSError: If a file cannot be read.
+        ImportError: If Transformers is not installed.
+    """
+    loaded, batches, facts = _loaded(job)
+    loss = _LOSSES[loaded.task]()
+    pairs = fisher_eigenpairs(
+        loaded.model,
+        batches,
+        num=num,
+        block=block,
+        blocks=RULES[job.blocks],
+        loss=loss,
+        center=job.center,
+        num_tokens=job.num_tokens or DEFAULT_TOKENS,
+        seed=job.seed,
+        memory_limit=job.memory_limit,
+        progress=progress,
+    )
+    rows = directions.leading_tokens(pairs, batches, loss, top=top, decode=loaded.tokenizer.decode)
+    found = {"eigenvalues": pairs.eigenvalues.tolist(), "resolution": pairs.resolution.item()}
+    return rows, {**pairs.metadata, **facts, **found, "block": pairs.label}
 
 
 def _loaded(job: Job) -> tuple[LoadedModel, list[dict[str, Any]], dict[str, Any]]:

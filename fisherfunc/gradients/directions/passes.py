@@ -1,0 +1,138 @@
+"""The passes over all rows of a workload: a sequence each, or many small ones of one shape together.
+
+Sequences run together only where that is seen to change nothing: their losses, and a random combination of their
+gradients, are those of random parts of the group that run without each other. Axis order: rows `n`, in any order.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fisherfunc.gradients.memory import SavedBytes
+from fisherfunc.gradients.pullback import LossesOf, leaves_of, strided
+from fisherfunc.gradients.rows import runs
+from fisherfunc.gradients.stacks import REFUSALS, joined, neighbours
+from fisherfunc.gradients.workload import Workload
+from fisherfunc.linalg.trees import inner, stacked
+from fisherfunc.records.axes import Params
+
+MOST_TOGETHER = 1024
+FEWEST_TOGETHER = 16
+BYTES_TOGETHER = 2**27
+PARTS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """One forward pass, and which rows it gives.
+
+    Attributes:
+        losses: Parameters → the losses of these rows.
+        rows: Which rows they are.
+    """
+
+    losses: LossesOf
+    rows: Int[Tensor, " m"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passes:
+    """All rows, each in one pass.
+
+    Attributes:
+        params: Where to differentiate, and by what.
+        each: The passes.
+        num_rows: How many rows there are.
+    """
+
+    params: Params
+    each: tuple[Pass, ...]
+    num_rows: int
+
+
+def passes_of(work: Workload) -> Passes:
+    """The passes over a workload, whose rows may be in any order.
+
+    Cost: a forward pass; where sequences may run together, two forward and backward passes of all.
+    """
+    order = work.tokens.sequence.argsort(stable=True)
+    rows = {int(work.tokens.sequence[order[i]]): order[i:j] for i, j in runs(work.tokens.sequence[order])}
+    found: list[Pass] = []
+    for group in neighbours(rows, work.sequences, _width(work)):
+        together = len(group) >= FEWEST_TOGETHER and _separate(work, group, rows)
+        found += [_pass(work, some, rows) for some in ([group] if together else [[member] for member in group])]
+    return Passes(params=work.params, each=tuple(found), num_rows=work.num_tokens)
+
+
+def weighted(one: Pass, params: Params, weights: Float[Tensor, "k m"]) -> Iterator[dict[str, Tensor]]:
+    """∇(uᵀℓ) for each weighting u of the rows of a pass, from one forward pass."""
+    leaves = leaves_of(params)
+    with torch.enable_grad():
+        losses = one.losses(leaves)
+    for u in weights:
+        yield pulled(losses, leaves, u.to(losses), retain_graph=True)
+
+
+def pulled(losses: Tensor, leaves: dict[str, Tensor], cotangent: Tensor, **options: bool) -> dict[str, Tensor]:
+    """The gradient by the leaves of the losses times a cotangent; zero for a leaf that is not used."""
+    if not losses.requires_grad:
+        return {name: torch.zeros_like(p) for name, p in leaves.items()}
+    gradients = torch.autograd.grad(losses, list(leaves.values()), cotangent, allow_unused=True, **options)
+    pairs = zip(leaves.items(), gradients, strict=True)
+    return {name: torch.zeros_like(p) if g is None else strided(g) for (name, p), g in pairs}
+
+
+def _pass(work: Workload, group: Sequence[int], rows: Mapping[int, Tensor]) -> Pass:
+    chosen = torch.cat([rows[member] for member in group])
+    place = torch.cat([torch.full_like(rows[member], index) for index, member in enumerate(group)])
+    position = work.tokens.position[chosen]
+    batch = joined([work.sequences[member] for member in group])
+
+    def losses(some: Params) -> Tensor:
+        return work.loss.values(work.fn.apply({**work.params, **some}, batch), batch)[place, position]
+
+    return Pass(losses=losses, rows=chosen)
+
+
+def _width(work: Workload) -> int:
+    """How many sequences are held together, by what the largest saves for its backward pass."""
+    leaves = leaves_of(work.params)
+    with torch.enable_grad(), SavedBytes(beside=leaves.values()) as saved:
+        work.loss.values(work.fn.apply(leaves, work.largest), work.largest)
+    return max(1, min(MOST_TOGETHER, BYTES_TOGETHER // max(saved.total, 1)))
+
+
+def _separate(work: Workload, group: Sequence[int], rows: Mapping[int, Tensor]) -> bool:
+    """Whether losses and a random combination of gradients are those of random parts of a group."""
+    generator = torch.Generator().manual_seed(group[0])
+    u = torch.randn(1, work.num_tokens, generator=generator, dtype=torch.float64).to(work.tokens.position.device)
+    order = torch.randperm(len(group), generator=generator)
+    parts = [[group[index] for index in sorted(part.tolist())] for part in order.tensor_split(PARTS)]
+    try:
+        together = _pass(work, group, rows)
+        losses, gradient = _evaluated(together, work.params, u)
+        size = _norm(gradient)
+        found = torch.zeros_like(losses)
+        for part in (_pass(work, some, rows) for some in parts):
+            values, alone = _evaluated(part, work.params, u)
+            found[torch.isin(together.rows, part.rows)] = values
+            gradient = {name: g - alone[name] for name, g in gradient.items()}
+    except REFUSALS:  # a number of sequences that the model is not made for; one at a time is as right
+        return False
+    tolerance = torch.finfo(losses.dtype).eps ** 0.6
+    same = bool(((found - losses).abs() <= tolerance * (1 + losses.abs())).all())
+    return same and _norm(gradient) <= tolerance * size
+
+
+def _evaluated(one: Pass, params: Params, weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    leaves = leaves_of(params)
+    with torch.enable_grad():
+        losses = one.losses(leaves)
+    return losses.detach(), pulled(losses, leaves, weights[0, one.rows].to(losses))
+
+
+def _norm(tree: Params) -> float:
+    return inner(stacked(tree), stacked(tree)).sqrt().item()

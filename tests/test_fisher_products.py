@@ -1,0 +1,264 @@
+"""Products with F and with its damped inverse against the explicit matrix, a linear solve, and curvlinops."""
+
+from functools import cache
+
+import pytest
+import torch
+from explicit import fisher_of, flat, loss_for, random_tree, rows_of, tree_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.autograd.function import once_differentiable
+from zoo import build
+
+import fisherfunc as ff
+from fisherfunc.gradients.directions import products
+from fisherfunc.gradients.directions.passes import passes_of
+from fisherfunc.gradients.prepare import prepared
+
+FEW = settings(max_examples=6)
+
+
+@cache
+def setting(name, *, dtype=torch.float64, **options):
+    """The model as a function, its batch and loss, and the rows of a loop of backward passes."""
+    model, batch = build(name, dtype=dtype)
+    fn = ff.functionalize(model)
+    rows = rows_of(name, model, batch, **options)
+    return fn, batch, loss_for(name), {n: rows[n] for n in fn.params}
+
+
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("unit", ["token", "sequence"])
+@pytest.mark.parametrize("name", ["shared", "lstm", "multihead"])
+def test_products_are_those_of_the_explicit_matrix(name, unit, center):
+    fn, batch, loss, rows = setting(name, unit=unit, center=center)
+    product = ff.directions.fisher_vector_product(fn, fn.params, batch, loss, unit=unit, center=center)
+    for seed in range(2):
+        x = random_tree(fn.params, seed)
+        torch.testing.assert_close(flat(product(x)), fisher_of(rows) @ flat(x), rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_of_a_language_model_and_of_one_of_its_blocks(dtype):
+    fn, batch, loss, rows = setting("gpt2", dtype=dtype)
+    names = [name for name in fn.params if ".h.1." in name]
+    for some in (fn.params, {name: fn.params[name] for name in names}):
+        g, x = torch.cat([rows[name] for name in some], dim=1), random_tree(some)
+        got = ff.directions.fisher_vector_product(fn, some, batch, loss)(x)
+        expected = g.mT @ (g @ flat(x)) / len(g)
+        assert list(got) == list(some) and got[names[0]].dtype == dtype
+        error = float((flat(got) - expected).norm() / expected.norm())
+        assert error < (1e-12 if dtype == torch.float64 else 1e-4)  # the loop is in float32, too
+
+
+def test_the_same_tokens_are_picked_as_for_grams():
+    fn, batch, loss, _ = setting("lstm")
+    grams = ff.token_grams(fn, fn.params, batch, loss, num_tokens=4, seed=2)
+    found = ff.directions.eigenvectors(fn, fn.params, batch, loss, grams)
+    product = ff.directions.fisher_vector_product(fn, fn.params, batch, loss, num_tokens=4, seed=2)
+    v = {name: stack[0] for name, stack in found.vectors.items()}
+    torch.testing.assert_close(flat(product(v)), found.eigenvalues * flat(v), rtol=1e-9, atol=1e-12)
+
+
+def test_curvlinops_has_the_same_products():
+    curvlinops = pytest.importorskip("curvlinops")
+    model, (inputs, targets) = build("cnn", dtype=torch.float64)
+    theirs = curvlinops.EFLinearOperator(
+        model,
+        nn.CrossEntropyLoss(reduction="mean"),
+        list(model.parameters()),
+        [(inputs[:1], targets[:1]), (inputs[1:], targets[1:])],
+        check_deterministic=False,
+    )
+    fn = ff.functionalize(model)
+    product = ff.directions.fisher_vector_product(fn, fn.params, (inputs, targets), ff.losses.classification())
+    x = random_tree(fn.params)
+    torch.testing.assert_close(flat(product(x)), (theirs @ flat(x)[:, None])[:, 0], rtol=1e-10, atol=1e-13)
+
+
+@FEW
+@given(ff.testing.tiny_models(), st.integers(0, 99))
+def test_products_are_symmetric_positive_and_linear(drawn, seed):
+    fn = ff.functionalize(drawn.module)
+    loss = ff.losses.infer(drawn.module, drawn.batch) if drawn.loss is None and isinstance(drawn.batch, tuple) else None
+    loss = loss or (ff.losses.custom(drawn.loss) if drawn.loss else ff.losses.causal_lm())
+    product = ff.directions.fisher_vector_product(fn, fn.params, drawn.batch, loss)
+    x, y = random_tree(fn.params, seed), random_tree(fn.params, seed + 100)
+    fx, fy = flat(product(x)), flat(product(y))
+    scale = 1e-11 * float(fx.norm() * flat(y).norm() + fy.norm() * flat(x).norm()) + 1e-30
+    assert abs(float(fx @ flat(y) - fy @ flat(x))) <= scale and float(fx @ flat(x)) >= -scale
+    both = product({name: 2 * x[name] - y[name] for name in x})
+    torch.testing.assert_close(flat(both), 2 * fx - fy, rtol=1e-9, atol=scale)
+
+
+class NoForwardMode(torch.autograd.Function):
+    """tanh with a backward pass that can be differentiated."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(y := x.tanh())
+        return y
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        (y,) = ctx.saved_tensors
+        return cotangent * (1 - y**2)
+
+
+class BackwardOnly(NoForwardMode):
+    """tanh that can be differentiated once."""
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, cotangent):
+        (y,) = ctx.saved_tensors
+        return cotangent * (1 - y**2)
+
+
+class WrongForwardMode(torch.autograd.Function):
+    """tanh whose forward-mode derivative is off by a factor."""
+
+    @staticmethod
+    def forward(x):
+        return x.tanh()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        (y,) = ctx.saved_tensors
+        return cotangent * (1 - y**2)
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        (y,) = ctx.saved_tensors
+        return 1.5 * tangent * (1 - y**2)
+
+
+class By(nn.Module):
+    """A layer, an operation, a head."""
+
+    def __init__(self, operation):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.head, self.operation = nn.Linear(4, 5), nn.Linear(5, 3), operation
+
+    def forward(self, x):
+        return self.head(self.operation.apply(self.layer(x)))
+
+
+@pytest.mark.parametrize(
+    ("operation", "method"),
+    [(NoForwardMode, "double backward"), (BackwardOnly, "rows"), (WrongForwardMode, "double backward")],
+)
+def test_operations_without_a_right_derivative_take_another_way(monkeypatch, operation, method):
+    model = By(operation).double()
+    batch = (torch.randn(4, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 1]))
+    fn, x = ff.functionalize(model), random_tree(ff.functionalize(model).params)
+    used = set()
+
+    def noting(name, way):
+        def noted(*arguments):
+            found = way(*arguments)
+            used.add(name)
+            return found
+
+        return noted
+
+    monkeypatch.setattr(products, "METHODS", {name: noting(name, way) for name, way in products.METHODS.items()})
+    got = ff.directions.fisher_vector_product(fn, fn.params, batch, ff.losses.classification())(x)
+    g = torch.cat(list(rows_of("mlp", model, batch).values()), dim=1)
+    torch.testing.assert_close(flat(got), g.mT @ (g @ flat(x)) / 4, rtol=1e-11, atol=1e-14)
+    assert method in used and (operation is WrongForwardMode or "forward mode" not in used)
+
+
+def test_all_three_ways_give_the_same():
+    fn, batch, loss, rows = setting("lstm")
+    x = random_tree(fn.params)
+    passes = passes_of(prepared(fn, fn.params, batch, loss).work)
+    expected = torch.cat(list(rows.values()), dim=1) @ flat(x)
+    for way in products.METHODS.values():
+        found = torch.cat([way(one, passes.params, x) for one in passes.each])
+        torch.testing.assert_close(found, expected[torch.cat([one.rows for one in passes.each])], rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("name", ["mlp", "lstm"])
+def test_the_damped_inverse_is_that_of_a_linear_solve(name, center):
+    fn, batch, loss, rows = setting(name, center=center)
+    grams = ff.token_grams(fn, fn.params, batch, loss)
+    grams = grams.center() if center else grams
+    fisher, x = fisher_of(rows), random_tree(fn.params)
+    for gamma in (1e-4, 0.1, 10.0):
+        inverse = ff.directions.damped_inverse(fn, fn.params, batch, loss, grams, gamma=gamma)
+        damped = fisher + gamma * torch.eye(len(fisher), dtype=fisher.dtype)
+        torch.testing.assert_close(flat(inverse(x)), torch.linalg.solve(damped, flat(x)), rtol=1e-8, atol=1e-10 / gamma)
+
+
+def test_of_a_block_the_damped_inverse_is_that_of_its_block():
+    fn, batch, loss, rows = setting("lstm")
+    some = {name: p for name, p in fn.params.items() if name.startswith("lstm")}
+    grams = ff.token_grams(fn, fn.params, batch, loss)
+    inverse = ff.directions.damped_inverse(fn, some, batch, loss, grams, gamma=0.01)
+    fisher, x = fisher_of(rows, some), random_tree(some)
+    damped = fisher + 0.01 * torch.eye(len(fisher), dtype=fisher.dtype)
+    torch.testing.assert_close(flat(inverse(x)), torch.linalg.solve(damped, flat(x)), rtol=1e-9, atol=1e-10)
+
+
+@FEW
+@given(st.floats(-3, 2), st.integers(0, 99))
+def test_the_damped_inverse_undoes_the_damped_product(exponent, seed):
+    fn, batch, loss, _ = setting("mlp")
+    gamma, x = 10.0**exponent, random_tree(fn.params, seed)
+    grams = ff.token_grams(fn, fn.params, batch, loss)
+    inverse = ff.directions.damped_inverse(fn, fn.params, batch, loss, grams, gamma=gamma)(x)
+    product = ff.directions.fisher_vector_product(fn, fn.params, batch, loss)(inverse)
+    torch.testing.assert_close(flat(product) + gamma * flat(inverse), flat(x), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("gamma", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_damping_that_is_not_positive_is_an_error(gamma):
+    fn, batch, loss, _ = setting("mlp")
+    grams = ff.token_grams(fn, fn.params, batch, loss)
+    with pytest.raises(ValueError, match=f"gamma expected a positive number, got gamma={gamma}"):
+        ff.directions.damped_inverse(fn, fn.params, batch, loss, grams, gamma=gamma)
+
+
+def test_a_damping_below_the_resolution_is_an_error():
+    fn, batch, loss, _ = setting("mlp", dtype=torch.float32)
+    grams = ff.token_grams(fn, fn.params, batch, loss)
+    with pytest.raises(ValueError, match=r"gamma=1e-12 is below the resolution \d\.\de-\d\d of these Grams"):
+        ff.directions.damped_inverse(fn, fn.params, batch, loss, grams, gamma=1e-12)
+
+
+def test_zero_gradients_leave_the_damping_alone():
+    model = nn.Linear(3, 1).double()
+    inputs = torch.randn(5, 3, dtype=torch.float64)
+    batch, fn, loss = (inputs, model(inputs).detach()), ff.functionalize(model), ff.losses.regression()
+    x = tree_of(torch.arange(4.0, dtype=torch.float64), fn.params)
+    assert flat(ff.directions.fisher_vector_product(fn, fn.params, batch, loss)(x)).abs().max() < 1e-30
+    grams = ff.token_grams(fn, fn.params, batch, loss)
+    inverse = ff.directions.damped_inverse(fn, fn.params, batch, loss, grams, gamma=4.0)
+    torch.testing.assert_close(flat(inverse(x)), flat(x) / 4, rtol=1e-15, atol=0)
+
+
+def test_trees_that_differ_are_errors_that_name_what_differs():
+    fn, batch, loss, _ = setting("mlp")
+    grams = ff.token_grams(fn, fn.params, batch, loss)
+    x = random_tree(fn.params)
+    for product in (
+        ff.directions.fisher_vector_product(fn, fn.params, batch, loss),
+        ff.directions.damped_inverse(fn, fn.params, batch, loss, grams, gamma=1.0),
+    ):
+        with pytest.raises(ValueError, match=r"the tree lacks '0.bias', has 'other', which is not expected"):
+            product({"other" if name == "0.bias" else name: value for name, value in x.items()})
+        with pytest.raises(ValueError, match=r"has '0.bias' of shape \(6, 1\), expected \(6,\)"):
+            product({**x, "0.bias": x["0.bias"][:, None]})
+        with pytest.raises(ValueError, match="along the tree are not finite"):
+            product({**x, "0.bias": torch.full_like(x["0.bias"], torch.nan)})
+    with pytest.raises(ValueError, match="unit='words'"):
+        ff.directions.fisher_vector_product(fn, fn.params, batch, loss, unit="words")
