@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from explicit import fisher_of, flat, flat_stack, loss_for, random_tree, rows_of
+from explicit import fisher_of, flat_stack, loss_for, rows_of
 from torch import nn
 from zoo import build
 
@@ -174,47 +174,6 @@ def test_one_token_has_its_own_gradient_as_the_only_direction():
     assert found.coefficients.tolist() == [[1.0]] and found.residuals.tolist() == pytest.approx([0.0], abs=1e-15)
     with pytest.raises(ValueError, match="0 of 1 eigenvalues are above the resolution"):
         ff.directions.eigenvectors(fn, params, batch, loss, grams.center())
-
-
-class Mixing(nn.Module):
-    """Each sample sees the mean of its batch, which of one sample is itself."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(3, 2)
-
-    def forward(self, x):
-        return self.layer(torch.tanh(x + self.layer.weight.sum(0) * x.mean(0)))
-
-
-class MixingGradients(Mixing):
-    """The same values whatever is in the batch, and other gradients."""
-
-    def forward(self, x):
-        y = self.layer(x)
-        return y + (y.mean(0) - y.mean(0).detach())
-
-
-@pytest.mark.parametrize(
-    ("build_model", "widths"),
-    [
-        (lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), {40}),
-        (Mixing, {1}),
-        (MixingGradients, {1}),
-    ],
-)
-def test_many_samples_run_together_only_where_they_are_separate(build_model, widths):
-    torch.manual_seed(0)
-    batch, loss = (torch.randn(40, 3, dtype=torch.float64), torch.randint(2, (40,))), ff.losses.classification()
-    fn = ff.functionalize(build_model().double())
-    sizes = []
-    watched = replace(fn, call=lambda tensors, one: (sizes.append(len(one[0])), fn.call(tensors, one))[1])
-    g = flat_stack(ff.per_token_gradients(fn, fn.params, batch, loss))
-    product = ff.directions.fisher_vector_product(watched, fn.params, batch, loss)
-    sizes.clear()
-    x = random_tree(fn.params)
-    torch.testing.assert_close(flat(product(x)), g.mT @ (g @ flat(x)) / 40, rtol=1e-9, atol=1e-12)
-    assert set(sizes) == widths
 
 
 def test_vectors_that_are_far_from_orthonormal_are_refused():

@@ -1,10 +1,11 @@
 """Products with F and with its damped inverse against the explicit matrix, a linear solve, and curvlinops."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
-from explicit import fisher_of, flat, loss_for, random_tree, rows_of, tree_of
+from explicit import fisher_of, flat, flat_stack, loss_for, random_tree, rows_of, tree_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -174,6 +175,47 @@ def test_operations_without_a_right_derivative_take_another_way(monkeypatch, ope
     g = torch.cat(list(rows_of("mlp", model, batch).values()), dim=1)
     torch.testing.assert_close(flat(got), g.mT @ (g @ flat(x)) / 4, rtol=1e-11, atol=1e-14)
     assert method in used and (operation is WrongForwardMode or "forward mode" not in used)
+
+
+class Mixing(nn.Module):
+    """Each sample sees the mean of its batch, which of one sample is itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.layer(torch.tanh(x + self.layer.weight.sum(0) * x.mean(0)))
+
+
+class MixingGradients(Mixing):
+    """The same values whatever is in the batch, and other gradients."""
+
+    def forward(self, x):
+        y = self.layer(x)
+        return y + (y.mean(0) - y.mean(0).detach())
+
+
+@pytest.mark.parametrize(
+    ("build_model", "widths"),
+    [
+        (lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), {40}),
+        (Mixing, {1}),
+        (MixingGradients, {1}),
+    ],
+)
+def test_many_samples_run_together_only_where_they_are_separate(build_model, widths):
+    torch.manual_seed(0)
+    batch, loss = (torch.randn(40, 3, dtype=torch.float64), torch.randint(2, (40,))), ff.losses.classification()
+    fn = ff.functionalize(build_model().double())
+    sizes = []
+    watched = replace(fn, call=lambda tensors, one: (sizes.append(len(one[0])), fn.call(tensors, one))[1])
+    g = flat_stack(ff.per_token_gradients(fn, fn.params, batch, loss))
+    product = ff.directions.fisher_vector_product(watched, fn.params, batch, loss)
+    sizes.clear()
+    x = random_tree(fn.params)
+    torch.testing.assert_close(flat(product(x)), g.mT @ (g @ flat(x)) / 40, rtol=1e-9, atol=1e-12)
+    assert set(sizes) == widths
 
 
 def test_all_three_ways_give_the_same():
