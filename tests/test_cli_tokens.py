@@ -4,13 +4,13 @@ import json
 import os
 import re
 
-import hf_folders
 import pytest
 import torch
 from click.testing import CliRunner
 from commands import tiny
 
 import fisherfunc as ff
+from fisherfunc.assets import sample_text
 from fisherfunc.models.huggingface import load, text_batches
 from fisherfunc.surface.cli import cli
 
@@ -19,28 +19,34 @@ def run(*arguments):
     return CliRunner().invoke(cli, ["tokens", *map(str, arguments)], prog_name="fisherfunc")
 
 
-@pytest.mark.parametrize(("kind", "options"), [("gpt2", []), ("bert", ["--center"]), ("t5", [])])
-def test_the_command_prints_what_the_library_computes(hub, here, kind, options):
+def test_the_command_prints_what_the_library_computes(hub, here):
     common = ["--tokens", 20, "--context", 12, "--seed", 3, "--dtype", "float64", "--format", "json"]
-    ran = run(*tiny(hub, kind), *common, *options, "--vectors", 2, "--top", 4)
+    ran = run(*tiny(hub), *common, "--center", "--vectors", 2, "--top", 4)
     assert (ran.exit_code, ran.stderr) == (0, "")
     assert os.listdir() == []  # no file is written
-    loaded, task = load(hub / kind, dtype=torch.float64), hf_folders.TASKS[kind]
+    loaded = load(hub / "gpt2", dtype=torch.float64)
     text = (hub / "text.txt").read_text()
-    batches = text_batches(loaded.tokenizer, text, task=task, context=12, num_tokens=20, seed=3)
-    fn, loss = ff.functionalize(loaded.model), getattr(ff.losses, task)()
+    batches = text_batches(loaded.tokenizer, text, task=loaded.task, context=12, num_tokens=20, seed=3)
+    fn, loss = ff.functionalize(loaded.model), ff.losses.causal_lm()
     grams = ff.token_grams(fn, fn.params, batches, loss, num_tokens=20, seed=3)
-    found = ff.directions.eigenpairs(grams.center() if options else grams, num=2)
+    found = ff.directions.eigenpairs(grams.center(), num=2)
     printed = json.loads(ran.stdout)
     assert printed["metadata"]["eigenvalues"] == pytest.approx(found.eigenvalues.tolist())
-    assert (printed["metadata"]["block"], printed["metadata"]["centered"]) == ("full matrix", bool(options))
+    assert (printed["metadata"]["block"], printed["metadata"]["centered"]) == ("full matrix", True)
     expected = ff.directions.leading_tokens(found, batches, loss, top=4, decode=loaded.tokenizer.decode)
     assert len(printed["tokens"]) == 8
     for row, want in zip(printed["tokens"], expected, strict=True):
         assert row["share"] == pytest.approx(want.share, abs=1e-9)
         assert (row["sequence"], row["position"], row["target"]) == (want.sequence, want.position, want.target)
         assert (row["before"], row["text"], row["after"]) == (want.before, want.text, want.after)
-        assert row["text"] in text or row["text"] == "</s>"
+        assert row["text"] in text
+
+
+def test_without_a_model_it_is_the_embedded_one(here):
+    printed = json.loads(run("--checkpoint", "early", "--tokens", 20, "--vectors", 1, "--format", "json").stdout)
+    facts, rows = printed["metadata"], printed["tokens"]
+    assert (facts["model_id"], facts["text"], facts["num_tokens"]) == ("sotu-llama/early", "embedded sample", 20)
+    assert len(rows) == 10 and all(row["before"] + row["text"] in sample_text().read_text() for row in rows)
 
 
 def test_a_block_is_one_of_the_partition(hub, here):

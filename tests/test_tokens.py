@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ import fisherfunc as ff
 from fisherfunc.testing import gradient_trees
 
 
+@cache
 def setting(name):
     model, batch = build(name, dtype=torch.float64)
     fn, loss = ff.functionalize(model), loss_for(name)

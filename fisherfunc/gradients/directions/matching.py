@@ -36,7 +36,8 @@ def names_of_block(names: Iterable[str], block: str | None, rule: Rule) -> tuple
 
 def rule_of(grams: TokenGrams, blocks: Rule | None) -> Rule:
     """The given rule, else the blocks that the Grams were accumulated by, else `by_layer`."""
-    return blocks or (by_layer if grams.labels is None else grams.labels.__getitem__)
+    labels = grams.labels
+    return blocks or (by_layer if labels is None else lambda name: labels.get(name, name))
 
 
 def gram_of_parameters(grams: TokenGrams, names: Iterable[str]) -> tuple[Tensor, Tensor | None, int]:

@@ -93,7 +93,7 @@ def damped_inverse(
 ) -> Product:
     """The product (F + γI)⁻¹ x = (x − Gᵀ (K + NγI)⁻¹ G x)/γ, by Woodbury's identity in N dimensions.
 
-    Cost: a forward pass a sequence and N³/3 operations at once; then, each product, a Jacobian-vector and a
+    Cost: a forward pass a sequence and 5/3 N³ operations at once; then, each product, a Jacobian-vector and a
     vector-Jacobian product a sequence. Round-off is about λ_max/γ times that of the model's dtype.
 
     Args:

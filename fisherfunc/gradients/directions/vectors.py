@@ -3,8 +3,7 @@
 With centred rows G is HG, so that v = Gᵀ(Hu)/√(λN). Axis order: vectors {name: (k, *shape)}, coefficients `(k, n)`.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import torch
 from jaxtyping import Float
@@ -18,7 +17,7 @@ from fisherfunc.gradients.directions.matching import (
     rows_of,
     rule_of,
 )
-from fisherfunc.gradients.directions.operators import product_with, projected
+from fisherfunc.gradients.directions.operators import Product, product_with, projected
 from fisherfunc.gradients.directions.passes import passes_of
 from fisherfunc.gradients.directions.products import weighted_gradients
 from fisherfunc.gradients.losses import TokenLoss
@@ -86,8 +85,7 @@ def eigenvectors(
 
     Vectors are made orthonormal by the inverse square root of their Gram, which moves them least; the metadata say how
     far from it they were. Cost: the eigenvectors of the Gram (9 N³ operations), a forward pass a sequence, a weighted
-    backward pass a sequence and vector, and for the residuals a product with F a vector. Three stacks of vectors are
-    held at most.
+    backward pass a sequence and vector, and for the residuals a product with F a vector. Two stacks of them are held.
 
     Args:
         fn: The model as a pure function.
@@ -133,7 +131,7 @@ def eigenvectors(
     )
 
 
-def _pairs(grams: TokenGrams, names: Any, block: str | None, num: int) -> Eigenpairs:
+def _pairs(grams: TokenGrams, names: Iterable[str], block: str | None, num: int) -> Eigenpairs:
     gram, scale, num_params = gram_of_parameters(grams, names)
     values, coefficients, resolution = leading_pairs(
         gram, num=num, num_tokens=grams.num_units, num_params=num_params, precision=grams.precision, scale=scale
@@ -150,7 +148,7 @@ def _pairs(grams: TokenGrams, names: Any, block: str | None, num: int) -> Eigenp
     )
 
 
-def _residual(product: Any, vectors: Params, row: int, eigenvalue: Tensor) -> Tensor:
+def _residual(product: Product, vectors: Params, row: int, eigenvalue: Tensor) -> Tensor:
     """‖F v − λ v‖/λ."""
     v = {name: stack[row] for name, stack in vectors.items()}
     rest = stacked({name: value - eigenvalue.to(value) * v[name] for name, value in product(v).items()})
