@@ -22,23 +22,30 @@ from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.linalg.token_grams import TokenGrams, Tokens
 from fisherfunc.models.functionalize import functionalize
 from fisherfunc.partitioning import by_layer, by_module, by_parameter, partition, whole
+from fisherfunc.pipeline.compare import compare
+from fisherfunc.pipeline.comparison import Comparison
 from fisherfunc.pipeline.determinism import deterministic
 from fisherfunc.pipeline.eigenvectors import fisher_eigenvectors
 from fisherfunc.pipeline.fisher import fisher_spectrum
 from fisherfunc.pipeline.plan import plan
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.pipeline.solve import spectrum_of_gradients, spectrum_of_grams
+from fisherfunc.surface.recorder import SpectrumRecorder
+from fisherfunc.surface.trainer_callback import trainer_callback
 
 __all__ = [
+    "Comparison",
     "FisherSpectrum",
     "ModelFunction",
     "RunPlan",
     "Spectrum",
+    "SpectrumRecorder",
     "TokenGrams",
     "Tokens",
     "by_layer",
     "by_module",
     "by_parameter",
+    "compare",
     "deterministic",
     "directions",
     "fisher_eigenvectors",
@@ -56,6 +63,7 @@ __all__ = [
     "targets",
     "token_grams",
     "tokens",
+    "trainer_callback",
     "whole",
 ]
 

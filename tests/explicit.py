@@ -1,12 +1,13 @@
 """F as an explicit P × P matrix in float64, from the loop of backward passes in oracle.py; and trees as vectors."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
-from oracle import gradient_rows
+from oracle import gradient_rows, terms
 from torch import Tensor
-from zoo import CASES
+from zoo import CASES, build
 
 import fisherfunc as ff
 
@@ -26,8 +27,6 @@ def rows_of(name: str, model: torch.nn.Module, batch: Any, *, unit: str = "token
     kind = CASES[name].kind
     rows = gradient_rows(model, kind, batch)
     if unit == "sequence":
-        from oracle import terms
-
         of = torch.tensor([term.sequence for term in terms(kind, batch)])
         rows = {n: torch.stack([g[of == s].sum(0) for s in of.unique()]) for n, g in rows.items()}
     return {n: g - g.mean(0) if center else g for n, g in rows.items()}
@@ -52,3 +51,12 @@ def tree_of(vector: Tensor, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A vector as a tree of the shapes of the parameters."""
     pieces = vector.split([p.numel() for p in params.values()])
     return {name: piece.reshape(p.shape) for (name, p), piece in zip(params.items(), pieces, strict=True)}
+
+
+@cache
+def setting(name, *, dtype=torch.float64, **options):
+    """The model as a function, its batch and loss, and the rows of a loop of backward passes."""
+    model, batch = build(name, dtype=dtype)
+    fn = ff.functionalize(model)
+    rows = rows_of(name, model, batch, **options)
+    return fn, batch, loss_for(name), {n: rows[n] for n in fn.params}

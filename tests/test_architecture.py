@@ -19,7 +19,7 @@ import fisherfunc as ff
 PACKAGE = Path(ff.__file__).parent
 REPOSITORY = Path(__file__).parents[1]
 LAYERS = ("records", "linalg", "partitioning", "statistics", "gradients", "models", "pipeline", "surface")
-EXTRAS = ("transformers", "tokenizers", "matplotlib", "click", "rich", "hypothesis")
+EXTRAS = ("transformers", "tokenizers", "accelerate", "matplotlib", "click", "rich", "hypothesis")
 WITH_EXTRAS = ("surface", "testing", "assets")
 WITH_EFFECTS = ("surface.", "assets.train.", "assets._corpus.", "records.storage.", "__main__.")
 WITH_EFFECTS += ("records.tensor_files.", "records.spill.")
@@ -27,7 +27,8 @@ LINES = 300
 SPACES = (ff.directions, ff.kernels, ff.losses, ff.metrics, ff.statistics, ff.targets, ff.testing, ff.tokens)
 CONTRACT = {
     "": "fisher_spectrum plan RunPlan FisherSpectrum Spectrum functionalize ModelFunction per_token_gradients "
-    "fisher_eigenvectors token_grams TokenGrams partition by_layer by_module by_parameter whole deterministic",
+    "fisher_eigenvectors token_grams TokenGrams partition by_layer by_module by_parameter whole deterministic "
+    "SpectrumRecorder trainer_callback compare Comparison",
     "losses": "causal_lm masked_lm seq2seq_lm classification regression infer",
     "targets": "observed sampled all_classes",
     "kernels": "gram_eigh covariance_eigh svd svd_lowrank",
@@ -86,7 +87,7 @@ def allowed(layer: str) -> set[str]:
     """What files of a layer, or of what stands beside the layers, may import."""
     below_surface = set(LAYERS[:-1])
     special = {
-        "": {*below_surface, "testing"},
+        "": {*LAYERS, "testing"},
         "__main__": {"surface"},
         "testing": {*below_surface, "testing"},
         "assets": {"assets"},

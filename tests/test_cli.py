@@ -18,6 +18,7 @@ from fisherfunc.models.huggingface import load, text_batches
 from fisherfunc.surface import job
 from fisherfunc.surface.cli import cli
 from fisherfunc.surface.files import read_spectrum
+from fisherfunc.surface.sizes import parse_bytes
 
 ORDER = ["spectrum.json", "eigenvalues.csv", "spectrum.png", "spectrum.svg", "couplings.png", "couplings.svg"]
 
@@ -140,13 +141,13 @@ def test_checkpoints_have_folders_of_their_own():
     ("text", "size"), [("2GB", 2 * 10**9), ("500 mb", 5 * 10**8), ("1.5GiB", 3 * 2**29), ("4096", 4096), ("10b", 10)]
 )
 def test_sizes(text, size):
-    assert job.parse_bytes(text) == size
+    assert parse_bytes(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "GB", "2XB", "-1GB", "0", "1e9", "0.1b"])
 def test_what_is_no_size_is_an_error(text):
     with pytest.raises(ValueError, match=re.escape(repr(text))):
-        job.parse_bytes(text)
+        parse_bytes(text)
 
 
 def test_the_help_names_every_option_and_column():

@@ -264,3 +264,17 @@ def test_a_block_that_was_kept_whole_stays_exact_beside_a_sampled_one():
     exact = {label: spectrum.exact for label, spectrum in result.blocks.items()}
     assert exact == {label: spectrum.num_params <= 10 for label, spectrum in result.blocks.items()}
     assert not result.full.exact
+
+
+def test_the_metadata_know_the_tokens_whatever_the_model_the_loss_or_the_dtype_of_the_weights():
+    model, batch = build("gpt2")
+    with torch.no_grad():
+        known = ff.fisher_spectrum(model, batch, blocks=ff.whole).metadata["tokens"]
+        model.transformer.wte.weight.mul_(2.0)
+        again = ff.fisher_spectrum(model, batch, dtype=torch.float64, loss=ff.losses.causal_lm()).metadata["tokens"]
+    other = {**batch, "labels": batch["labels"].clone()}
+    other["labels"][0, 3] += 1
+    fewer, moved = (
+        ff.fisher_spectrum(model, b, num_tokens=n).metadata["tokens"] for b, n in ((batch, 4), (other, None))
+    )
+    assert known == again and len({known, fewer, moved}) == 3

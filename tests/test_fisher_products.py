@@ -1,11 +1,10 @@
-"""Products with F and with its damped inverse against the explicit matrix, a linear solve, and curvlinops."""
+"""Products with F against the explicit matrix and curvlinops, whichever derivatives the operations have."""
 
 from dataclasses import replace
-from functools import cache
 
 import pytest
 import torch
-from explicit import fisher_of, flat, flat_stack, loss_for, random_tree, rows_of, tree_of
+from explicit import fisher_of, flat, flat_stack, random_tree, rows_of, setting, tree_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -18,15 +17,6 @@ from fisherfunc.gradients.directions.passes import passes_of
 from fisherfunc.gradients.prepare import prepared
 
 FEW = settings(max_examples=6)
-
-
-@cache
-def setting(name, *, dtype=torch.float64, **options):
-    """The model as a function, its batch and loss, and the rows of a loop of backward passes."""
-    model, batch = build(name, dtype=dtype)
-    fn = ff.functionalize(model)
-    rows = rows_of(name, model, batch, **options)
-    return fn, batch, loss_for(name), {n: rows[n] for n in fn.params}
 
 
 @pytest.mark.parametrize("center", [False, True])
@@ -226,55 +216,6 @@ def test_all_three_ways_give_the_same():
     for way in products.METHODS.values():
         found = torch.cat([way(one, passes.params, x) for one in passes.each])
         torch.testing.assert_close(found, expected[torch.cat([one.rows for one in passes.each])], rtol=1e-10, atol=0)
-
-
-@pytest.mark.parametrize("center", [False, True])
-@pytest.mark.parametrize("name", ["mlp", "lstm"])
-def test_the_damped_inverse_is_that_of_a_linear_solve(name, center):
-    fn, batch, loss, rows = setting(name, center=center)
-    grams = ff.token_grams(fn, fn.params, batch, loss)
-    grams = grams.center() if center else grams
-    fisher, x = fisher_of(rows), random_tree(fn.params)
-    for gamma in (1e-4, 0.1, 10.0):
-        inverse = ff.directions.damped_inverse(fn, fn.params, batch, loss, grams, gamma=gamma)
-        damped = fisher + gamma * torch.eye(len(fisher), dtype=fisher.dtype)
-        torch.testing.assert_close(flat(inverse(x)), torch.linalg.solve(damped, flat(x)), rtol=1e-8, atol=1e-10 / gamma)
-
-
-def test_of_a_block_the_damped_inverse_is_that_of_its_block():
-    fn, batch, loss, rows = setting("lstm")
-    some = {name: p for name, p in fn.params.items() if name.startswith("lstm")}
-    grams = ff.token_grams(fn, fn.params, batch, loss)
-    inverse = ff.directions.damped_inverse(fn, some, batch, loss, grams, gamma=0.01)
-    fisher, x = fisher_of(rows, some), random_tree(some)
-    damped = fisher + 0.01 * torch.eye(len(fisher), dtype=fisher.dtype)
-    torch.testing.assert_close(flat(inverse(x)), torch.linalg.solve(damped, flat(x)), rtol=1e-9, atol=1e-10)
-
-
-@FEW
-@given(st.floats(-3, 2), st.integers(0, 99))
-def test_the_damped_inverse_undoes_the_damped_product(exponent, seed):
-    fn, batch, loss, _ = setting("mlp")
-    gamma, x = 10.0**exponent, random_tree(fn.params, seed)
-    grams = ff.token_grams(fn, fn.params, batch, loss)
-    inverse = ff.directions.damped_inverse(fn, fn.params, batch, loss, grams, gamma=gamma)(x)
-    product = ff.directions.fisher_vector_product(fn, fn.params, batch, loss)(inverse)
-    torch.testing.assert_close(flat(product) + gamma * flat(inverse), flat(x), rtol=1e-9, atol=1e-10)
-
-
-@pytest.mark.parametrize("gamma", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_damping_that_is_not_positive_is_an_error(gamma):
-    fn, batch, loss, _ = setting("mlp")
-    grams = ff.token_grams(fn, fn.params, batch, loss)
-    with pytest.raises(ValueError, match=f"gamma expected a positive number, got gamma={gamma}"):
-        ff.directions.damped_inverse(fn, fn.params, batch, loss, grams, gamma=gamma)
-
-
-def test_a_damping_below_the_resolution_is_an_error():
-    fn, batch, loss, _ = setting("mlp", dtype=torch.float32)
-    grams = ff.token_grams(fn, fn.params, batch, loss)
-    with pytest.raises(ValueError, match=r"gamma=1e-12 is below the resolution \d\.\de-\d\d of these Grams"):
-        ff.directions.damped_inverse(fn, fn.params, batch, loss, grams, gamma=1e-12)
 
 
 def test_zero_gradients_leave_the_damping_alone():

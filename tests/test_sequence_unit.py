@@ -38,7 +38,7 @@ def test_rows_are_the_sums_of_the_tokens_that_by_sequence_adds_up(name, num_toke
     assert torch.equal(got.tokens.sequence, expected.tokens.sequence)
     assert torch.equal(got.tokens.position, expected.tokens.position)
     torch.testing.assert_close(got.tokens.loss, expected.tokens.loss, rtol=1e-12, atol=0)
-    for key in ("num_summed_tokens", "num_valid_tokens", "dropped_tokens", "loss", "shift"):
+    for key in ("num_summed_tokens", "summed_tokens", "batch", "num_valid_tokens", "dropped_tokens", "loss", "shift"):
         assert got.metadata[key] == expected.metadata[key], key
     assert not got.scale  # nothing cancelled between Grams, so their own size is that of their round-off
 
@@ -147,6 +147,7 @@ def test_a_token_without_a_finite_gradient_is_left_out_of_its_sequence():
     assert max(errors(got, expected).values()) <= 1e-12
     assert got.metadata["dropped_tokens"] == expected.metadata["dropped_tokens"] == 1
     assert got.metadata["num_summed_tokens"] == expected.metadata["num_summed_tokens"] == 5
+    assert got.fingerprint == expected.fingerprint
     torch.testing.assert_close(got.tokens.loss, expected.tokens.loss)
 
 

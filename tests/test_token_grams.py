@@ -201,3 +201,24 @@ def test_metadata_that_is_not_plain_is_an_error_and_leaves_no_file(tmp_path):
     with pytest.raises(TypeError):
         grams.save(tmp_path / "grams.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fingerprint_says_which_tokens_the_rows_are_in_any_order():
+    grams = dataclasses.replace(grams_of(TREE, sequence=SEQUENCE), metadata={"batch": "a"})
+    count = grams.num_units
+    whole = grams.fingerprint
+    assert len(whole) == 16 and grams.select(range(count)[::-1]).fingerprint == whole
+    assert grams.center().fingerprint == whole
+    halves = {grams.select(range(count - 1)).fingerprint, grams.select(range(1, count)).fingerprint}
+    summed = {grams.by_sequence().fingerprint, grams.select(range(count - 1)).by_sequence().fingerprint}
+    other = dataclasses.replace(grams, metadata={"batch": "b"}).fingerprint
+    assert len({whole, other, *halves, *summed}) == 6
+    assert dataclasses.replace(grams, metadata={}).fingerprint is None
+    assert len({grams.select(index).fingerprint for index in ([0, 1], [0, 0, 1], [0, 1, 1])}) == 3
+
+
+def test_a_token_that_has_a_row_for_each_of_several_targets_is_one_token():
+    sequence, position = torch.tensor([0, 0, 1]), torch.tensor([1, 2, 1])
+    twice = [column.repeat_interleave(2) for column in (sequence, position)]
+    one = module.which_tokens(sequence, position, num_units=3)
+    assert module.which_tokens(*twice, num_units=3) == one != module.which_tokens(*twice, num_units=6)

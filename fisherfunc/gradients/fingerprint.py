@@ -1,16 +1,14 @@
 """What a pass works on, in a few lines of text: two passes with one fingerprint give the same Grams."""
 
-import hashlib
 from collections.abc import Mapping
-from typing import Any
 
-from torch import Tensor
-from torch.utils import _pytree as pytree
+import torch
 
 from fisherfunc.gradients.dense.subsample import Coordinates
 from fisherfunc.gradients.workload import PassOptions, Workload
+from fisherfunc.linalg.which_tokens import which_tokens
 from fisherfunc.records.dtypes import dtype_name
-from fisherfunc.records.tensor_files import bytes_of
+from fisherfunc.records.hashing import hash_of, short_hash
 from fisherfunc.records.versions import versions
 
 
@@ -26,22 +24,37 @@ def fingerprint(
     others = {name: t for name, t in (fn.params | fn.frozen | fn.buffers).items() if name not in work.params}
     return {
         "model": fn.name,
-        "parameters": _hash(dict(work.params)),
-        "other tensors of the model": _hash(others),
-        "batch": _hash(list(work.sequences)),
-        "tokens": _hash([work.tokens.sequence, work.tokens.entry]),
+        "parameters": hash_of(dict(work.params)),
+        "other tensors of the model": hash_of(others),
+        "batch": hash_of(list(work.sequences)),
+        "tokens": hash_of([work.tokens.sequence, work.tokens.entry]),
         "targets": targets,
         "loss": f"{work.loss.name}, shift {work.loss.shift}",
         "route": route,
-        "coordinates": _hash([dict(coordinates.index), dict(coordinates.weight)]),
+        "coordinates": hash_of([dict(coordinates.index), dict(coordinates.weight)]),
         "chunk_size": str(options.chunk_size),
         "memory_limit": str(options.memory_limit),
         "gram_dtype": dtype_name(options.gram_dtype),
-        "labels": "each parameter" if options.labels is None else _hash(dict(options.labels)),
+        "labels": "each parameter" if options.labels is None else hash_of(dict(options.labels)),
         "spill": str(options.empty is not None),
         "device": next(iter(work.params.values())).device.type,
         "versions": str({name: version for name, version in versions().items() if name != "python"}),
     }
+
+
+def tokens_of(work: Workload, rows: Workload, *, unit: str) -> dict[str, str]:
+    """What of the metadata says which tokens the rows are (see `TokenGrams.fingerprint`): neither model nor loss.
+
+    Args:
+        work: The tokens before they are summed.
+        rows: What the pass was over: of unit "sequence", pairs of a sequence and which of its tokens count.
+        unit: "token" or "sequence".
+    """
+    batch = {"batch": short_hash(list(work.sequences))}
+    if unit == "token":
+        return batch
+    sequence, position = torch.cat([counted for _, counted in rows.sequences]).nonzero().unbind(dim=1)
+    return batch | {"summed_tokens": which_tokens(sequence, position, num_units=len(sequence))}
 
 
 def differences(there: Mapping[str, str], here: Mapping[str, str]) -> str:
@@ -52,16 +65,3 @@ def differences(there: Mapping[str, str], here: Mapping[str, str]) -> str:
 
 def _compared(name: str, there: str, here: str) -> str:
     return name if {len(there), len(here)} & {64} else f"{name} ({there} there, {here} here)"
-
-
-def _hash(tree: Any) -> str:
-    found = hashlib.sha256()
-    for path, leaf in pytree.tree_flatten_with_path(tree)[0]:
-        found.update(pytree.keystr(path).encode())
-        if isinstance(leaf, Tensor):
-            found.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
-            found.update(bytes_of(leaf))
-        else:
-            plain = leaf is None or isinstance(leaf, str | int | float)
-            found.update((repr(leaf) if plain else type(leaf).__qualname__).encode())
-    return found.hexdigest()

@@ -16,7 +16,7 @@ from fisherfunc.gradients.dense.route import dense_grams
 from fisherfunc.gradients.dense.slabs import DensePlan
 from fisherfunc.gradients.dense.subsample import EVERY, Coordinates, sample_coordinates
 from fisherfunc.gradients.factored.route import NotFactorable, factored_grams
-from fisherfunc.gradients.fingerprint import fingerprint
+from fisherfunc.gradients.fingerprint import fingerprint, tokens_of
 from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.outcome import watched
@@ -131,6 +131,7 @@ def token_grams(
         "targets": targets.name,
         "loss": loss.name,
         "shift": loss.shift,
+        **tokens_of(ready.work, done.rows, unit=unit),
         "num_valid_tokens": ready.num_valid,
         "dropped_tokens": ready.num_dropped + ready.work.num_tokens - done.num_tokens,
         "seed": int(seed),

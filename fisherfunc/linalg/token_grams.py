@@ -19,7 +19,9 @@ from torch import Tensor
 from fisherfunc.linalg import gram as algebra
 from fisherfunc.linalg.tokens import Tokens, check_whole, summed_tokens
 from fisherfunc.linalg.which_fisher import EMPIRICAL, check_center, check_sums
+from fisherfunc.linalg.which_tokens import which_tokens
 from fisherfunc.records.dtypes import dtype_name
+from fisherfunc.records.hashing import short_hash
 from fisherfunc.records.record import record
 from fisherfunc.records.storage import replacing
 from fisherfunc.records.tensor_files import apart
@@ -67,6 +69,16 @@ class TokenGrams:
     def fisher(self) -> str:
         """Which Fisher the rows make: "empirical", "true (exact)" or "true (Monte-Carlo, …)"."""
         return str(self.metadata.get("fisher", EMPIRICAL))
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Which tokens the rows are, in any order: a hash of the batch, and of the sequence and position of each.
+
+        None where the metadata name no batch. A row of unit "sequence" is known by the tokens that it sums as well.
+        """
+        facts = self.metadata
+        known = which_tokens(self.tokens.sequence, self.tokens.position, num_units=self.num_units)
+        return short_hash([facts["batch"], facts.get("summed_tokens"), known]) if "batch" in facts else None
 
     def block(self, names: Iterable[str] | None = None) -> Float[Tensor, "n n"]:
         """K_b = Σ_{p∈b} K_p, the Gram of a block of parameters; of all of them where `names` is None.
@@ -139,7 +151,11 @@ class TokenGrams:
             scale={name: longest * torch.linalg.matrix_norm(k) for name, k in self.grams.items()},
             tokens=summed,
             unit="sequence",
-            metadata={**self.metadata, "num_summed_tokens": self.num_units},
+            metadata={
+                **self.metadata,
+                "num_summed_tokens": self.num_units,
+                "summed_tokens": which_tokens(self.tokens.sequence, self.tokens.position, num_units=self.num_units),
+            },
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -181,6 +181,7 @@ def _facts(grams: TokenGrams, blocks: Callable[[str], str] | None) -> dict[str, 
     return {
         "unit": grams.unit,
         "centered": grams.centered,
+        "tokens": grams.fingerprint,
         "num_tokens": grams.num_units,
         "num_rows": grams.num_rows,
         "num_sequences": len(grams.tokens.sequence.unique()),

@@ -1,8 +1,6 @@
 """The command line. Commands only read their options; the work is in job.py, the words in report.py."""
 
 import json
-import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import reduce
@@ -11,8 +9,10 @@ from typing import Any
 import click
 
 from fisherfunc.surface.boundary import Group, Interrupted, guarded
+from fisherfunc.surface.compare_command import compare
+from fisherfunc.surface.terminal import console as _console
+from fisherfunc.surface.terminal import hush as _hush
 
-_WIDTH_OF_A_FILE = 120
 SPECTRUM_HELP = """Compute the exact spectrum of the per-token empirical Fisher of a language model.
 
 With F = (1/N) Σ g gᵀ over the gradients g of the N token losses, this prints the eigenvalue metrics of each
@@ -95,7 +95,7 @@ def cli(context: click.Context) -> None:
 def _memory(_context: click.Context, _option: click.Parameter, value: str | None) -> int | None:
     if value is None:
         return None
-    from fisherfunc.surface.job import parse_bytes
+    from fisherfunc.surface.sizes import parse_bytes
 
     try:
         return parse_bytes(value)
@@ -251,13 +251,13 @@ def plan(form: str, checkpoint: str | None, **options: Any) -> None:
 def tokens(form: str, checkpoint: str | None, block: str | None, vectors: int, top: int, **options: Any) -> None:
     """Print tokens."""
     _check_checkpoint(checkpoint, options)
-    from fisherfunc.surface import job
+    from fisherfunc.surface import job, token_job
     from fisherfunc.surface.progress import progress_bar
 
     _hush()
     task = job.Job(checkpoint=checkpoint or "final", **options)
     with progress_bar() as progress:
-        rows, facts = job.carriers(task, block=block, num=vectors, top=top, progress=progress)
+        rows, facts = token_job.carriers(task, block=block, num=vectors, top=top, progress=progress)
     if form == "json":
         found = {"metadata": facts, "tokens": [asdict(row) for row in rows]}
         click.echo(json.dumps(found, allow_nan=False, indent=1, ensure_ascii=False))
@@ -282,18 +282,4 @@ def _show(result: Any, form: str) -> None:
     console.print(report(result, width=console.width))
 
 
-def _console() -> Any:
-    from rich.console import Console
-
-    terminal = Console()
-    return terminal if terminal.is_terminal else Console(width=_WIDTH_OF_A_FILE)
-
-
-def _hush() -> None:
-    """No bars and no advice from Transformers: what matters is raised."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    if "transformers" in sys.modules:
-        logging = sys.modules["transformers"].utils.logging
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+cli.add_command(compare)

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 
 from fisherfunc import assets
-from fisherfunc.gradients import directions, losses, targets
+from fisherfunc.gradients import losses, targets
 from fisherfunc.gradients.run_plan import RunPlan
 from fisherfunc.gradients.targets import Targets
 from fisherfunc.models.huggingface import LoadedModel, load, num_valid_tokens, text_batches
 from fisherfunc.partitioning import RULES
-from fisherfunc.pipeline.eigenvectors import fisher_eigenpairs
 from fisherfunc.pipeline.fisher import fisher_spectrum
 from fisherfunc.pipeline.plan import plan
 from fisherfunc.pipeline.result import FisherSpectrum
@@ -30,8 +29,6 @@ DEFAULT_CONTEXT = 128
 EMBEDDED_CONTEXT = 64
 PLOT_NAME = "spectrum"
 COUPLINGS_NAME = "couplings"
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
-_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,11 +115,11 @@ def compute(
         OSError: If a file cannot be read.
         ImportError: If Transformers is not installed.
     """
-    loaded, batches, facts = _loaded(job)
+    loaded, batches, facts = loaded_model(job)
     result = fisher_spectrum(
         loaded.model,
         batches,
-        loss=_LOSSES[loaded.task](),
+        loss=LOSSES[loaded.task](),
         targets=job.chosen_targets,
         blocks=RULES[job.blocks],
         center=job.center,
@@ -145,11 +142,11 @@ def predict(job: Job) -> tuple[RunPlan, dict[str, Any]]:
         OSError: If a file cannot be read.
         ImportError: If Transformers is not installed.
     """
-    loaded, batches, facts = _loaded(job)
+    loaded, batches, facts = loaded_model(job)
     found = plan(
         loaded.model,
         batches,
-        loss=_LOSSES[loaded.task](),
+        loss=LOSSES[loaded.task](),
         targets=job.chosen_targets,
         blocks=RULES[job.blocks],
         unit=job.unit,
@@ -160,44 +157,7 @@ def predict(job: Job) -> tuple[RunPlan, dict[str, Any]]:
     return found, {**facts, "unit": job.unit, "fisher": job.chosen_targets.fisher, "targets": job.chosen_targets.name}
 
 
-def carriers(
-    job: Job, *, block: str | None = None, num: int = 3, top: int = 10, progress: Progress | None = None
-) -> tuple[list[directions.LeadingToken], dict[str, Any]]:
-    """The tokens that carry the leading eigenvectors, and what is known of these. The unit is the token.
-
-    Args:
-        job: What to compute.
-        block: The label of a block; the full matrix where None.
-        num: How many eigenvectors.
-        top: How many tokens of each.
-        progress: Called as `progress(done, total)`.
-
-    Raises:
-        ValueError: If the text, the model, the block or an option cannot be used; it says which and why.
-        OSError: If a file cannot be read.
-        ImportError: If Transformers is not installed.
-    """
-    loaded, batches, facts = _loaded(job)
-    loss = _LOSSES[loaded.task]()
-    pairs = fisher_eigenpairs(
-        loaded.model,
-        batches,
-        num=num,
-        block=block,
-        blocks=RULES[job.blocks],
-        loss=loss,
-        center=job.center,
-        num_tokens=job.num_tokens or DEFAULT_TOKENS,
-        seed=job.seed,
-        memory_limit=job.memory_limit,
-        progress=progress,
-    )
-    rows = directions.leading_tokens(pairs, batches, loss, top=top, decode=loaded.tokenizer.decode)
-    found = {"eigenvalues": pairs.eigenvalues.tolist(), "resolution": pairs.resolution.item()}
-    return rows, {**pairs.metadata, **facts, **found, "block": pairs.label}
-
-
-def _loaded(job: Job) -> tuple[LoadedModel, list[dict[str, Any]], dict[str, Any]]:
+def loaded_model(job: Job) -> tuple[LoadedModel, list[dict[str, Any]], dict[str, Any]]:
     """The model, the batches cut from the text, and what results say of them."""
     text = read_text(job.text)
     loaded = load(job.source, dtype=getattr(torch, job.dtype), device=_device(job.device))
@@ -258,24 +218,7 @@ def read_text(path: str | None) -> str:
         raise ValueError(f"{name} is not UTF-8 text (see byte {error.start}); convert it") from error
 
 
-def parse_bytes(text: str) -> int:
-    """A size in bytes from "2GB", "500 MB", "1.5GiB" or plain bytes.
-
-    Raises:
-        ValueError: If it is not such a size, or not positive.
-
-    Example:
-        >>> parse_bytes("2GB"), parse_bytes("1.5GiB"), parse_bytes("4096")
-        (2000000000, 1610612736, 4096)
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
-    size = int(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
-    if size < 1:
-        raise ValueError(f"a memory size like 2GB, 500MB or 1.5GiB was expected, got {text!r}")
-    return size
-
-
-_LOSSES: dict[str, Callable[[], losses.TokenLoss]] = {
+LOSSES: dict[str, Callable[[], losses.TokenLoss]] = {
     "causal_lm": losses.causal_lm,
     "masked_lm": losses.masked_lm,
     "seq2seq_lm": losses.seq2seq_lm,

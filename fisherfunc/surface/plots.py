@@ -75,10 +75,10 @@ def rendered(figure: Any, kind: str) -> bytes:
 
 
 def _draw(matplotlib: ModuleType, figure: Any, axes: Any, result: FisherSpectrum) -> None:
-    palette = _palette(matplotlib, len(result.blocks))
+    palette = palette_of(matplotlib, len(result.blocks))
     many = len(result.blocks) > LEGEND_LIMIT
     if len(result.blocks) == 1:
-        _line(
+        line(
             axes,
             result.full,
             color=INK,
@@ -87,8 +87,8 @@ def _draw(matplotlib: ModuleType, figure: Any, axes: Any, result: FisherSpectrum
         )
     else:
         for index, (label, spectrum) in enumerate(result.blocks.items()):
-            _line(axes, spectrum, color=palette(index), label=shortened(label), linewidth=1.0 if many else 1.5)
-        _line(
+            line(axes, spectrum, color=palette(index), label=shortened(label), linewidth=1.0 if many else 1.5)
+        line(
             axes,
             result.block_diagonal,
             color=INK,
@@ -97,7 +97,7 @@ def _draw(matplotlib: ModuleType, figure: Any, axes: Any, result: FisherSpectrum
             dashes=(4, 2),
             zorder=4,
         )
-        _line(axes, result.full, color=INK, label="full matrix", linewidth=2.0, zorder=5)
+        line(axes, result.full, color=INK, label="full matrix", linewidth=2.0, zorder=5)
     _limits(axes, result)
     _key(matplotlib, figure, axes, list(result.blocks))
     if len(result.block_diagonal.eigenvalues) <= _FEW_POINTS:
@@ -107,7 +107,8 @@ def _draw(matplotlib: ModuleType, figure: Any, axes: Any, result: FisherSpectrum
     axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
 
 
-def _line(axes: Any, spectrum: Spectrum, *, label: str, color: Any, dashes: Any = (), **style: Any) -> None:
+def line(axes: Any, spectrum: Spectrum, *, label: str, color: Any, dashes: Any = (), **style: Any) -> None:
+    """One spectrum: solid down to its resolution, faint below it."""
     values = spectrum.eigenvalues.tolist()
     positive = [(rank, value) for rank, value in enumerate(values, start=1) if value > 0]
     resolved = [point for point in positive if point[1] > spectrum.resolution.item()]
@@ -168,12 +169,13 @@ def _key(matplotlib: ModuleType, figure: Any, axes: Any, labels: list[str]) -> N
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8.5)
     else:
         axes.legend(handles[len(labels) :], names[len(labels) :], loc="upper right", fontsize=8.5)
-        _colorbar(matplotlib, figure, axes, labels)
+        colorbar(matplotlib, figure, axes, labels)
 
 
-def _colorbar(matplotlib: ModuleType, figure: Any, axes: Any, labels: list[str]) -> None:
+def colorbar(matplotlib: ModuleType, figure: Any, axes: Any, labels: list[str]) -> None:
+    """The colours of many blocks, with some of their labels."""
     count = len(labels)
-    palette = _palette(matplotlib, count)
+    palette = palette_of(matplotlib, count)
     mappable = matplotlib.cm.ScalarMappable(
         norm=matplotlib.colors.Normalize(-0.5, count - 0.5),
         cmap=matplotlib.colors.ListedColormap([palette(index) for index in range(count)]),
@@ -185,7 +187,7 @@ def _colorbar(matplotlib: ModuleType, figure: Any, axes: Any, labels: list[str])
     bar.outline.set_visible(False)
 
 
-def _palette(matplotlib: ModuleType, count: int) -> Callable[[int], Any]:
+def palette_of(matplotlib: ModuleType, count: int) -> Callable[[int], Any]:
     """The colour of each block: sequential in the order of the model, neither black nor too light."""
     colors = matplotlib.colormaps["plasma"]
     return lambda index: colors(0.05 + 0.80 * (index / max(1, count - 1)))

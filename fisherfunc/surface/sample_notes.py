@@ -1,5 +1,7 @@
 """Footnotes of the table on the sample: which metrics its size sets, and what the intervals are."""
 
+from collections.abc import Collection
+
 from fisherfunc.pipeline.result import FisherSpectrum, limits_of
 from fisherfunc.statistics.interval import Interval
 
@@ -7,8 +9,13 @@ _FEW = 4
 _SHOWN = {"condition_number": "condition number", "effective_rank": "eff. rank"}
 
 
-def sample_notes(result: FisherSpectrum) -> list[str]:
-    """A line for each column of the table whose numbers the size of the sample sets, with the matrices it is so of."""
+def sample_notes(result: FisherSpectrum, metrics: Collection[str] = tuple(_SHOWN)) -> list[str]:
+    """A line for each column of the table whose numbers the size of the sample sets, with the matrices it is so of.
+
+    Args:
+        result: The result.
+        metrics: Those that are shown.
+    """
     full = [("full matrix", result.full)] if len(result.blocks) > 1 else []  # else it is the one block
     spectra = [*result.blocks.items(), *full]
     limits = {label: limits_of(result, spectrum) for label, spectrum in spectra}
@@ -16,7 +23,7 @@ def sample_notes(result: FisherSpectrum) -> list[str]:
     found = []
     for metric, name in _SHOWN.items():
         labels = [label for label, limit in limits.items() if metric in limit.set_by_sample]
-        if labels:
+        if labels and metric in metrics:
             found.append(
                 f"{name}: set by the number of {unit}s, {count:,}, as much as by the model, in {_listed(labels)}"
             )

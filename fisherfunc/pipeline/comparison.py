@@ -1,0 +1,76 @@
+"""Several results side by side, as a record: each metric of each block of each result, and how alike they are."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from fisherfunc.pipeline.result import FisherSpectrum
+from fisherfunc.records.record import record
+from fisherfunc.statistics.coupling import BlockCoupling
+from fisherfunc.statistics.interval import Interval
+
+Table = Mapping[str, Mapping[str, Mapping[str, float | int | None]]]
+"""{label: {metric: {name of the result: value}}}; what does not exist is None."""
+
+
+@record(static=("values", "ratios", "intervals", "differing"))
+class Comparison:
+    """Results that are of one kind, lined up; the first is what the others are held against.
+
+    Attributes:
+        results: {name: spectra}, in order.
+        values: {label: {metric: {name: value}}}: the blocks, then `block_diagonal` and `full` (in parentheses where a
+            block is called that). None where a result has no such block, or a metric does not exist.
+        ratios: Likewise, each value over that of the first result.
+        intervals: Likewise, the confidence interval of each value; None where a result has none.
+        similarity: {label: (r, r)}: the centred kernel alignment of the token Grams of each pair of results, by block
+            and `full`; empty where no Grams were given, or the tokens are not the same.
+        overlaps: {label: (r, r)}: the overlap of the leading subspaces of each pair, `subspace_overlap`; empty where no
+            eigenvectors were given.
+        differing: {aspect: {name: value}}: in what the results differ, by permission.
+    """
+
+    results: Mapping[str, FisherSpectrum]
+    values: Table
+    ratios: Table
+    intervals: Mapping[str, Mapping[str, Mapping[str, Interval | None]]]
+    similarity: dict[str, Float[Tensor, "r r"]]
+    overlaps: dict[str, Float[Tensor, "r r"]]
+    differing: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the results, in order."""
+        return list(self.results)
+
+    @property
+    def couplings(self) -> dict[str, BlockCoupling | None]:
+        """{name: how the blocks of F hang together}; None where a result does not know."""
+        return {name: result.coupling for name, result in self.results.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python values that survive JSON; what is undefined is None."""
+        return {
+            "results": {name: dict(result.metadata) for name, result in self.results.items()},
+            "differing": {aspect: dict(values) for aspect, values in self.differing.items()},
+            "values": _plain(self.values),
+            "ratios": _plain(self.ratios),
+            "intervals": {
+                label: {metric: {n: i.to_dict() for n, i in row.items() if i} for metric, row in rows.items()}
+                for label, rows in self.intervals.items()
+            },
+            "couplings": {name: c.to_dict() if c else None for name, c in self.couplings.items()},
+            "similarity": {label: _rows(matrix) for label, matrix in self.similarity.items()},
+            "overlaps": {label: _rows(matrix) for label, matrix in self.overlaps.items()},
+        }
+
+
+def _plain(table: Table) -> dict[str, Any]:
+    return {label: {metric: dict(row) for metric, row in rows.items()} for label, rows in table.items()}
+
+
+def _rows(matrix: Float[Tensor, "r r"]) -> list[list[float | None]]:
+    return [[value if math.isfinite(value) else None for value in row] for row in matrix.tolist()]

@@ -1,0 +1,165 @@
+"""The tables of a comparison, for a terminal: what the results are, then each metric, a row a block, a column a result.
+
+Beside each number stands its ratio to the first result's.
+"""
+
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+from fisherfunc.pipeline.comparison import Comparison
+from fisherfunc.statistics.interval import Interval
+from fisherfunc.surface.report import require_rich
+from fisherfunc.surface.sample_notes import interval_note, sample_notes
+from fisherfunc.surface.wording import NOTHING, matrix_name, model_name, notes, number
+
+HEADINGS = {
+    "largest": "λ_max, the largest eigenvalue",
+    "second": "λ_2, the second eigenvalue",
+    "smallest": "The smallest resolved eigenvalue",
+    "gap": "Spectral gap λ_max − λ_2",
+    "relative_gap": "Relative gap (λ_max − λ_2)/λ_max",
+    "condition_number": "Condition number of the resolved eigenvalues",
+    "trace": "Trace Σλ",
+    "effective_rank": "Effective rank exp(H(λ/Σλ))",
+    "stable_rank": "Stable rank Σλ/λ_max",
+    "participation_ratio": "Participation ratio (Σλ)²/Σλ²",
+    "numerical_rank": "Numerical rank: eigenvalues above the resolution",
+}
+PLAIN = ("relative_gap", "effective_rank", "stable_rank", "participation_ratio", "numerical_rank")
+_OVERLAP = "Overlap of the leading subspaces"
+WHOLE = {"block_diagonal": "block-diagonal", "full": "full matrix"}
+
+
+def compare_report(found: Comparison, *, metrics: Sequence[str]) -> Any:
+    """The tables with a caption and notes, as something that a rich console prints.
+
+    Args:
+        found: What to show.
+        metrics: Names in `fisherfunc.metrics`, in the order of their tables.
+
+    Raises:
+        ImportError: If rich is not installed.
+    """
+    rich = require_rich()
+    tables: list[Any] = [_facts(rich, found)]
+    tables += [_metric(rich, found, metric) for metric in metrics]
+    for heading, matrices in (("Centred kernel alignment of the token Grams", "similarity"), (_OVERLAP, "overlaps")):
+        rows = found.to_dict()[matrices]
+        tables += [_matrices(rich, found, heading, rows)] if rows else []
+    spaced = [part for table in tables for part in (table, "")]
+    return rich.console.Group(*spaced, *(rich.text.Text(line, style="dim") for line in caption(found, metrics)))
+
+
+def title(found: Comparison) -> str:
+    """Which matrix, or matrices, the numbers are of."""
+    kinds = dict.fromkeys(matrix_name(result.metadata) for result in found.results.values())
+    text = " and ".join(kinds)
+    return text[:1].upper() + text[1:]
+
+
+def caption(found: Comparison, metrics: Sequence[str]) -> list[str]:
+    """What the numbers are, and what made a result other than plain and exact, or is set by its sample."""
+    facts = next(iter(found.results.values())).metadata
+    lines = [f"{title(found)} per {facts.get('unit', 'token')}: {facts.get('normalization')}"]
+    lines.append(f"×: over the value of {found.names[0]!r}")
+    if any(found.couplings.values()):
+        lines.append("off-diagonal: what the block-diagonal matrix leaves out, ‖F − F_bd‖/‖F‖, Frobenius norms")
+    lines += [f"Results differ in {aspect}: {_listed(values)}" for aspect, values in found.differing.items()]
+    for name, result in found.results.items():
+        remarks = notes(result.metadata)
+        remarks += [interval_note(result.intervals.full["trace"])] if result.intervals else []
+        lines += [f"{name}: {remark}" for remark in remarks + sample_notes(result, metrics)]
+    return lines
+
+
+def shown(label: str) -> str:
+    """What a row is called."""
+    return WHOLE.get(label, label)
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{value} ({name})" for name, value in values.items())
+
+
+def _facts(rich: ModuleType, found: Comparison) -> Any:
+    table = _empty(rich)
+    for heading in ("result", "model", "loss"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("units", "parameters", "mean loss", "off-diagonal"):
+        table.add_column(heading, justify="right")
+    for name, result in found.results.items():
+        facts = result.metadata
+        mean, params = facts.get("mean_loss"), facts.get("num_params")
+        words = (name, model_name(facts) or NOTHING, str(facts.get("loss") or NOTHING))
+        figures = (
+            f"{facts.get('num_tokens'):,} {facts.get('unit')}s",
+            NOTHING if params is None else f"{params:,}",
+            NOTHING if mean is None else f"{mean:.3f}",
+            NOTHING if result.coupling is None else f"{result.coupling.block_diagonal_error:.1%}",
+        )
+        table.add_row(*(rich.text.Text(word) for word in words), *figures)
+    return _headed(rich, f"{title(found)} of {len(found.names)} results", table)
+
+
+def _metric(rich: ModuleType, found: Comparison, metric: str) -> Any:
+    table = _empty(rich)
+    table.add_column("block", overflow="fold")
+    for name in found.names:
+        table.add_column(rich.text.Text(name), justify="right", overflow="fold")
+    labels = list(found.values)
+    for label in labels:
+        if label == labels[-2]:
+            table.add_section()
+        cells = [_cell(found, label, metric, name) for name in found.names]
+        table.add_row(rich.text.Text(shown(label)), *cells, style="bold" if label in labels[-2:] else "")
+        intervals = found.intervals[label][metric]
+        if any(intervals.values()):
+            table.add_row("", *(_ends(intervals[name], metric) for name in found.names), style="dim")
+    return _headed(rich, HEADINGS[metric], table)
+
+
+def _cell(found: Comparison, label: str, metric: str, name: str) -> str:
+    value, ratio = found.values[label][metric][name], found.ratios[label][metric][name]
+    text = f"{value:,}" if isinstance(value, int) else number(value, scientific=metric not in PLAIN)
+    if name == found.names[0]:
+        return text
+    return f"{text} {_times(ratio):>8}"
+
+
+def _ends(interval: Interval | None, metric: str) -> str:
+    """The ends of an interval, below the value."""
+    if interval is None:
+        return ""
+    low, high = (number(end, digits=3, scientific=metric not in PLAIN) for end in (interval.low, interval.high))
+    return f"{low} … {high}"
+
+
+def _times(ratio: float | None) -> str:
+    """A ratio to three digits; nothing where there is none.
+
+    Example:
+        >>> _times(0.03907), _times(1.0), _times(18.92), _times(None)
+        ('×0.0391', '×1.00', '×18.9', '')
+    """
+    return "" if ratio is None else f"×{ratio:#.3g}".rstrip(".")
+
+
+def _matrices(rich: ModuleType, found: Comparison, heading: str, matrices: Mapping[str, Any]) -> Any:
+    """Their first rows: each result against the first."""
+    table = _empty(rich)
+    table.add_column("block", overflow="fold")
+    for name in found.names:
+        table.add_column(rich.text.Text(name), justify="right")
+    for label, matrix in matrices.items():
+        table.add_row(rich.text.Text(shown(label)), *(NOTHING if v is None else f"{v:.3f}" for v in matrix[0]))
+    return _headed(rich, f"{heading} with those of {found.names[0]!r}", table)
+
+
+def _empty(rich: ModuleType) -> Any:
+    return rich.table.Table(box=rich.box.SIMPLE_HEAD, show_edge=False, padding=(0, 1), pad_edge=False)
+
+
+def _headed(rich: ModuleType, heading: str, table: Any) -> Any:
+    """A table below a heading, which may be wider than it."""
+    return rich.console.Group(rich.text.Text(heading, style="italic"), table)
