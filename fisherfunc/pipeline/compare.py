@@ -46,8 +46,8 @@ def compare(
 
     The numbers of two results mean the same only where unit, normalisation, Fisher, centring, loss, tokens and rule of
     blocks are the same: anything else is refused, unless `across` says that it is what the comparison is of. Of
-    `TokenGrams` on the same tokens there is also the centred kernel alignment (not of draws). Cost: nothing for spectra; for Grams the
-    eigensolves, and 2 N² operations a pair and block.
+    `TokenGrams` on the same tokens there is also the centred kernel alignment (not of draws). Cost: nothing for
+    spectra; for Grams the eigensolves, and 2 N² operations a pair and block.
 
     Args:
         results: {name: spectra or Grams}, two or more; steps may be names.
