@@ -88,12 +88,21 @@ def _alike(value: Any) -> dict[str, Any]:
     return dict.fromkeys(SIZES, value)
 
 
-def _limited(limit: int) -> Entry:
-    return _entry("ours", f"{OURS}, memory_limit={limit / GIGABYTE:g} GB", memory_limit=limit)
+def _limited(*limits: int) -> tuple[Entry, ...]:
+    """One limit with Grams by tensor; others, smaller than these together, with Grams by layer."""
+    return tuple(
+        _entry(
+            "ours",
+            f"{OURS}, memory_limit={limit / GIGABYTE:g} GB{', by layer' if number else ''}",
+            memory_limit=limit,
+            by_layer=number > 0,
+        )
+        for number, limit in enumerate(limits)
+    )
 
 
 def _long_targets(*limits: int) -> tuple[Target, ...]:
-    labels = [_limited(limit).label for limit in limits]
+    labels = [entry.label for entry in _limited(*limits)]
     floor = Target(ours=labels[0], reference=None, quantity="floor", bound=0.6)
     return (
         floor,
@@ -187,8 +196,8 @@ WORKLOADS = (
             "full": {"sequences": 16, "positions": 64},
         },
         entries={
-            "quick": tuple(map(_limited, _QUICK_LIMITS)),
-            "full": tuple(map(_limited, _LIMITS)),
+            "quick": _limited(*_QUICK_LIMITS),
+            "full": _limited(*_LIMITS),
         },
         targets={"quick": _long_targets(*_QUICK_LIMITS), "full": _long_targets(*_LIMITS)},
         sample={"quick": 16, "full": 10},

@@ -27,12 +27,14 @@ class Options:
             the sequence's other rows would share, is not timed. All rows and their Grams where None.
         dtype: Of the pass.
         memory_limit: In bytes.
+        by_layer: Whether Grams are accumulated by layer, not by tensor.
     """
 
     spectra: bool = False
     rows: tuple[int, ...] | None = None
     dtype: str = "float32"
     memory_limit: int | None = None
+    by_layer: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

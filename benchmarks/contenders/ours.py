@@ -1,6 +1,5 @@
 """fisherfunc: `ff.token_grams`, and where spectra are part of the job, what `ff.fisher_spectrum` does with them."""
 
-import inspect
 from typing import Any
 
 import torch
@@ -20,28 +19,26 @@ def prepare(task: Task, options: Options) -> Work:
     }
     loss = losses[task.kind]
     dtype = getattr(torch, options.dtype)
-    in_pass = {"pass_dtype": dtype} if options.dtype != "float32" and _has_pass_dtype() else {}
+    labels = {name: label for label, names in task.blocks.items() for name in names}
+    unit, blocks = ("layer", labels.__getitem__) if options.by_layer else ("tensor", None)
 
     def run() -> tuple[Any, Any]:
-        fn = ff.functionalize(task.model).to(dtype=None if in_pass else dtype)
-        grams = ff.token_grams(fn, fn.params, task.batch, loss, memory_limit=options.memory_limit, **in_pass)
+        fn = ff.functionalize(task.model).to(dtype=dtype)
+        grams = ff.token_grams(fn, fn.params, task.batch, loss, memory_limit=options.memory_limit, blocks=blocks)
         return grams, ff.spectrum_of_grams(grams) if options.spectra else None
 
     return Work(
         run=run,
         answer=lambda found: _answer(task, *found),
-        gives="Grams by tensor" + (", all spectra by layer and of the full matrix" if options.spectra else ""),
+        gives=f"Grams by {unit}" + (", all spectra by layer and of the full matrix" if options.spectra else ""),
     )
 
 
 def _answer(task: Task, grams: Any, result: Any) -> Answer:
-    blocks: dict[str, Tensor] = {label: grams.block(names) for label, names in task.blocks.items()}
+    parts = {label: (label,) for label in grams.grams} if grams.labels else task.blocks
+    blocks: dict[str, Tensor] = {label: grams.block(names) for label, names in parts.items()}
     spectra = None
     if result is not None:
         spectra = {label: spectrum.eigenvalues for label, spectrum in result.blocks.items()}
         spectra[FULL] = result.full.eigenvalues
     return Answer(grams={**blocks, FULL: grams.block()}, spectra=spectra)
-
-
-def _has_pass_dtype() -> bool:
-    return "pass_dtype" in inspect.signature(ff.token_grams).parameters
