@@ -16,7 +16,7 @@ from fisherfunc.gradients import directions, losses, targets, tokens
 from fisherfunc.gradients.dense.route import per_token_gradients
 from fisherfunc.gradients.grams import token_grams
 from fisherfunc.gradients.model_function import ModelFunction
-from fisherfunc.gradients.run_plan import RunPlan
+from fisherfunc.gradients.planning.run_plan import RunPlan
 from fisherfunc.linalg import kernels, metrics
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.linalg.token_grams import TokenGrams, Tokens

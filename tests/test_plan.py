@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import fisherfunc as ff
-from fisherfunc.gradients import forecast
 from fisherfunc.gradients.factored.estimate import spans_of
+from fisherfunc.gradients.planning import forecast
 from fisherfunc.linalg.token_grams import Tokens
 
 WIDTH, WORDS, LENGTH = 16, 23, 12

@@ -19,9 +19,9 @@ from fisherfunc.gradients.factored.route import NotFactorable, factored_grams
 from fisherfunc.gradients.fingerprint import fingerprint, tokens_of
 from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.model_function import ModelFunction
-from fisherfunc.gradients.outcome import watched
+from fisherfunc.gradients.planning.outcome import watched
+from fisherfunc.gradients.planning.run_plan import dense_run, factored_run
 from fisherfunc.gradients.prepare import check_options, prepared
-from fisherfunc.gradients.run_plan import dense_run, factored_run
 from fisherfunc.gradients.self_check import check_grams
 from fisherfunc.gradients.sound import named, sound_pass
 from fisherfunc.gradients.targets import Targets, chosen

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from fisherfunc.gradients.calibrate import least_seconds
-from fisherfunc.gradients.forecast import forecast
 from fisherfunc.gradients.losses import TokenLoss
+from fisherfunc.gradients.planning.calibrate import least_seconds
+from fisherfunc.gradients.planning.forecast import forecast
+from fisherfunc.gradients.planning.run_plan import RunPlan, timed, with_eigensolve
 from fisherfunc.gradients.prepare import check_options, prepared
-from fisherfunc.gradients.run_plan import RunPlan, timed, with_eigensolve
 from fisherfunc.gradients.sequences import cast
 from fisherfunc.gradients.summed import summed
 from fisherfunc.gradients.targets import Targets, chosen

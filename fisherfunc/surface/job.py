@@ -12,7 +12,7 @@ import torch
 
 from fisherfunc import assets
 from fisherfunc.gradients import losses, targets
-from fisherfunc.gradients.run_plan import RunPlan
+from fisherfunc.gradients.planning.run_plan import RunPlan
 from fisherfunc.gradients.targets import Targets
 from fisherfunc.models.huggingface import LoadedModel, load, num_valid_tokens, text_batches
 from fisherfunc.partitioning import RULES

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from fisherfunc.gradients.run_plan import RunPlan
+from fisherfunc.gradients.planning.run_plan import RunPlan
 from fisherfunc.surface.report import require_rich
 from fisherfunc.surface.wording import compact, count_of_units, matrix_name, model_name
 

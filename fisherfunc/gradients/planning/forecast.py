@@ -10,7 +10,15 @@ from time import perf_counter
 import torch
 
 from fisherfunc.gradients import pullback
-from fisherfunc.gradients.calibrate import (
+from fisherfunc.gradients.dense.route import plan_dense
+from fisherfunc.gradients.dense.slabs import DensePlan
+from fisherfunc.gradients.factored.estimate import Cost
+from fisherfunc.gradients.factored.loads import tally_of
+from fisherfunc.gradients.factored.pieces import factor_dtype
+from fisherfunc.gradients.factored.plan import FactoredPlan
+from fisherfunc.gradients.factored.route import NotFactorable, planned, slab_pass
+from fisherfunc.gradients.factored.sample import sampled_seconds
+from fisherfunc.gradients.planning.calibrate import (
     Bench,
     entry_rate,
     least_seconds,
@@ -20,16 +28,8 @@ from fisherfunc.gradients.calibrate import (
     strip_rate,
     tile_rate,
 )
-from fisherfunc.gradients.dense.route import plan_dense
-from fisherfunc.gradients.dense.slabs import DensePlan
-from fisherfunc.gradients.factored.estimate import Cost
-from fisherfunc.gradients.factored.loads import tally_of
-from fisherfunc.gradients.factored.pieces import factor_dtype
-from fisherfunc.gradients.factored.plan import FactoredPlan
-from fisherfunc.gradients.factored.route import NotFactorable, planned, slab_pass
-from fisherfunc.gradients.factored.sample import sampled_seconds
+from fisherfunc.gradients.planning.run_plan import RunPlan, dense_run, factored_run, timed
 from fisherfunc.gradients.rows import gradient_chunks, losses_of
-from fisherfunc.gradients.run_plan import RunPlan, dense_run, factored_run, timed
 from fisherfunc.gradients.workload import PassOptions, Workload
 
 

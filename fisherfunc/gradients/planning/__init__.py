@@ -1,0 +1,1 @@
+"""What a pass will do and take, and what it took."""
