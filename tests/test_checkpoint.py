@@ -15,7 +15,7 @@ from zoo import CASES, build
 
 import fisherfunc as ff
 from fisherfunc.gradients.checkpoint import INDEX
-from fisherfunc.gradients.factored import cotangents
+from fisherfunc.gradients.factored import cotangents, divide
 from fisherfunc.gradients.factored import plan as plans
 from fisherfunc.gradients.factored import route as factored
 from fisherfunc.gradients.factored.cuts import Levels
@@ -51,7 +51,7 @@ def case(name):
 def several(monkeypatch, request):
     """Pieces of every kind (nothing is formed for being small), some groups, and stacks of at most two sequences."""
     monkeypatch.setattr(plans, "formed_cheaper", lambda *_: [])
-    monkeypatch.setattr(plans, "stack_width", lambda *_: 2)
+    monkeypatch.setattr(divide, "stack_width", lambda *_: 2)
     tighten(monkeypatch, share=2.5)
     if request.param == "from the losses":
         monkeypatch.setattr(plans, "levels_of", lambda *_, **__: Levels())
@@ -157,7 +157,7 @@ def test_a_model_that_falls_back_to_the_dense_route_keeps_that_with_the_reason(t
 
 
 def test_tensors_that_go_slab_by_slab_have_a_folder_inside(tmp_path, monkeypatch):
-    monkeypatch.setattr(plans, "grouped", lambda held, order, *_: ((everything(order[1:]),), order[:1]))
+    monkeypatch.setattr(divide, "grouped", lambda held, order, *_: ((everything(order[1:]),), order[:1]))
     model, batch, kind = case("gpt2")
     whole = Stop()
     expected = grams(model, batch, kind, progress=whole)

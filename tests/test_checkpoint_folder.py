@@ -10,7 +10,7 @@ from torch import nn
 
 import fisherfunc as ff
 from fisherfunc.gradients.checkpoint import INDEX, Folder
-from fisherfunc.gradients.factored import plan as plans
+from fisherfunc.gradients.factored import divide
 from fisherfunc.gradients.factored.pieces import Piece
 from fisherfunc.gradients.factored.store import ALIGNMENT, packed, unpacked
 from fisherfunc.linalg.factors import PointFactors, SharedFactors
@@ -34,7 +34,7 @@ def stop_after(count):
 @pytest.fixture
 def interrupted(tmp_path, monkeypatch):
     """A folder with the pieces of two of three stacks, and the Grams that a pass has in the end."""
-    monkeypatch.setattr(plans, "stack_width", lambda *_: 2)
+    monkeypatch.setattr(divide, "stack_width", lambda *_: 2)
     model, batch = problem()
     expected = grams(model, batch, "classification")
     with pytest.raises(KeyboardInterrupt):

@@ -14,6 +14,7 @@ from torch import nn
 from torch.testing import assert_close
 from zoo import CASES, build
 
+from fisherfunc.gradients.factored import divide
 from fisherfunc.gradients.factored import plan as plans
 from fisherfunc.gradients.factored import route as factored
 from fisherfunc.gradients.factored.cuts import Levels
@@ -78,7 +79,7 @@ def samples():
 def test_a_model_is_cut_only_where_nothing_bypasses_the_cut(variant, monkeypatch):
     tighten(monkeypatch, share=5)
     monkeypatch.setattr(plans, "formed_cheaper", lambda *_: [])
-    monkeypatch.setattr(plans, "stack_width", lambda *_: 1)
+    monkeypatch.setattr(divide, "stack_width", lambda *_: 1)
     model, batch = Tower(variant), samples()
     result = grams(model, batch, "classification")
     assert (result.metadata["passes_from_cuts"] > 0) == (variant in ("plain", "overwritten"))
@@ -90,7 +91,7 @@ def test_all_groups_together_come_down_once(monkeypatch):
     tighten(monkeypatch, share=5)
     monkeypatch.setattr(plans, "formed_cheaper", lambda *_: [])
     monkeypatch.setattr(factored, "wrong_on_a_few", lambda *_: [])
-    monkeypatch.setattr(plans, "stack_width", lambda *_: 1)  # stacks are checked by backward passes of their own
+    monkeypatch.setattr(divide, "stack_width", lambda *_: 1)  # stacks are checked by backward passes of their own
     counts = []
     for levels in (plans.levels_of, lambda *_, **__: Levels()):
         monkeypatch.setattr(plans, "levels_of", levels)

@@ -10,6 +10,7 @@ from test_stacks import off, samples
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fisherfunc.gradients.factored import divide
 from fisherfunc.gradients.factored import plan as plans
 
 
@@ -177,7 +178,7 @@ def test_what_few_samples_do_besides_is_not_missed(also, rule, together, monkeyp
     if not rule:
         monkeypatch.setattr(plans, "formed_cheaper", lambda *_: [])
     if not together:
-        monkeypatch.setattr(plans, "stack_width", lambda *_: 1)
+        monkeypatch.setattr(divide, "stack_width", lambda *_: 1)
     model = Rarely(RARELY[also])
     result = grams(model, samples(), "classification")
     assert result.metadata["route"] == "factored"

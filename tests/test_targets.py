@@ -81,9 +81,9 @@ def test_the_fast_path_is_that_of_observed_targets(targets):
 
 
 def test_rows_of_a_place_are_on_the_shortest_prefix_that_holds_it(monkeypatch):
-    from fisherfunc.gradients.factored import collect
+    from fisherfunc.gradients.factored import starts
 
-    lengths, prefix = [], collect.trace_prefix
+    lengths, prefix = [], starts.trace_prefix
     model, batch = build("gpt2", dtype=torch.float64)[0], {"input_ids": token_ids(1, 5)}
     grams_of(model, batch, ff.losses.causal_lm(), targets=ff.targets.sampled(3))  # probes and checks, not counted
 
@@ -91,7 +91,7 @@ def test_rows_of_a_place_are_on_the_shortest_prefix_that_holds_it(monkeypatch):
         lengths.append((length, work.num_tokens))
         return prefix(work, batch, length, *rest, **options)
 
-    monkeypatch.setattr(collect, "trace_prefix", counted)
+    monkeypatch.setattr(starts, "trace_prefix", counted)
     grams_of(model, batch, ff.losses.causal_lm(), targets=ff.targets.sampled(3), chunk_size=3)
     assert [length for length, count in lengths if count == 12] == [1, 2, 3, 4]
 

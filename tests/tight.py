@@ -1,6 +1,6 @@
 """Memory that has no room for all factors at once, whatever the machine has."""
 
-from fisherfunc.gradients.factored import plan as plans
+from fisherfunc.gradients.factored import divide
 from fisherfunc.gradients.factored.groups import grouped
 
 
@@ -11,4 +11,4 @@ def tighten(monkeypatch, *, share):
         sizes = [held[name] for name in order]
         return grouped(held, order, int(max(sum(sizes) / share, 1.1 * max(sizes, default=0))), levels)
 
-    monkeypatch.setattr(plans, "grouped", tight)
+    monkeypatch.setattr(divide, "grouped", tight)

@@ -38,6 +38,8 @@ class Descent:
         leg = leg_of(self._plan.groups, number, self._plan.levels)
         group = self._plan.groups[number]
         above = self._at_start(group, index)
+        if leg.end is not None:  # this group is the last to start there
+            self._above.pop(index, None)
         taken = Taken(group=group, levels=self._plan.levels, leg=leg, above=above)
         kept = []
         for piece in self._passed(taken, index, passed):
@@ -52,7 +54,7 @@ class Descent:
                 self._checkpoint.write(part, *packed([], {str(chunk): t for chunk, t in enumerate(kept)}))
 
     def done(self, number: int) -> None:
-        """Go on to the next group; what lies above it is no longer needed."""
+        """Go on to the next group."""
         groups = self._plan.groups
         if number + 1 == len(groups) or groups[number + 1].start > groups[number].start:
             self._above, self._below = self._below, {}

@@ -7,7 +7,7 @@ form; points cost N² (d + e), embeddings at most N² S d. A rule per tensor dec
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -158,18 +158,25 @@ def check_bytes(params: Iterable[Tensor]) -> int:
     return sum(sizes) + 2 * max(sizes)
 
 
-def slot_bytes(traced: Traced, structure: Structure, saved_largest: int) -> int:
+def slot_bytes(
+    traced: Traced,
+    structure: Structure,
+    saved_largest: int,
+    takes: Callable[[str, int], bool] = lambda name, number: True,
+) -> int:
     """What a batched backward pass holds for one slot of one sequence: cotangents on their way, and those kept.
 
     Args:
         traced: A pass over the longest sequence.
         structure: What is exploited: with an output layer the batched pass starts below it.
         saved_largest: The largest tensor of the graph.
+        takes: (parameter, which use of it) → whether its cotangents are kept.
     """
     _, below = apart(traced.recording, structure)
     sizes = {id(use.output): use.output.numel() * use.output.element_size() for use in below}
+    kept = {id(use.output) for use in below if takes(use.name, use.number)}
     widest = saved_largest if structure.head is None else max(sizes.values(), default=0)
-    return sum(sizes.values()) + 4 * widest
+    return sum(sizes[output] for output in kept) + 4 * widest
 
 
 def chunk_of(tally: Tally, *, causal: bool, per_slot: int, room: int) -> int:

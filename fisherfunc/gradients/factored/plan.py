@@ -1,23 +1,22 @@
 """The plan of a factored pass: what is exploited, what runs together, and what it needs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
 from fisherfunc.gradients.dense.slabs import DensePlan
 from fisherfunc.gradients.factored.cuts import Levels, levels_of
+from fisherfunc.gradients.factored.divide import Needs, from_cuts, from_the_losses
 from fisherfunc.gradients.factored.estimate import Cost, costs, spans_of
-from fisherfunc.gradients.factored.groups import Group, grouped, most_held
+from fisherfunc.gradients.factored.groups import Group, Taken
 from fisherfunc.gradients.factored.loads import (
     check_bytes,
-    chunk_of,
     formed_cheaper,
     graph_bytes,
     held_bytes,
-    prefix_share,
     slot_bytes,
-    stack_width,
     tally_of,
 )
 from fisherfunc.gradients.factored.pieces import num_places
@@ -38,9 +37,6 @@ from fisherfunc.gradients.stacks import REFUSALS, Stack, stacks_of
 from fisherfunc.gradients.workload import PassOptions, Workload
 
 TRIED = 4
-UNLIMITED = 2**62
-ALLOCATED = 1.75
-"""What an allocator takes for what comes and goes in a pass, against what is in use at a time; measured on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,50 +101,48 @@ def plan_factored(work: Workload, options: PassOptions, *, structure: Structure 
     limit = options.limit(like.device)
     num_grams = len(set(options.labels.values()) if options.labels else work.params)
     gram = tally.num_tokens**2 * torch.empty((), dtype=options.gram_dtype).element_size()
-    per_slot = slot_bytes(traced, structure, saved.largest)
-    graph = graph_bytes(traced, structure, saved.total)
-    rest = max(limit - (num_grams + 1) * gram, 0)
-    room = int(rest / 2 / ALLOCATED)  # the other half is for what is held
-    chunk, best = (
-        chunk_of(tally, causal=structure.causal, per_slot=per_slot, room=some) for some in (room - graph, UNLIMITED)
-    )
-    if options.chunk_size is not None:
-        chunk = best = min(options.chunk_size, tally.num_slots)
-    each = graph + chunk * per_slot
-    places = max((num_places(u, 1) for u in traced.recording.uses if not isinstance(u.role, Shift)), default=1)
-    width = min(stack_width(places, chunk, each, room), tally.num_sequences)
-    if width > 1 and not known and not structure.dense:
-        structure = _stacking(work, structure, width)
-    width = width if structure.stacked else 1
     held = held_bytes(traced, structure, work.num_params, tally, spilled=options.empty is not None)
-    passing = int(ALLOCATED * width * each)
-    widest = min(stack_width(places, best, 1, UNLIMITED), tally.num_sequences) if structure.stacked else 1
-    most = int(ALLOCATED * widest * (graph + best * per_slot))
-    order = [name for name in work.params if name in held]
-    # Not rest - passing: a larger limit may take larger chunks, and must not leave less for what is held.
-    budget = rest - max(passing, min(rest // 2, most))
-    groups, slabbed = grouped(held, order, budget)
-    levels, kept = Levels(), 0
-    if len(groups) > 1 and structure.cuttable:
-        found = _levels(traced, structure)
-        room_for_cuts = 2 * int(found.cut_bytes * tally.num_tokens * prefix_share(tally, causal=structure.causal))
-        divided = _divided(held, [name for name in order if name not in slabbed], budget - room_for_cuts, found)
-        if divided is not None:
-            groups, levels, kept = divided, found, room_for_cuts
-    spans = spans_of(work.tokens, chunk, causal=structure.causal)
+    needs = Needs(
+        room=max(limit - (num_grams + 1) * gram, 0),
+        graph=graph_bytes(traced, structure, saved.total),
+        slot=partial(_slot_bytes, traced, structure, saved.largest),
+        held={name: held[name] for name in work.params if name in held},
+        tally=tally,
+        places=max((num_places(u, 1) for u in traced.recording.uses if not isinstance(u.role, Shift)), default=1),
+        causal=structure.causal,
+        chunk_size=options.chunk_size,
+    )
+    found = from_the_losses(needs)
+    if found.width > 1 and not known and not structure.dense:
+        structure = _stacking(work, structure, found.width)
+    if not structure.stacked:
+        needs = replace(needs, stacked=False)
+        found = from_the_losses(needs)
+    if len(found.groups) > 1 and structure.cuttable:
+        levels = _levels(traced, structure)
+        needs = replace(needs, slot=partial(_slot_bytes, traced, structure, saved.largest, levels))
+        found = from_cuts(needs, levels, found) or found
+    spans = spans_of(work.tokens, found.chunk_size, causal=structure.causal)
     return FactoredPlan(
         structure=structure,
-        chunk_size=chunk,
-        width=width,
-        levels=levels,
-        groups=groups,
-        costs=costs(traced, structure, work.num_params, tally, spans=spans, held=held, slabbed=slabbed),
-        slabbed=tuple(slabbed),
-        peak_bytes=max(
-            (num_grams + 1) * gram + passing + kept + most_held(groups, held),
-            check_bytes(work.params.values()) + 2 * saved.total,
-        ),
+        chunk_size=found.chunk_size,
+        width=found.width,
+        levels=found.levels,
+        groups=found.groups,
+        costs=costs(traced, structure, work.num_params, tally, spans=spans, held=held, slabbed=found.slabbed),
+        slabbed=found.slabbed,
+        peak_bytes=max((num_grams + 1) * gram + found.num_bytes, check_bytes(work.params.values()) + 2 * saved.total),
     )
+
+
+def _slot_bytes(
+    traced: Traced, structure: Structure, saved_largest: int, levels: Levels | None = None, group: Group | None = None
+) -> int:
+    """What a batched backward pass holds for one slot of one sequence, of all parameters or of a group."""
+    if group is None:
+        return slot_bytes(traced, structure, saved_largest)
+    taken = Taken(group=group, levels=levels or Levels())
+    return slot_bytes(traced, structure, saved_largest, takes=taken.takes)
 
 
 def _levels(traced: Traced, structure: Structure) -> Levels:
@@ -164,14 +158,6 @@ def _levels(traced: Traced, structure: Structure) -> Levels:
     targets |= {(name, -1): leaf for name, leaf in traced.leaves.items()}
     found = levels_of(end, traced.recording.made, targets, places=places)
     return replace(found, of={**found.of, **{(use.name, use.number): 0 for use in at_head}})
-
-
-def _divided(held: Mapping[str, int], order: Sequence[str], budget: int, levels: Levels) -> tuple[Group, ...] | None:
-    """Groups that start at cuts; None without cuts, or where what stays held does not fit."""
-    if not levels.cuts:
-        return None
-    groups, too_large = grouped(held, order, budget, levels)
-    return None if too_large or most_held(groups, held) > budget else groups
 
 
 def _stacking(work: Workload, structure: Structure, width: int) -> Structure:
