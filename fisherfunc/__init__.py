@@ -4,12 +4,14 @@
     result = ff.fisher_spectrum(model, batch)
     result.full.eigenvalues
 
-Layers, each importing only those before it: records, linalg, partitioning, gradients, models, pipeline, surface.
+Layers, each importing only those before it: records, linalg, partitioning, statistics, gradients, models, pipeline,
+surface.
 """
 
 from importlib import import_module
 from types import ModuleType
 
+from fisherfunc import statistics
 from fisherfunc.gradients import losses, targets
 from fisherfunc.gradients.dense.route import per_token_gradients
 from fisherfunc.gradients.grams import token_grams
@@ -47,6 +49,7 @@ __all__ = [
     "plan",
     "spectrum_of_gradients",
     "spectrum_of_grams",
+    "statistics",
     "targets",
     "token_grams",
     "whole",

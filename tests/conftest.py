@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 # Not fisherfunc.testing: beartype cannot check against Hypothesis' DrawFn, a protocol not meant for isinstance.
-LAYERS = ("records", "linalg", "partitioning", "gradients", "models", "pipeline", "surface")
+LAYERS = ("records", "linalg", "partitioning", "statistics", "gradients", "models", "pipeline", "surface")
 install_import_hook([f"fisherfunc.{layer}" for layer in LAYERS], "beartype.beartype")
 
 # Torch's first calls take longer than Hypothesis' default deadline.

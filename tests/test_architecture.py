@@ -18,12 +18,13 @@ import fisherfunc as ff
 
 PACKAGE = Path(ff.__file__).parent
 REPOSITORY = Path(__file__).parents[1]
-LAYERS = ("records", "linalg", "partitioning", "gradients", "models", "pipeline", "surface")
+LAYERS = ("records", "linalg", "partitioning", "statistics", "gradients", "models", "pipeline", "surface")
 EXTRAS = ("transformers", "tokenizers", "matplotlib", "click", "rich", "hypothesis")
 WITH_EXTRAS = ("surface", "testing", "assets")
 WITH_EFFECTS = ("surface.", "assets.train.", "assets._corpus.", "records.storage.", "__main__.")
 WITH_EFFECTS += ("records.tensor_files.", "records.spill.")
 LINES = 300
+SPACES = (ff.kernels, ff.losses, ff.metrics, ff.statistics, ff.targets, ff.testing)
 CONTRACT = {
     "": "fisher_spectrum plan RunPlan FisherSpectrum Spectrum functionalize ModelFunction per_token_gradients "
     "token_grams TokenGrams partition by_layer by_module by_parameter whole deterministic",
@@ -32,7 +33,9 @@ CONTRACT = {
     "kernels": "gram_eigh covariance_eigh svd svd_lowrank",
     "metrics": "largest second smallest gap relative_gap condition_number trace effective_rank stable_rank "
     "participation_ratio numerical_rank effective_dimension",
-    "testing": "gradient_matrices partitions tiny_models",
+    "statistics": "bootstrap jackknife sample_limits split_halves block_coupling block_diagonal_error gradient_norms "
+    "mean_gradient_norm gradient_noise_scale effective_dimension_curve spectral_density tail_exponent",
+    "testing": "gradient_matrices partitions tiny_models coverage",
 }
 
 
@@ -199,10 +202,7 @@ def test_the_promised_names_exist(space):
 def public() -> dict[str, Callable]:
     """Everything callable that a user can reach by a documented name."""
     spaces = {"ff": (ff, ff.__all__)}
-    spaces |= {
-        f"ff.{m.__name__.split('.')[-1]}": (m, _own(m))
-        for m in (ff.kernels, ff.losses, ff.metrics, ff.targets, ff.testing)
-    }
+    spaces |= {f"ff.{m.__name__.split('.')[-1]}": (m, _own(m)) for m in SPACES}
     values = {f"{space}.{name}": getattr(module, name) for space, (module, names) in spaces.items() for name in names}
     return {name: value for name, value in values.items() if callable(value)}
 

@@ -19,7 +19,7 @@ from fisherfunc.surface import job
 from fisherfunc.surface.cli import cli
 from fisherfunc.surface.files import read_spectrum
 
-ORDER = ["spectrum.json", "eigenvalues.csv", "spectrum.png", "spectrum.svg"]
+ORDER = ["spectrum.json", "eigenvalues.csv", "spectrum.png", "spectrum.svg", "couplings.png", "couplings.svg"]
 
 
 def test_without_arguments_the_embedded_model_runs_end_to_end(here, tmp_path):

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from fisherfunc.linalg import kernels, metrics
+from fisherfunc.linalg.union import union
 from fisherfunc.partitioning import by_parameter, whole
-from fisherfunc.pipeline.result import union
 from fisherfunc.pipeline.solve import spectrum_of_gradients, spectrum_of_grams
 from fisherfunc.surface.files import to_csv
 from fisherfunc.testing import gradient_trees, partitions
@@ -180,7 +180,7 @@ def test_orthogonal_gradients_have_their_square_norms_over_n_as_eigenvalues(norm
 def test_a_result_round_trips_through_json(tree, center):
     plain = spectrum_of_gradients(tree, center=center).to_dict()
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
-    assert set(plain) == {"metadata", "per_block", "global", "full"}
+    assert set(plain) == {"metadata", "per_block", "global", "full", "sample_limits", "couplings", "intervals"}
 
 
 def test_zero_gradients_make_a_result_without_nan():

@@ -14,13 +14,13 @@ from fisherfunc.gradients.grams import token_grams
 from fisherfunc.gradients.losses import TokenLoss, custom, infer
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.run_plan import eigensolve_operations, solver_bytes
-from fisherfunc.gradients.sequences import cast
+from fisherfunc.gradients.sequences import cast, split
 from fisherfunc.gradients.targets import Targets, chosen
 from fisherfunc.linalg.kernels import robust_eigh
 from fisherfunc.models.functionalize import Selection, functionalize
 from fisherfunc.partitioning import by_layer, partition
 from fisherfunc.pipeline.result import FisherSpectrum
-from fisherfunc.pipeline.solve import spectrum_of_grams
+from fisherfunc.pipeline.solve import IntervalMethod, interval_method, spectrum_of_grams
 from fisherfunc.records.axes import Batch, Progress
 from fisherfunc.records.dtypes import dtype_name
 
@@ -52,6 +52,7 @@ def fisher_spectrum(
     self_check: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     spill: str | os.PathLike[str] | None = None,
+    intervals: IntervalMethod = None,
     progress: Progress | None = None,
 ) -> FisherSpectrum:
     """The spectrum of the empirical Fisher information F = (1/N) Σ_n g_n g_nᵀ, g_n = ∇ℓ_n, one term a valid token.
@@ -85,6 +86,7 @@ def fisher_spectrum(
             tensor that differs.
         checkpoint: A folder from which the same call goes on where it was stopped, to the same bits (`token_grams`).
         spill: A folder for factors that memory has no room for (`token_grams`).
+        intervals: Confidence intervals of all metrics: "bootstrap" or "jackknife" (see `spectrum_of_grams`).
         progress: Called as `progress(done, total)`.
 
     Returns:
@@ -108,6 +110,7 @@ def fisher_spectrum(
     targets = chosen(targets, unit=unit, center=center)
     partition(fn.params, blocks)  # what fails does so before the pass
     _check_eigensolver(eigensolve_device, eigensolve_dtype)
+    _check_intervals(intervals, batch)
     like = next(iter(fn.params.values()))
     grams = token_grams(
         fn,
@@ -130,7 +133,7 @@ def fisher_spectrum(
         progress=progress,
     )
     kernel = robust_eigh(dtype=eigensolve_dtype, device=_eigensolve_device(eigensolve_device, like.device))
-    result = spectrum_of_grams(grams, blocks=blocks, center=center, unit=unit, kernel=kernel)
+    result = spectrum_of_grams(grams, blocks=blocks, center=center, unit=unit, kernel=kernel, intervals=intervals)
     facts = {
         "model": fn.name,
         "mode": "evaluation",
@@ -173,6 +176,14 @@ def token_loss(loss: Any, model: nn.Module, batch: Batch) -> TokenLoss:
     raise TypeError(
         f"loss expected one of ff.losses, a function (output, batch) -> losses, or None, got {type(loss).__name__}"
     )
+
+
+def _check_intervals(intervals: IntervalMethod, batch: Batch) -> None:
+    if interval_method(intervals) is not None and len(split(batch)) == 1:
+        raise ValueError(
+            f"intervals={intervals!r} needs at least 2 sequences, and the batch has one: the tokens of a sequence "
+            "depend on each other, and only differences between sequences show how sure a number is; give more of them"
+        )
 
 
 def _check_eigensolver(device: torch.device | str, dtype: torch.dtype) -> None:

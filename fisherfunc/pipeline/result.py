@@ -3,14 +3,15 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
-
 from fisherfunc.linalg import metrics
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.records.record import record
+from fisherfunc.statistics.coupling import BlockCoupling
+from fisherfunc.statistics.interval import Intervals
+from fisherfunc.statistics.sample_limits import SampleLimits, sample_limits
 
 
-@record(static=("metadata",))
+@record(static=("metadata", "coupling", "intervals"))
 class FisherSpectrum:
     """Spectra of F = (1/N) Gᵀ G, by block and as a whole.
 
@@ -19,45 +20,40 @@ class FisherSpectrum:
         block_diagonal: The union of the block spectra: the spectrum of F with zero off-diagonal blocks.
         full: The spectrum of F itself.
         metadata: What was computed and how: unit, normalisation, loss, seed, dtype …; plain Python values.
+        coupling: How the blocks hang together; None where there were no Grams, as of gradients at hand.
+        intervals: Confidence intervals of the metrics; None where not asked for.
     """
 
     blocks: Mapping[str, Spectrum]
     block_diagonal: Spectrum
     full: Spectrum
     metadata: Mapping[str, Any]
+    coupling: BlockCoupling | None = None
+    intervals: Intervals | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the eigenvalues as plain Python values that survive JSON; what is undefined is None.
 
         Returns:
             `{"metadata", "per_block": {label: metrics}, "global": metrics of the block-diagonal matrix,
-            "full": metrics of the full matrix}`.
+            "full": metrics of the full matrix, "sample_limits": {"per_block", "full"}, "couplings", "intervals"}`; the
+            last two are None where the result has none.
         """
+        limits = {label: limits_of(self, spectrum).to_dict() for label, spectrum in self.blocks.items()}
         return {
             "metadata": dict(self.metadata),
             "per_block": {label: metrics.summary(spectrum) for label, spectrum in self.blocks.items()},
             "global": metrics.summary(self.block_diagonal),
             "full": metrics.summary(self.full),
+            "sample_limits": {"per_block": limits, "full": limits_of(self, self.full).to_dict()},
+            "couplings": None if self.coupling is None else self.coupling.to_dict(),
+            "intervals": None if self.intervals is None else self.intervals.to_dict(),
         }
 
 
-def union(blocks: Mapping[str, Spectrum]) -> Spectrum:
-    """The spectrum of the block-diagonal matrix: all eigenvalues of all blocks, sorted.
-
-    Its resolution is that of the coarsest block, its negative part the most negative one.
-    """
-    spectra = list(blocks.values())
-    sizes = [spectrum.num_params for spectrum in spectra]
-    return Spectrum(
-        eigenvalues=torch.cat([s.eigenvalues for s in spectra]).sort(descending=True).values,
-        resolution=torch.stack([s.resolution for s in spectra]).amax(),
-        negative_part=torch.stack([s.negative_part for s in spectra]).amin(),
-        num_tokens=spectra[0].num_tokens,
-        num_params=None if None in sizes else sum(size for size in sizes if size is not None),
-        solver=f"union of {len(spectra)} blocks",
-        fallback="; ".join(f"{label}: {s.fallback}" for label, s in blocks.items() if s.fallback) or None,
-        exact=all(s.exact for s in spectra),
-    )
+def limits_of(result: FisherSpectrum, spectrum: Spectrum) -> SampleLimits:
+    """What the sample of a result can show of one of its spectra, but the block-diagonal one."""
+    return sample_limits(spectrum, centered=bool(result.metadata.get("centered")))
 
 
 def apart_from(labels: Iterable[str], name: str) -> str:

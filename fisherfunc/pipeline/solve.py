@@ -3,7 +3,6 @@
 Grams add, so the partition, the unit and the centring are chosen here, after the pass, at no further pass.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,11 +16,19 @@ from fisherfunc.linalg.kernels import cheapest, robust_eigh
 from fisherfunc.linalg.lifting import GramKernel, RowKernel
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.linalg.token_grams import TokenGrams
+from fisherfunc.linalg.union import union
 from fisherfunc.partitioning import by_layer, partition, rule_name
-from fisherfunc.pipeline.result import FisherSpectrum, apart_from, union
+from fisherfunc.pipeline.result import FisherSpectrum, apart_from
 from fisherfunc.records.dtypes import dtype_name
 from fisherfunc.records.versions import versions
+from fisherfunc.statistics.block_grams import gathered
+from fisherfunc.statistics.bootstrap import bootstrap
+from fisherfunc.statistics.coupling import block_coupling
+from fisherfunc.statistics.interval import Intervals
+from fisherfunc.statistics.jackknife import jackknife
 
+IntervalMethod = str | Callable[..., Intervals] | None
+_INTERVALS: dict[str, Callable[..., Intervals]] = {"bootstrap": bootstrap, "jackknife": jackknife}
 NORMALIZATION = "F = (1/N) GᵀG, N = number of units"
 
 
@@ -32,6 +39,7 @@ def spectrum_of_grams(
     center: bool = False,
     unit: str = "token",
     kernel: GramKernel | None = None,
+    intervals: IntervalMethod = None,
 ) -> FisherSpectrum:
     """The spectra of a partition, from Grams. Cost about 4/3 N³ operations a block and for the full matrix.
 
@@ -41,20 +49,24 @@ def spectrum_of_grams(
         center: Whether to subtract the mean row: the gradient covariance in place of the Fisher.
         unit: What a row is: "token", or "sequence" (the sum of its tokens' rows).
         kernel: Gram → spectrum; `kernels.robust_eigh()` where None.
+        intervals: Confidence intervals of all metrics by "bootstrap" or "jackknife" over sequences, or by a function
+            such as `partial(ff.statistics.bootstrap, level=0.9)`; none where None. Each replicate is solved anew.
 
     Returns:
-        The spectra of the blocks, of their union and of the full matrix.
+        The spectra of the blocks, of their union and of the full matrix, and the coupling of the blocks.
 
     Raises:
         ValueError: If the unit is unknown, unit or blocks are finer than those of the Grams, a Gram is indefinite, or
-            the rows are not to be centred or summed, as their targets are not the observed ones.
+            the rows are not to be centred or summed, as their targets are not the observed ones, or
+            there is one sequence only and intervals are asked for.
         torch.linalg.LinAlgError: If every eigensolver failed.
     """
+    between = interval_method(intervals)
     grams = _in_unit(grams, unit)
     grams = grams.center() if center and not grams.centered else grams
     kernel = kernel or robust_eigh()
     blocks = blocks or (by_layer if grams.labels is None else None)
-    labels = _gathered(grams, blocks)
+    labels = gathered(grams, blocks)
     sampled = {(grams.labels or {}).get(name, name) for name in grams.metadata.get("sampled_parameters", ())}
 
     def solve(names: Sequence[str]) -> Spectrum:
@@ -69,7 +81,27 @@ def spectrum_of_grams(
 
     spectra = {label: solve(names) for label, names in labels.items()}
     full = next(iter(spectra.values())) if len(spectra) == 1 else solve(list(grams.grams))
-    return _result(spectra, full, dict(grams.metadata) | _facts(grams, blocks))
+    return replace(
+        _result(spectra, full, dict(grams.metadata) | _facts(grams, blocks)),
+        coupling=block_coupling(grams, blocks=blocks),
+        intervals=None if between is None else between(grams, blocks=blocks),
+    )
+
+
+def interval_method(choice: IntervalMethod) -> Callable[..., Intervals] | None:
+    """The function that makes the intervals.
+
+    Raises:
+        ValueError: If there is no method of this name.
+    """
+    if not isinstance(choice, str):
+        return choice
+    if choice not in _INTERVALS:
+        raise ValueError(
+            f"intervals expected one of {sorted(_INTERVALS)}, a function (grams, blocks=) -> Intervals or None, "
+            f"got intervals={choice!r}"
+        )
+    return _INTERVALS[choice]
 
 
 def spectrum_of_gradients(
@@ -120,25 +152,6 @@ def spectrum_of_gradients(
         "versions": versions(),
     }
     return _result(spectra, full, facts)
-
-
-def _gathered(grams: TokenGrams, blocks: Callable[[str], str] | None) -> dict[str, tuple[str, ...]]:
-    """{block: the Grams that it is the sum of}."""
-    if blocks is None:
-        return {label: (label,) for label in grams.grams}
-    if grams.labels is None:
-        return partition(grams.grams, blocks)
-    of = grams.labels
-    found = {block: tuple(dict.fromkeys(of[n] for n in names)) for block, names in partition(of, blocks).items()}
-    counts = Counter(label for labels in found.values() for label in labels)
-    for label, count in counts.items():
-        if count > 1:
-            raise ValueError(
-                f"the Gram of {label!r} is a sum over parameters of {count} blocks of {rule_name(blocks)}: "
-                f"{[block for block, labels in found.items() if label in labels]}; pass again with these blocks in "
-                "token_grams, or with blocks=None, which keeps a Gram a parameter"
-            )
-    return found
 
 
 def _in_unit(grams: TokenGrams, unit: str) -> TokenGrams:

@@ -16,8 +16,8 @@ SPECTRUM_HELP = """Compute the exact spectrum of the per-token empirical Fisher 
 
 With F = (1/N) Σ g gᵀ over the gradients g of the N token losses, this prints the eigenvalue metrics of each
 block of F, of its block-diagonal part and of the full matrix, and writes spectrum.json (everything),
-eigenvalues.csv and spectrum.png/.svg into --out. Without arguments it runs a small model and a text that
-come with the package. --targets makes it the true Fisher.
+eigenvalues.csv, spectrum.png/.svg and couplings.png/.svg into --out. Without arguments it runs a small model
+and a text that come with the package. --targets makes it the true Fisher.
 
 \b
 Examples:
@@ -26,6 +26,7 @@ Examples:
   fisherfunc spectrum --model ./my-model --text book.txt --tokens 1024
   fisherfunc spectrum --model gpt2 --text - --blocks module < book.txt
   fisherfunc spectrum --targets sampled --draws 4 --tokens 128
+  fisherfunc spectrum --tokens 2048 --intervals jackknife
   fisherfunc spectrum --format json | jq .full.effective_rank
   fisherfunc spectrum --model ./large --text book.txt --resume ./kept
 
@@ -118,6 +119,11 @@ _TASK = (
 )
 _TARGETS = click.Choice(["observed", "sampled", "all-classes"])
 _CENTER = click.option("--center", is_flag=True, help="Subtract the mean gradient: the gradient covariance.")
+_INTERVALS = click.option(
+    "--intervals",
+    type=click.Choice(["bootstrap", "jackknife"]),
+    help="Confidence intervals of all metrics, over windows of text.",
+)
 _PASS = (
     click.option(
         "--unit",
@@ -170,7 +176,7 @@ def _options(*options: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @cli.command(help=SPECTRUM_HELP, short_help="The spectrum of a language model's empirical Fisher.")
-@_options(*_TASK, _CENTER, *_PASS, *_OUTPUT, _DEBUG)
+@_options(*_TASK, _CENTER, _INTERVALS, *_PASS, *_OUTPUT, _DEBUG)
 @guarded
 def spectrum(
     form: str, quiet: bool, out: str | None, checkpoint: str | None, resume: str | None, **options: Any

@@ -22,6 +22,8 @@ from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.pipeline.result import FisherSpectrum, apart_from
 from fisherfunc.records.dtypes import dtype_name
 from fisherfunc.records.storage import replacing
+from fisherfunc.statistics.coupling import BlockCoupling
+from fisherfunc.statistics.interval import Intervals
 
 FORMAT = "fisherfunc.spectrum.1"
 JSON_NAME = "spectrum.json"
@@ -159,4 +161,6 @@ def _result(content: Mapping[str, Any]) -> FisherSpectrum:
         block_diagonal=spectrum(values["global"], content["global"]),
         full=spectrum(values["full"], content["full"]),
         metadata=content["metadata"],
+        coupling=BlockCoupling.from_dict(content["couplings"]) if content.get("couplings") else None,
+        intervals=Intervals.from_dict(content["intervals"]) if content.get("intervals") else None,
     )

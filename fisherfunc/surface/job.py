@@ -21,12 +21,14 @@ from fisherfunc.pipeline.plan import plan
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.records.axes import Progress
 from fisherfunc.surface import plots
+from fisherfunc.surface.coupling_plot import plot_couplings
 from fisherfunc.surface.files import CSV_NAME, JSON_NAME, check_writable, to_csv, to_json, write_files
 
 DEFAULT_TOKENS = 512
 DEFAULT_CONTEXT = 128
 EMBEDDED_CONTEXT = 64
 PLOT_NAME = "spectrum"
+COUPLINGS_NAME = "couplings"
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
@@ -43,6 +45,7 @@ class Job:
         num_tokens: How many predictions.
         context: The positions of a window of text.
         memory_limit: In bytes.
+        intervals: "bootstrap" or "jackknife" over the windows of text; no intervals where None.
         targets: "observed", "sampled" or "all-classes".
         num_draws: Of sampled targets; 1 where None.
 
@@ -62,6 +65,7 @@ class Job:
     dtype: str = "float32"
     device: str = "auto"
     memory_limit: int | None = None
+    intervals: str | None = None
     targets: str = "observed"
     num_draws: int | None = None
 
@@ -126,6 +130,7 @@ def compute(
         seed=job.seed,
         memory_limit=job.memory_limit,
         checkpoint=checkpoint,
+        intervals=job.intervals,
         progress=progress,
     )
     return replace(result, metadata={**result.metadata, **facts})
@@ -184,14 +189,18 @@ def check_output(folder: str | os.PathLike[str]) -> None:
 
 
 def save(result: FisherSpectrum, folder: str | os.PathLike[str]) -> list[Path]:
-    """Write `spectrum.json`, `eigenvalues.csv`, `spectrum.png` and `spectrum.svg`, all or none.
+    """Write `spectrum.json`, `eigenvalues.csv`, `spectrum.png` and `.svg`, and `couplings.png` and `.svg`, all or none.
+
+    Couplings are drawn where there are two blocks or more.
 
     Raises:
         OSError: If a file cannot be written.
         ImportError: If matplotlib is not installed.
     """
-    figure = plots.plot_spectrum(result)
-    pictures = {f"{PLOT_NAME}.{kind}": plots.rendered(figure, kind) for kind in plots.FORMATS}
+    figures = {PLOT_NAME: plots.plot_spectrum(result)}
+    if result.coupling is not None and len(result.blocks) > 1:
+        figures[COUPLINGS_NAME] = plot_couplings(result)
+    pictures = {f"{name}.{kind}": plots.rendered(fig, kind) for name, fig in figures.items() for kind in plots.FORMATS}
     return write_files(folder, {JSON_NAME: to_json(result), CSV_NAME: to_csv(result), **pictures})
 
 

@@ -6,8 +6,7 @@ Each line is solid down to its own resolution floor and faint below it, where ei
 
 import io
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,37 +14,14 @@ from typing import Any
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.surface.files import write_files
-from fisherfunc.surface.wording import count_of_units, matrix_name, model_name
+from fisherfunc.surface.plot_style import INK, require_matplotlib, shortened, styled, subtitle, titles
+from fisherfunc.surface.wording import matrix_name
 
 FORMATS = ("png", "svg")
 LEGEND_LIMIT = 12
 _FEW_POINTS = 12
 _NEAR = 100.0
-_INK = "#1a1a1a"
 _WARNING = "#b3261e"
-_STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "axes.titlesize": 11.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.edgecolor": "#666666",
-    "axes.labelcolor": _INK,
-    "text.color": _INK,
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.7,
-    "legend.frameon": False,
-    "svg.hashsalt": "fisherfunc",
-    "svg.fonttype": "path",
-    "savefig.dpi": 160,
-}
 
 
 def plot_spectrum(result: FisherSpectrum) -> Any:
@@ -60,12 +36,12 @@ def plot_spectrum(result: FisherSpectrum) -> Any:
         ImportError: If matplotlib is not installed.
     """
     matplotlib = require_matplotlib()
-    with _styled(matplotlib):
+    with styled(matplotlib):
         figure = matplotlib.figure.Figure(figsize=(7.6, 4.7), layout="constrained")
         matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
         axes = figure.add_subplot(xscale="log", yscale="log", xlabel="rank $k$", ylabel=r"eigenvalue $\lambda_k$")
         _draw(matplotlib, figure, axes, result)
-        _titles(axes, result)
+        titles(axes, f"Spectrum of the {matrix_name(result.metadata)}", subtitle(result.metadata))
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # the layout is settled: every save gives the same picture
     return figure
@@ -93,7 +69,7 @@ def rendered(figure: Any, kind: str) -> bytes:
     """A figure as the bytes of a "png" or "svg" file, without a date."""
     metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}[kind]
     buffer = io.BytesIO()
-    with _styled(require_matplotlib()):
+    with styled(require_matplotlib()):
         figure.savefig(buffer, format=kind, metadata=metadata)
     return buffer.getvalue()
 
@@ -105,23 +81,23 @@ def _draw(matplotlib: ModuleType, figure: Any, axes: Any, result: FisherSpectrum
         _line(
             axes,
             result.full,
-            color=_INK,
-            label=f"{_shortened(next(iter(result.blocks)))} (full matrix)",
+            color=INK,
+            label=f"{shortened(next(iter(result.blocks)))} (full matrix)",
             linewidth=2.0,
         )
     else:
         for index, (label, spectrum) in enumerate(result.blocks.items()):
-            _line(axes, spectrum, color=palette(index), label=_shortened(label), linewidth=1.0 if many else 1.5)
+            _line(axes, spectrum, color=palette(index), label=shortened(label), linewidth=1.0 if many else 1.5)
         _line(
             axes,
             result.block_diagonal,
-            color=_INK,
+            color=INK,
             label="block-diagonal",
             linewidth=1.6,
             dashes=(4, 2),
             zorder=4,
         )
-        _line(axes, result.full, color=_INK, label="full matrix", linewidth=2.0, zorder=5)
+        _line(axes, result.full, color=INK, label="full matrix", linewidth=2.0, zorder=5)
     _limits(axes, result)
     _key(matplotlib, figure, axes, list(result.blocks))
     if len(result.block_diagonal.eigenvalues) <= _FEW_POINTS:
@@ -204,7 +180,7 @@ def _colorbar(matplotlib: ModuleType, figure: Any, axes: Any, labels: list[str])
     )
     ticks = sorted({round(step * (count - 1) / 6) for step in range(7)})
     bar = figure.colorbar(mappable, ax=axes, ticks=ticks, pad=0.02, aspect=32)
-    bar.ax.set_yticklabels([_shortened(labels[tick]) for tick in ticks], fontsize=8)
+    bar.ax.set_yticklabels([shortened(labels[tick]) for tick in ticks], fontsize=8)
     bar.ax.invert_yaxis()
     bar.outline.set_visible(False)
 
@@ -213,51 +189,3 @@ def _palette(matplotlib: ModuleType, count: int) -> Callable[[int], Any]:
     """The colour of each block: sequential in the order of the model, neither black nor too light."""
     colors = matplotlib.colormaps["plasma"]
     return lambda index: colors(0.05 + 0.80 * (index / max(1, count - 1)))
-
-
-def _shortened(label: str, longest: int = 34) -> str:
-    return label if len(label) <= longest else f"{label[: longest // 2 - 1]}…{label[-longest // 2 :]}"
-
-
-def _titles(axes: Any, result: FisherSpectrum) -> None:
-    facts = result.metadata
-    model = model_name(facts)
-    parts = [_shortened(model, 60)] if model else []
-    parts += [count_of_units(facts), *(str(facts[key]) for key in ("loss", "dtype") if facts.get(key))]
-    axes.set_title(f"Spectrum of the {matrix_name(facts)}", pad=23)
-    axes.annotate(
-        "  ·  ".join(parts),
-        (0, 1),
-        xycoords="axes fraction",
-        xytext=(0, 9),
-        textcoords="offset points",
-        fontsize=8.5,
-        color="#5f5f5f",
-    )
-
-
-@contextmanager
-def _styled(matplotlib: ModuleType) -> Iterator[None]:
-    """Matplotlib's own defaults and this style, whatever the user's settings are; they are restored."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
-        yield
-
-
-def require_matplotlib() -> ModuleType:
-    """Matplotlib, or an error that names the extra.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-        import matplotlib.backends.backend_agg
-        import matplotlib.cm
-        import matplotlib.colors
-        import matplotlib.figure
-        import matplotlib.ticker
-    except ImportError as error:
-        raise ImportError(f'plots need matplotlib ({error}); install it with pip install "fisherfunc[plot]"') from error
-    return matplotlib

@@ -11,6 +11,8 @@ from typing import Any
 from fisherfunc.linalg.metrics import numerical_rank, summary
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.pipeline.result import FisherSpectrum
+from fisherfunc.statistics.interval import Interval, Intervals
+from fisherfunc.surface.sample_notes import interval_note, sample_notes
 from fisherfunc.surface.wording import compact, count_of_units, matrix_name, model_name, notes, number
 
 WIDE = 96
@@ -55,7 +57,14 @@ def caption(result: FisherSpectrum) -> list[str]:
         lines.append(f"Eigenvalues of the full matrix below {floor:.1e} λ_max are not resolved")
     if any(_unresolved(spectrum) for spectrum in (*result.blocks.values(), result.full)):
         lines.append("Condition numbers are of the resolved eigenvalues: lower bounds where others lie below")
-    return lines
+    if result.coupling is not None and len(result.blocks) > 1:
+        error = result.coupling.block_diagonal_error
+        lines.append(
+            f"The block-diagonal matrix leaves out {error:.1%} of the full one: ‖F − F_bd‖/‖F‖, Frobenius norms"
+        )
+    if result.intervals is not None:
+        lines.append(interval_note(result.intervals.full["trace"]))
+    return lines + sample_notes(result)
 
 
 def _table(rich: ModuleType, result: FisherSpectrum, *, wide: bool) -> Any:
@@ -71,12 +80,24 @@ def _table(rich: ModuleType, result: FisherSpectrum, *, wide: bool) -> Any:
     units = f"{result.metadata.get('unit', 'token')}s"
     for heading in (units, "parameters" if wide else "params", *(heading for heading, _ in COLUMNS)):
         table.add_column(heading if wide else heading.replace("condition", "cond."), **_FIGURES)
+    intervals = result.intervals or Intervals(blocks={}, block_diagonal={}, full={})
     for label, spectrum in result.blocks.items():
         table.add_row(rich.text.Text(label), *_cells(spectrum, wide=wide))
+        _add_ends(table, intervals.blocks.get(label), wide=wide)
     table.add_section()
     table.add_row("block-diagonal", *_cells(result.block_diagonal, wide=wide), style="bold")
+    _add_ends(table, intervals.block_diagonal, wide=wide)
     table.add_row("full matrix", *_cells(result.full, wide=wide), style="bold")
+    _add_ends(table, intervals.full, wide=wide)
     return table
+
+
+def _add_ends(table: Any, intervals: Mapping[str, Interval] | None, *, wide: bool) -> None:
+    """Two lines under a matrix: the lower and the upper ends of the intervals of its metrics."""
+    if intervals:
+        for end in ("low", "high"):
+            cells = [_figure(getattr(intervals[key], end), key, wide=wide) for _, key in COLUMNS]
+            table.add_row(f"  {end}", "", "", *cells, style="dim")
 
 
 def _title(metadata: Mapping[str, Any]) -> str:
@@ -86,10 +107,13 @@ def _title(metadata: Mapping[str, Any]) -> str:
 
 def _cells(spectrum: Spectrum, *, wide: bool) -> list[str]:
     values: dict[str, Any] = summary(spectrum)
-    digits = 4 if wide else 3
-    figures = [number(values[key], digits=digits, scientific=key not in PLAIN) for _, key in COLUMNS]
+    figures = [_figure(values[key], key, wide=wide) for _, key in COLUMNS]
     params = values["num_params"]
     return [str(values["num_tokens"]), f"{params:,}" if wide and params else compact(params), *figures]
+
+
+def _figure(value: float | None, key: str, *, wide: bool) -> str:
+    return number(value, digits=4 if wide else 3, scientific=key not in PLAIN)
 
 
 def _relative_resolution(spectrum: Spectrum) -> float | None:

@@ -9,6 +9,7 @@ try:
 except ImportError as error:
     raise ImportError('fisherfunc.testing needs Hypothesis: pip install "fisherfunc[test]"') from error
 
+from fisherfunc.testing.coverage import Coverage, clustered_grams, coverage
 from fisherfunc.testing.gradients import (
     LabelTable,
     gradient_matrices,
@@ -19,9 +20,12 @@ from fisherfunc.testing.gradients import (
 from fisherfunc.testing.models import TinyModel, classifiers, language_models, regressors, tiny_models
 
 __all__ = [
+    "Coverage",
     "LabelTable",
     "TinyModel",
     "classifiers",
+    "clustered_grams",
+    "coverage",
     "gradient_matrices",
     "gradient_trees",
     "language_models",

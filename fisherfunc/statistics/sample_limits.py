@@ -1,0 +1,112 @@
+"""What a sample can show of a spectrum at all: its rank ceiling, its resolution, and the edge of pure noise."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fisherfunc.linalg.metrics import effective_rank, numerical_rank, trace
+from fisherfunc.linalg.spectrum import Spectrum
+
+NEAR = 1 / 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleLimits:
+    """What the number of rows, the number of parameters and the arithmetic allow a spectrum to show.
+
+    Attributes:
+        rank_ceiling: No more eigenvalues than this can be nonzero.
+        resolution: Eigenvalues below this are not told from zero.
+        edge: The largest eigenvalue that rows without structure would have; None where P is not known.
+        num_beyond_edge: How many eigenvalues lie beyond the edge; None where P is not known.
+        set_by_sample: The metrics that the number of rows sets more than the model does.
+        warnings: A sentence for each of these.
+    """
+
+    rank_ceiling: int
+    resolution: float
+    edge: float | None
+    num_beyond_edge: int | None
+    set_by_sample: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that survive JSON."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+
+def sample_limits(spectrum: Spectrum, *, centered: bool = False) -> SampleLimits:
+    """The limits of one spectrum: of a block, or of the full matrix; not of a union of blocks.
+
+    The ceiling is min(N, P), or min(N − 1, P) of centred rows. The edge is that of Marchenko and Pastur, for the null
+    model of N independent rows with P independent entries of equal variance and the trace that was found:
+
+        (Σλ/P) (1 + √(P/N))²
+
+    Eigenvalues beyond it are not those of such rows. It is no test of significance: rows of a sequence are not
+    independent, an outlier raises the trace and so the edge, and noise of unequal variance reaches beyond it by itself.
+
+    Where N < P, these metrics say more of N than of the model:
+
+        numerical_rank, smallest, condition_number: where the numerical rank is the ceiling
+        effective_rank, participation_ratio: where the effective rank is above a third of the ceiling
+
+    Of r equal population eigenvalues, the kindest case, N ≥ r rows show an effective rank exp(−r/2N) r: at a third of N
+    it is a fifth too small, and by more where the spectrum falls slowly.
+
+    Source: Marchenko and Pastur, "Distribution of eigenvalues for some sets of random matrices", 1967.
+
+    Args:
+        spectrum: Of min(N, P) eigenvalues, or of fewer where it is approximate.
+        centered: Whether the mean row was subtracted.
+
+    Example:
+        >>> import fisherfunc as ff
+        >>> import torch
+        >>> rows = torch.randn(50, 200, generator=torch.Generator().manual_seed(0))
+        >>> limits = sample_limits(ff.spectrum_of_gradients({"weight": rows}).full)
+        >>> limits.rank_ceiling, limits.num_beyond_edge, limits.set_by_sample[:2]
+        (50, 0, ('numerical_rank', 'smallest'))
+    """
+    num_rows = _num_rows(spectrum)
+    params = math.inf if spectrum.num_params is None else spectrum.num_params
+    ceiling = int(min(num_rows - centered, params))
+    edge = None if spectrum.num_params is None else _edge(spectrum, num_rows)
+    warnings = _warnings(spectrum, ceiling) if ceiling < params and float(trace(spectrum)) > 0 else {}
+    return SampleLimits(
+        rank_ceiling=ceiling,
+        resolution=spectrum.resolution.item(),
+        edge=edge,
+        num_beyond_edge=None if edge is None else int((spectrum.eigenvalues > edge).sum()),
+        set_by_sample=tuple(name for names in warnings for name in names),
+        warnings=tuple(warnings.values()),
+    )
+
+
+def _num_rows(spectrum: Spectrum) -> int:
+    """A unit may have several rows; an exact spectrum has an eigenvalue for each, where these are fewer than P."""
+    count = len(spectrum.eigenvalues)
+    if not spectrum.exact:
+        return spectrum.num_tokens
+    return count if spectrum.num_params is None or count < spectrum.num_params else max(count, spectrum.num_tokens)
+
+
+def _edge(spectrum: Spectrum, num_rows: int) -> float:
+    params = spectrum.num_params or 1
+    return trace(spectrum).item() / params * (1 + math.sqrt(params / num_rows)) ** 2
+
+
+def _warnings(spectrum: Spectrum, ceiling: int) -> dict[tuple[str, ...], str]:
+    rank, effective = int(numerical_rank(spectrum)), effective_rank(spectrum).item()
+    found: dict[tuple[str, ...], str] = {}
+    if rank >= ceiling:
+        found["numerical_rank", "smallest", "condition_number"] = (
+            f"the numerical rank {rank} is all that the rows allow, {ceiling}: their number sets it, the smallest "
+            "eigenvalue and the condition number"
+        )
+    if effective > NEAR * ceiling:
+        found["effective_rank", "participation_ratio"] = (
+            f"the effective rank {effective:.1f} is above a third of the {ceiling} that the rows allow: "
+            "it would be larger with more rows"
+        )
+    return found

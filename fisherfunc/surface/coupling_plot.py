@@ -1,0 +1,61 @@
+"""A heat map of how the blocks of F hang together: the alignment ‖F_ab‖²/(‖F_aa‖ ‖F_bb‖) of every pair."""
+
+from typing import Any
+
+from fisherfunc.pipeline.result import FisherSpectrum
+from fisherfunc.surface.plot_style import INK, require_matplotlib, shortened, styled, subtitle, titles
+from fisherfunc.surface.wording import matrix_name
+
+WRITTEN_LIMIT = 12
+_TICKS = 24
+_DARK = 0.55
+_INCHES = 0.065  # a letter of a label
+
+
+def plot_couplings(result: FisherSpectrum) -> Any:
+    """The alignments of all pairs of blocks, as a matplotlib `Figure`; up to twelve blocks with their numbers.
+
+    Args:
+        result: What to draw.
+
+    Raises:
+        ValueError: If the result has no couplings.
+        ImportError: If matplotlib is not installed.
+    """
+    if result.coupling is None:
+        raise ValueError("this result has no couplings, as of gradients at hand; take the spectrum of Grams")
+    matplotlib = require_matplotlib()
+    labels, alignment = result.coupling.labels, result.coupling.alignment
+    count = len(labels)
+    few = count <= WRITTEN_LIMIT
+    places = range(count) if count <= _TICKS else sorted({round(i * (count - 1) / 12) for i in range(13)})
+    names = [shortened(labels[place]) for place in places]
+    margin = _INCHES * max(map(len, names))
+    side = max(2.4, 0.52 * count) if few else 6.2
+    with styled(matplotlib):
+        size = (side + margin + 1.2, side + 0.75 * margin + 1.1)
+        figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
+        matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        image = axes.imshow(alignment, cmap="Blues", vmin=0, vmax=1)
+        axes.set_xticks(list(places), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+        axes.set_yticks(list(places), names, fontsize=8)
+        axes.grid(visible=False)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        for row, column in ((a, b) for a in range(count if few else 0) for b in range(count)):
+            value = alignment[row][column]
+            color = "white" if value > _DARK else INK
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7.5, color=color)
+        bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=28, shrink=0.9)
+        bar.set_label("alignment of the blocks' Grams", fontsize=8.5)
+        bar.outline.set_visible(False)
+        error = result.coupling.block_diagonal_error
+        titles(
+            axes,
+            f"Couplings in the {matrix_name(result.metadata)}",
+            [*subtitle(result.metadata)[:2], f"‖F − F_bd‖/‖F‖ = {error:.1%}"],
+        )
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # the layout is settled: every save gives the same picture
+    return figure

@@ -1,0 +1,107 @@
+"""What a sample can show: ceilings, the edge of noise, and which metrics the number of rows sets."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+import fisherfunc as ff
+from fisherfunc.statistics import sample_limits
+
+
+def gaussian(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def limits(rows, *, center=False, **options):
+    return sample_limits(ff.spectrum_of_gradients({"w": rows}, center=center, **options).full, centered=center)
+
+
+@pytest.mark.parametrize(
+    ("shape", "center", "ceiling"),
+    [
+        ((5, 9), False, 5),
+        ((9, 5), False, 5),
+        ((5, 9), True, 4),
+        ((6, 5), True, 5),
+        ((5, 5), True, 4),
+        ((1, 1), False, 1),
+    ],
+)
+def test_the_ceiling_is_the_rank_of_generic_rows(shape, center, ceiling):
+    rows = gaussian(*shape)
+    rank = int(torch.linalg.matrix_rank(rows - rows.mean(dim=0) if center else rows))
+    assert limits(rows, center=center).rank_ceiling == ceiling == rank
+
+
+@pytest.mark.parametrize("shape", [(200, 800), (400, 400), (1000, 100)])
+def test_no_eigenvalue_of_noise_and_every_spike_lies_beyond_the_edge(shape):
+    rows = 3 * gaussian(*shape)
+    noise = limits(rows)
+    largest = torch.linalg.matrix_norm(rows, 2).item() ** 2 / len(rows)
+    assert noise.edge == pytest.approx(largest, rel=0.05)  # the edge scatters by about N^(-2/3)
+    assert noise.num_beyond_edge <= 2  # by less than that
+    # A spike of population variance ℓ σ² with ℓ > 1 + √(P/N) leaves the bulk (Baik, Ben Arous and Péché 2005).
+    spikes = torch.ones(shape[1], dtype=torch.float64)
+    spikes[:3] = 2 + 4 * math.sqrt(shape[1] / shape[0])
+    assert limits(rows * spikes.sqrt()).num_beyond_edge == pytest.approx(3, abs=0)
+
+
+def test_the_edge_is_its_formula_and_scales_like_the_eigenvalues():
+    rows = gaussian(30, 12)
+    found = limits(rows)
+    want = rows.square().sum().item() / 30 / 12 * (1 + math.sqrt(12 / 30)) ** 2
+    assert found.edge == pytest.approx(want, rel=1e-12)
+    assert limits(10 * rows).edge == pytest.approx(100 * want, rel=1e-12)
+    assert found.resolution == ff.spectrum_of_gradients({"w": rows}).full.resolution.item()
+
+
+def test_the_population_rank_of_equal_eigenvalues_that_the_docstring_states():
+    """The sample shows exp(−r/2N) r: at a third of N, four fifths of what there is."""
+    num_rows, rank = 300, 124
+    seen = ff.metrics.effective_rank(ff.spectrum_of_gradients({"w": gaussian(num_rows, rank)}).full).item()
+    assert seen == pytest.approx(math.exp(-rank / 2 / num_rows) * rank, rel=0.01)
+    assert seen / num_rows == pytest.approx(1 / 3, abs=0.01) and 0.78 < seen / rank < 0.83
+
+
+def test_few_rows_of_many_directions_set_the_ranks():
+    found = limits(gaussian(20, 500))
+    assert set(found.set_by_sample) == {
+        "numerical_rank",
+        "smallest",
+        "condition_number",
+        "effective_rank",
+        "participation_ratio",
+    }
+    assert (
+        len(found.warnings) == 2
+        and "the rows allow, 20" in found.warnings[0]
+        and "a third of the 20" in found.warnings[1]
+    )
+
+
+def test_where_the_model_sets_the_ranks_there_is_no_warning():
+    assert limits(gaussian(500, 20)).set_by_sample == ()  # many rows
+    low = limits(gaussian(60, 3) @ gaussian(3, 400, seed=1))  # few directions
+    assert low.set_by_sample == () and low.warnings == ()
+    full_rank = limits(gaussian(60, 400) * 2.0 ** -torch.arange(400))  # a steep spectrum in float64
+    assert "effective_rank" not in full_rank.set_by_sample
+    assert limits(torch.zeros(3, 9)).warnings == ()
+
+
+def test_what_is_approximate_or_has_no_p_is_not_taken_for_its_length():
+    rows = gaussian(40, 90)
+    leading = limits(rows, kernel=ff.kernels.svd_lowrank(rank=2, oversampling=2))
+    assert leading.rank_ceiling == 40
+    alone = ff.kernels.gram_eigh()(rows @ rows.mT)
+    found = sample_limits(alone)
+    assert (found.rank_ceiling, found.edge, found.num_beyond_edge) == (40, None, None)
+    several = replace(alone, num_params=90, num_tokens=10)  # four rows a token
+    assert sample_limits(several).rank_ceiling == 40
+
+
+def test_the_limits_are_plain():
+    plain = limits(gaussian(20, 500)).to_dict()
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
