@@ -8,15 +8,15 @@ from fisherfunc.records.record import record
 
 @record(static=("num_tokens", "num_params", "solver", "fallback", "exact"))
 class Spectrum:
-    """Eigenvalues of F = (1/N) Gᵀ G, largest first; those beyond min(N, P) are zero and left out.
+    """Eigenvalues of F = (1/N) Gᵀ G, largest first; those beyond min(n, P) are zero and left out, for n rows of G.
 
     Attributes:
-        eigenvalues: The min(N, P) leading eigenvalues of F, in descending order, none negative.
+        eigenvalues: The min(n, P) leading eigenvalues of F, in descending order, none negative.
         resolution: Eigenvalues below this are not distinguishable from zero: (n · eps + √P · eps') · λ_max,
             with eps that of the dtype in which the gradients were computed and eps' that of the sums over P;
             where rows were centred or summed, with the norm before that in place of λ_max.
         negative_part: The most negative eigenvalue before round-off was set to zero; 0 where there was none.
-        num_tokens: N, what the Gram was divided by.
+        num_tokens: N, what the Gram was divided by; n, but where a token has several targets (targets.py).
         num_params: P, or None where only a Gram was given.
         solver: What computed the eigenvalues.
         fallback: Why an earlier solver was given up, or None.

@@ -94,6 +94,8 @@ def fisher_spectrum(
 
     Raises:
         ValueError: If an option or the batch is unusable, or a loss or gradient is not finite; it says what and where.
+            If targets are others than the observed ones: also for a loss without a predictive distribution, `center`,
+            `all_classes` of sequences, or more classes than the memory limit has room for.
         TypeError: If the model or the batch is of a kind that it cannot be.
         OSError: If the checkpoint or the spill folder cannot be written.
         torch.linalg.LinAlgError: If every eigensolver failed.
