@@ -21,6 +21,7 @@ from fisherfunc.statistics import (
     spectral_density,
     tail_exponent,
 )
+from fisherfunc.statistics import tail as module
 from fisherfunc.testing import gradient_trees
 
 
@@ -189,6 +190,15 @@ def test_what_is_no_power_law_is_rejected():
 def test_eigenvalues_that_fall_with_rank_have_the_exponent_that_the_docstring_states():
     rank = torch.arange(1, 801, dtype=torch.float64)
     assert tail_exponent(spectrum_of(rank**-2.0), num_replicates=0).exponent == pytest.approx(1.5, abs=0.1)
+
+
+def test_the_samples_of_the_p_value_are_the_law_above_and_draws_of_the_body_below():
+    body, tail = torch.linspace(0.1, 0.9, 1000, dtype=torch.float64), pareto(3000, 2.5)
+    values = torch.cat([body, tail]).sort().values
+    sample = module._sample(values, 1.0, 2.5, torch.Generator().manual_seed(0))
+    below, above = sample[sample < 1], sample[sample >= 1]
+    assert len(sample) == 4000 and len(above) == pytest.approx(3000, abs=150) and torch.isin(below, body).all()
+    assert above.log().mean().item() == pytest.approx(1 / 1.5, rel=0.08)  # ln x is exponential with rate α − 1
 
 
 def test_the_p_value_is_seeded_and_scale_free():

@@ -128,10 +128,12 @@ def test_the_table_says_what_the_block_diagonal_matrix_leaves_out():
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("count", [1, 2, WRITTEN_LIMIT, 40])
-def test_the_heat_map_is_the_alignment(count):
+@pytest.mark.parametrize("name", [None, "/a/folder/with/a/name/as/long/as/folders/can/have/them/gpt2"])
+@pytest.mark.parametrize("count", [2, WRITTEN_LIMIT, 40])
+def test_the_heat_map_is_the_alignment(count, name):
     tree = {f"layer.{index}.attention.weight": gaussian(6, 4, seed=index) for index in range(count)}
     result = ff.spectrum_of_grams(grams_of(tree), blocks=by_parameter)
+    result = replace(result, metadata={**result.metadata, "model_id": name})
     figure = plot_couplings(result)
     (image,) = figure.axes[0].get_images()
     assert torch.tensor(image.get_array().tolist()).equal(torch.tensor(result.coupling.alignment))

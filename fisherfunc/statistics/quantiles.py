@@ -31,7 +31,7 @@ def _central(angle: float, degrees: int) -> float:
     term = total = math.cos(angle) if odd else 1.0
     if degrees == 1:
         total = 0.0
-    for step in range(2 + odd, degrees - 1, 2):
+    for step in range(2 + odd, degrees, 2):
         term *= math.cos(angle) ** 2 * (step - 1) / step
         total += term
     inner = math.sin(angle) * total

@@ -9,7 +9,7 @@ from fisherfunc.surface.wording import matrix_name
 WRITTEN_LIMIT = 12
 _TICKS = 24
 _DARK = 0.55
-_INCHES = 0.065  # a letter of a label
+_INCHES = 0.065  # a letter
 
 
 def plot_couplings(result: FisherSpectrum) -> Any:
@@ -30,13 +30,16 @@ def plot_couplings(result: FisherSpectrum) -> Any:
     few = count <= WRITTEN_LIMIT
     places = range(count) if count <= _TICKS else sorted({round(i * (count - 1) / 12) for i in range(13)})
     names = [shortened(labels[place]) for place in places]
+    under = [shortened(part, 28) for part in subtitle(result.metadata)[:2]]
+    under += [f"‖F − F_bd‖/‖F‖ = {result.coupling.block_diagonal_error:.1%}"]
     margin = _INCHES * max(map(len, names))
-    side = max(2.4, 0.52 * count) if few else 6.2
+    side = max(3.2, 0.52 * count) if few else 6.2
+    width = max(side + 1.2, _INCHES * len("  ·  ".join(under)) + 1.0)
     with styled(matplotlib):
-        size = (side + margin + 1.2, side + 0.75 * margin + 1.1)
+        size = (width + margin, side + 0.75 * margin + 1.1)
         figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
         matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
+        axes = figure.add_subplot(anchor="W")
         image = axes.imshow(alignment, cmap="Blues", vmin=0, vmax=1)
         axes.set_xticks(list(places), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
         axes.set_yticks(list(places), names, fontsize=8)
@@ -50,12 +53,7 @@ def plot_couplings(result: FisherSpectrum) -> Any:
         bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=28, shrink=0.9)
         bar.set_label("alignment of the blocks' Grams", fontsize=8.5)
         bar.outline.set_visible(False)
-        error = result.coupling.block_diagonal_error
-        titles(
-            axes,
-            f"Couplings in the {matrix_name(result.metadata)}",
-            [*subtitle(result.metadata)[:2], f"‖F − F_bd‖/‖F‖ = {error:.1%}"],
-        )
+        titles(axes, f"Couplings in the {matrix_name(result.metadata)}", under)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # the layout is settled: every save gives the same picture
     return figure
