@@ -74,7 +74,7 @@ class Recording:
         unknown: Parameters used in a way that no rule knows, and the function that did.
         end: Where the pass was cut short: the input of the last linear map, or a cut.
         crooked: The uses whose inputs were to be reached by a shortcut that does not hold.
-        made: {graph node: what was made of it}, where asked for.
+        made: {graph node and which output of it: what was made}, where asked for.
         cut: The cut that was asked for, and its version.
     """
 
@@ -82,7 +82,7 @@ class Recording:
     unknown: dict[str, str] = field(default_factory=dict)
     end: Tensor | None = None
     crooked: set[tuple[str, int]] = field(default_factory=set)
-    made: dict[Any, Made] = field(default_factory=dict)
+    made: dict[tuple[Any, int], Made] = field(default_factory=dict)
     cut: tuple[Tensor, int] | None = None
 
     def overwritten(self) -> set[str]:
@@ -165,7 +165,7 @@ class Recorder(TorchFunctionMode):
         self._call = (*self._call[:2], self._call[2] + 1)
         if self._directions.note and result.grad_fn is not None:
             made = Made(call=self._call, shape=tuple(result.shape), num_bytes=result.numel() * result.element_size())
-            self.recording.made.setdefault(result.grad_fn, made)
+            self.recording.made.setdefault((result.grad_fn, result.output_nr), made)
         if self._call == self._directions.keep:
             self.recording.cut = (result, result._version)
         if self._call == self._directions.stop:

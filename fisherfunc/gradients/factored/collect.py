@@ -76,9 +76,15 @@ def _inputs(whole: Traced, taken: Taken, width: int) -> dict[tuple[str, int, int
 def _pulled(
     start: Start, structure: Structure, taken: Taken, keep: dict[tuple[str, int, int], Tensor]
 ) -> Iterator[Piece | Tensor]:
-    """One batched backward pass to the outputs of the wanted uses, to the leaves, and to the cut to be kept."""
+    """One batched backward pass to the outputs of the wanted uses, to the leaves, and to the cut to be kept.
+
+    Raises:
+        Unsettled: If a parameter is used more often than where the model was cut, so that no level is known.
+    """
     traced = start.traced
     _, below = apart(traced.recording, structure)
+    if not all(taken.knows(use.name, use.number) for use in below):
+        raise Unsettled(replace(structure, cuttable=False))
     uses = [use for use in below if taken.takes(use.name, use.number)]
     leaves = {name: leaf for name, leaf in traced.leaves.items() if taken.takes(name, -1)}
     cut = _cut(start, below, taken, structure)

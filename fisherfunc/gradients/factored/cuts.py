@@ -6,7 +6,7 @@ are taken from the end in an order in which all that leads to a node comes befor
 nothing bypasses it. What is found on one sequence is held against every other one (strays).
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -19,6 +19,9 @@ from fisherfunc.gradients.factored._taps import Call, Made, Use
 
 Key = tuple[str, int]
 """A parameter and which use of it; −1 for a leaf of the graph."""
+
+Edge = tuple[Any, int]
+"""A node of the autograd graph, and which of its outputs: a function that returns several tensors is one node."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +56,16 @@ class Leg:
 WHOLE_WAY = Leg()
 
 
-def levels_of(end: Tensor, made: Mapping[Any, Made], targets: Mapping[Key, Tensor], *, places: int | None) -> Levels:
+def levels_of(end: Tensor, made: Mapping[Edge, Made], targets: Mapping[Key, Tensor], *, places: int | None) -> Levels:
     """Cut the graph below a tensor.
 
     Args:
         end: Where the cotangents start.
-        made: {graph node: the tensor that it stands for}.
+        made: {graph node and output: the tensor that it stands for}.
         targets: What the cotangents are pulled back to; what is not reached goes to the last level.
         places: Where given, a cut tensor must be `(b, s, …)` with so many places, so that a prefix has its first ones.
     """
-    order, touched = _from_the_end(end)
+    order, touched, outputs = _from_the_end(end)
     spans = _spans(touched)
     steps: dict[Any, float] = {node: step for step, (node, _) in enumerate(order)}
     steps |= {leaf: steps[0] + 0.5 for leaf, steps in touched.items()}  # below the node that leads to it
@@ -72,13 +75,14 @@ def levels_of(end: Tensor, made: Mapping[Any, Made], targets: Mapping[Key, Tenso
     for step, (node, waiting) in enumerate(order):
         if waiting or any(first < step <= last for first, last in spans) or not any(s > step for s in at.values()):
             continue
-        if node not in made or not _has_places(made[node], places):
+        edge = (node, min(outputs[node]))
+        if len(outputs[node]) > 1 or edge not in made or not _has_places(made[edge], places):
             continue
         above = cuts[-1][0] if cuts else -1
         if any(above < s <= step for s in at.values()):
-            cuts.append((step, made[node]))
+            cuts.append((step, made[edge]))
         elif cuts:  # the lowest of several: what lies between may be written to by the model
-            cuts[-1] = (step, made[node])
+            cuts[-1] = (step, made[edge])
     return Levels(
         cuts=tuple(tensor.call for _, tensor in cuts),
         of={key: sum(cut < step for cut, _ in cuts) for key, step in at.items()},
@@ -100,8 +104,8 @@ def strays(
     """
     below: dict[Any, str] = {node_of(u.output): u.name for u in uses if (u.name, u.number) not in here}
     below |= {node_of(leaf): name for name, leaf in leaves.items() if (name, -1) not in here}
-    seen = {node_of(cut)}
-    return sorted({below[node] for node in _reached(node_of(start), seen) if node in below})
+    seen = {_edge_of(cut)}
+    return sorted({below[node] for node, _ in _reached(_edge_of(start), seen) if node in below})
 
 
 def node_of(tensor: Tensor) -> Any:
@@ -109,25 +113,32 @@ def node_of(tensor: Tensor) -> Any:
     return torch.autograd.graph.get_gradient_edge(tensor).node
 
 
-def _reached(root: Any, seen: set[Any]) -> Iterator[Any]:
-    """The nodes from a root on; not those seen, nor beyond them."""
+def _edge_of(tensor: Tensor) -> Edge:
+    return node_of(tensor), tensor.output_nr
+
+
+def _reached(root: Edge, seen: set[Edge]) -> Iterator[Edge]:
+    """The edges from a root on; not those seen, nor beyond them."""
     left = [root]
     while left:
-        node = left.pop()
-        if node not in seen:
-            seen.add(node)
-            yield node
-            left += _children(node)
+        edge = left.pop()
+        if edge not in seen:
+            seen.add(edge)
+            yield edge
+            left += _edges(edge[0])
 
 
 def _has_places(tensor: Made, places: int | None) -> bool:
     return places is None or (len(tensor.shape) > 2 and tensor.shape[1] == places)
 
 
-def _from_the_end(end: Tensor) -> tuple[list[tuple[Any, int]], dict[Any, list[int]]]:
-    """Nodes in order with how many others were waiting, and the steps from which each leaf was reached."""
+def _from_the_end(end: Tensor) -> tuple[list[tuple[Any, int]], dict[Any, list[int]], dict[Any, set[int]]]:
+    """Nodes in order with how many others were waiting, the steps that reached each leaf, the outputs of each node."""
     root = node_of(end)
-    missing = Counter(child for node in _reached(root, set()) for child in _children(node))
+    outputs: dict[Any, set[int]] = defaultdict(set)
+    for node, output in _reached(_edge_of(end), set()):
+        outputs[node].add(output)
+    missing = Counter(child for node in outputs for child, _ in _edges(node))
     order: list[tuple[Any, int]] = []
     touched: dict[Any, list[int]] = {}
     ready = [(0, 0, root)]
@@ -135,7 +146,7 @@ def _from_the_end(end: Tensor) -> tuple[list[tuple[Any, int]], dict[Any, list[in
     while ready:
         node = heappop(ready)[-1]
         order.append((node, len(ready) + len(waiting)))
-        for child in _children(node):
+        for child, _ in _edges(node):
             if hasattr(child, "variable"):
                 touched.setdefault(child, []).append(len(order) - 1)
                 continue
@@ -144,11 +155,11 @@ def _from_the_end(end: Tensor) -> tuple[list[tuple[Any, int]], dict[Any, list[in
             if not missing[child]:
                 waiting.discard(child)
                 heappush(ready, (-child._sequence_nr(), len(order), child))  # what was made last comes first
-    return order, touched
+    return order, touched, outputs
 
 
-def _children(node: Any) -> list[Any]:
-    return [child for child, _ in node.next_functions if child is not None]
+def _edges(node: Any) -> list[Edge]:
+    return [edge for edge in node.next_functions if edge[0] is not None]
 
 
 def _spans(touched: Mapping[Any, list[int]]) -> list[tuple[int, int]]:

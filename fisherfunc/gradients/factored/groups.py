@@ -53,6 +53,10 @@ class Taken:
         """Whether a use is among what is taken; −1 stands for a leaf."""
         return (name, self.levels.of.get((name, number), 0)) in self.group.items
 
+    def knows(self, name: str, number: int) -> bool:
+        """Whether it is said in which level a use lies, and so which pass takes it; without cuts all passes may."""
+        return not self.levels.cuts or (name, number) in self.levels.of
+
     def above_end(self) -> set[Key]:
         """The uses and leaves that lie above the cut where cotangents are kept."""
         end = len(self.levels.cuts) if self.leg.end is None else self.levels.cuts.index(self.leg.end)
