@@ -29,6 +29,11 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 torch.set_num_threads(1)  # tiny models run faster so, above all where the cores are busy
 
 
+def pytest_runtest_setup(item):
+    """What a test draws does not depend on which others ran before it in the same process."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def hub(tmp_path_factory):
     """A folder of tiny models of every kind, and a text."""

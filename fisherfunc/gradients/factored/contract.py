@@ -4,7 +4,6 @@ Pieces of one weight come as strips (many places, that the rows of a sequence sh
 formed rows. Gradients of several uses add, so their Gram has all cross terms.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator
 
 import torch
@@ -33,19 +32,27 @@ class Holder:
         self._empty = empty
         self._num_rows = num_rows
         self._rows: Tensor | None = None
-        self._points: dict[int, list[tuple[Tensor, PointFactors]]] = defaultdict(list)
+        self._points: dict[int, PointFactors] = {}
         self._strips: dict[tuple[int, int, int], Strip] = {}
 
     def put(self, piece: Piece, stack: Stack) -> None:
         """Take one piece of a stack."""
         if isinstance(piece.part, PointFactors):
-            self._points[piece.use].append((piece.rows, piece.part))
+            self._put_points(piece, piece.part)
         elif isinstance(piece.part, SharedFactors):
             self._put_shared(piece, piece.part, stack)
         else:
             if self._rows is None:
                 self._rows = piece.part.new_zeros(self._num_rows, piece.part.shape[1])
             self._rows.index_add_(0, piece.rows, piece.part)
+
+    def _put_points(self, piece: Piece, part: PointFactors) -> None:
+        """Points lie where all of them will: joined later, they would take twice their memory."""
+        if piece.use not in self._points:
+            empty = [side.new_zeros(self._num_rows, side.shape[1]) for side in (part.left, part.right)]
+            self._points[piece.use] = PointFactors(left=empty[0], right=empty[1])
+        points = self._points[piece.use]
+        points.left[piece.rows], points.right[piece.rows] = part.left, part.right
 
     def _put_shared(self, piece: Piece, part: SharedFactors, stack: Stack) -> None:
         if not len(piece.rows) or not len(part.shared):  # all ids are padding
@@ -62,40 +69,38 @@ class Holder:
 
         Cost that of `add_strips`, plus N² (d + e) for points and N² p for rows.
         """
-        points = [_joined(parts) for parts in self._points.values()]
+        everything = torch.arange(self._num_rows, device=gram.device)
+        points = list(self._points.values())
         if self._rows is not None:
             add_rows(gram, self._rows)
-        for rows, one in points:
-            add_points(gram, rows, one)
+        for one in points:
+            add_points(gram, everything, one)
         by_axis = [[s for s in self._strips.values() if s.axis == axis] for axis in (0, 1)]
         for strips in by_axis:
             ids_alone = bool(strips) and not any(strip.shared.is_floating_point() for strip in strips)
             (add_by_id if ids_alone else add_strips)(gram, strips)
-        for i, (rows, one) in enumerate(points):
-            for columns, other in points[:i]:
-                _add_both(gram, rows, columns, cross_gram(one, other))
-        along = [[part for strip in strips for part in strip.factors()] for strips in by_axis]
-        for rows, point in points:
-            for columns, strip in along[0] + along[1]:
-                _add_both(gram, rows, columns, cross_gram(point, strip))
-        for rows, one_way in along[0]:
-            for columns, other_way in along[1]:
-                _add_both(gram, rows, columns, cross_gram(one_way, other_way))
-        if self._rows is not None:
-            everything = torch.arange(self._num_rows, device=gram.device)
-            for index, part in points + along[0] + along[1]:
-                for some, formed in _formed(part, self._rows.shape[1]):
-                    _add_both(gram, index[some], everything, formed.to(self._rows) @ self._rows.mT)
+        for i, one in enumerate(points):
+            for other in points[:i]:
+                _add_both(gram, everything, everything, cross_gram(one, other))
+        crossing = by_axis[1] if by_axis[0] else []
+        for strip in self._strips.values() if points or crossing or self._rows is not None else ():
+            for rows, part in strip.factors():  # a copy, one strip at a time
+                for one in points:
+                    _add_both(gram, everything, rows, cross_gram(one, part))
+                for other_way in crossing if strip.axis == 0 else ():
+                    for columns, across in other_way.factors():
+                        _add_both(gram, rows, columns, cross_gram(part, across))
+                self._add_formed(gram, rows, part)
+        for one in points:
+            self._add_formed(gram, everything, one)
 
-
-def _joined(parts: list[tuple[Tensor, PointFactors]]) -> tuple[Tensor, PointFactors]:
-    """The points of one use in all stacks, in the order of their rows of the Gram."""
-    index = torch.cat([rows for rows, _ in parts])
-    left, right = (torch.cat([getattr(part, side) for _, part in parts]) for side in ("left", "right"))
-    if bool((index.diff() < 0).any()):
-        order = index.argsort()
-        index, left, right = index[order], left[order], right[order]
-    return index, PointFactors(left=left, right=right)
+    def _add_formed(self, gram: Tensor, index: Tensor, part: PointFactors | SharedFactors) -> None:
+        """K += what factors have in common with formed rows of the same parameter."""
+        if self._rows is None:
+            return
+        everything = torch.arange(self._num_rows, device=gram.device)
+        for some, formed in _formed(part, self._rows.shape[1]):
+            _add_both(gram, index[some], everything, formed.to(self._rows) @ self._rows.mT)
 
 
 def _formed(part: PointFactors | SharedFactors, size: int) -> Iterator[tuple[slice, Tensor]]:

@@ -114,13 +114,18 @@ def from_cuts(needs: Needs, levels: Levels, plain: Division) -> Division | None:
     """
     if not levels.cuts:
         return None
-    order = [name for name in needs.held if name not in plain.slabbed]
+    most = _most_slots(needs, plain)
+    longer = prefix_share(needs.tally, causal=needs.causal, chunk_size=most) / prefix_share(
+        needs.tally, causal=needs.causal
+    )
+    held = {name: int(max(longer, 1.0) * size) for name, size in needs.held.items() if name not in plain.slabbed}
+    kept = int(max(longer, 1.0) * _kept_bytes(needs, levels))
     for share in (0.25, 0.5):
-        budget = int((1 - share) * needs.room) - _kept_bytes(needs, levels)
-        groups, too_large = grouped(needs.held, order, budget, levels)
-        if too_large or most_held(groups, needs.held) > budget:
+        budget = int((1 - share) * needs.room) - kept
+        groups, too_large = grouped(held, list(held), budget, levels)
+        if too_large or most_held(groups, held) > budget:
             continue
-        chunk, width = _larger_chunk(needs, groups, plain, int(share * needs.room))
+        chunk, width = _larger_chunk(needs, groups, plain, most, int(share * needs.room))
         passing = max((needs.passing(chunk, width, group) for group in groups), default=0)
         if passing <= share * needs.room:
             return Division(
@@ -128,7 +133,7 @@ def from_cuts(needs: Needs, levels: Levels, plain: Division) -> Division | None:
                 width=width,
                 groups=groups,
                 slabbed=plain.slabbed,
-                num_bytes=passing + _kept_bytes(needs, levels) + most_held(groups, needs.held),
+                num_bytes=passing + kept + most_held(groups, held),
                 levels=levels,
             )
     return None
@@ -141,13 +146,20 @@ def _kept_bytes(needs: Needs, levels: Levels) -> int:
     return int(levels.cut_bytes * (tally.num_tokens + stack) * prefix_share(tally, causal=needs.causal))
 
 
-def _larger_chunk(needs: Needs, groups: Sequence[Group], plain: Division, room: int) -> tuple[int, int]:
-    """Slots and sequences for groups that repeat half of the prefixes' forward passes each: √(S · half of them)."""
+def _most_slots(needs: Needs, plain: Division) -> int:
+    """Slots for groups that repeat half of the prefixes' forward passes each: √(S · half of them)."""
+    if needs.chunk_size is not None or not needs.causal:
+        return plain.chunk_size
+    best = round((needs.tally.num_slots * (len(plain.groups) + 1) / 2) ** 0.5)
+    return max(1, min(best, LARGEST_CHUNK, needs.tally.num_slots))
+
+
+def _larger_chunk(needs: Needs, groups: Sequence[Group], plain: Division, most: int, room: int) -> tuple[int, int]:
+    """As many slots as there is room for, and sequences."""
     if needs.chunk_size is not None or not needs.causal:
         return plain.chunk_size, plain.width
     slot = max(needs.slot(group) for group in groups)
-    best = round((needs.tally.num_slots * (len(groups) + 1) / 2) ** 0.5)
     fitting = int(room / ALLOCATED - needs.graph) // max(slot, 1)
-    chunk = max(1, min(best, LARGEST_CHUNK, needs.tally.num_slots, fitting))
+    chunk = max(1, min(most, fitting))
     wanted = needs.width(chunk, UNLIMITED)
     return chunk, max(1, min(wanted, int(room / ALLOCATED) // (needs.graph + chunk * slot)))

@@ -132,9 +132,16 @@ def held_bytes(
     return {n: int((rows.get(n, 0) + factors.get(n, 0)) * tally.num_tokens * tally.itemsize) for n in names}
 
 
-def prefix_share(tally: Tally, *, causal: bool) -> float:
-    """What the cotangents of all tokens take, against whole sequences: half, and half a chunk of slots."""
-    return 0.5 + 0.5 / tally.num_slots**0.5 if causal else 1.0
+def prefix_share(tally: Tally, *, causal: bool, chunk_size: int | None = None) -> float:
+    """What the cotangents of all tokens take, against whole sequences: half, and half a chunk of slots.
+
+    Args:
+        tally: How much there is.
+        causal: Whether chunks run on prefixes.
+        chunk_size: Slots; √S where None.
+    """
+    chunk = tally.num_slots**0.5 if chunk_size is None else chunk_size
+    return min(1.0, 0.5 + 0.5 * chunk / tally.num_slots) if causal else 1.0
 
 
 def graph_bytes(traced: Traced, structure: Structure, saved: int) -> int:
