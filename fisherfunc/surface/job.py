@@ -119,14 +119,10 @@ def compute(
     result = fisher_spectrum(
         loaded.model,
         batches,
-        loss=LOSSES[loaded.task](),
+        **pass_options(job, loaded),
         targets=job.chosen_targets,
-        blocks=RULES[job.blocks],
         center=job.center,
         unit=job.unit,
-        num_tokens=job.num_tokens or DEFAULT_TOKENS,
-        seed=job.seed,
-        memory_limit=job.memory_limit,
         checkpoint=checkpoint,
         intervals=job.intervals,
         progress=progress,
@@ -146,15 +142,22 @@ def predict(job: Job) -> tuple[RunPlan, dict[str, Any]]:
     found = plan(
         loaded.model,
         batches,
-        loss=LOSSES[loaded.task](),
+        **pass_options(job, loaded),
         targets=job.chosen_targets,
-        blocks=RULES[job.blocks],
         unit=job.unit,
-        num_tokens=job.num_tokens or DEFAULT_TOKENS,
-        seed=job.seed,
-        memory_limit=job.memory_limit,
     )
     return found, {**facts, "unit": job.unit, "fisher": job.chosen_targets.fisher, "targets": job.chosen_targets.name}
+
+
+def pass_options(job: Job, loaded: LoadedModel) -> dict[str, Any]:
+    """What every pass of a job has: its loss and blocks, which tokens, and the memory."""
+    return {
+        "loss": LOSSES[loaded.task](),
+        "blocks": RULES[job.blocks],
+        "num_tokens": job.num_tokens or DEFAULT_TOKENS,
+        "seed": job.seed,
+        "memory_limit": job.memory_limit,
+    }
 
 
 def loaded_model(job: Job) -> tuple[LoadedModel, list[dict[str, Any]], dict[str, Any]]:

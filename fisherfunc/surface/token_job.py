@@ -3,10 +3,9 @@
 from typing import Any
 
 from fisherfunc.gradients import directions
-from fisherfunc.partitioning import RULES
 from fisherfunc.pipeline.eigenvectors import fisher_eigenpairs
 from fisherfunc.records.axes import Progress
-from fisherfunc.surface.job import DEFAULT_TOKENS, LOSSES, Job, loaded_model
+from fisherfunc.surface.job import Job, loaded_model, pass_options
 
 
 def carriers(
@@ -27,20 +26,16 @@ def carriers(
         ImportError: If Transformers is not installed.
     """
     loaded, batches, facts = loaded_model(job)
-    loss = LOSSES[loaded.task]()
+    options = pass_options(job, loaded)
     pairs = fisher_eigenpairs(
         loaded.model,
         batches,
         num=num,
         block=block,
-        blocks=RULES[job.blocks],
-        loss=loss,
         center=job.center,
-        num_tokens=job.num_tokens or DEFAULT_TOKENS,
-        seed=job.seed,
-        memory_limit=job.memory_limit,
+        **options,
         progress=progress,
     )
-    rows = directions.leading_tokens(pairs, batches, loss, top=top, decode=loaded.tokenizer.decode)
+    rows = directions.leading_tokens(pairs, batches, options["loss"], top=top, decode=loaded.tokenizer.decode)
     found = {"eigenvalues": pairs.eigenvalues.tolist(), "resolution": pairs.resolution.item()}
     return rows, {**pairs.metadata, **facts, **found, "block": pairs.label}

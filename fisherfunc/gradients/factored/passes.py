@@ -33,12 +33,12 @@ def passed_grams(
     counted = Passes(checkpoint, [stack.num_tokens for stack in stacks], len(plan.groups), options.progress)
     descent = Descent(work, stacks, plan, checkpoint)
     holders: dict[str, Holder] = {}
-    left = [group for number, group in enumerate(plan.groups) if finished_grams(checkpoint, number, like) is None]
+    left = names_of(g for number, g in enumerate(plan.groups) if finished_grams(checkpoint, number, like) is None)
     for number, group in enumerate(plan.groups):
         finished = finished_grams(checkpoint, number, like)
         later = names_of(plan.groups[number + 1 :])
         # Of a finished group, what another one waits for.
-        taken = group.names if finished is None else group.names & later & names_of(left)
+        taken = group.names if finished is None else group.names & later & left
         for name in taken:
             holders.setdefault(name, Holder(work.num_tokens, options.empty))
         for index, stack in enumerate(stacks if taken else ()):
