@@ -14,7 +14,7 @@ from torch import Tensor
 def side_by_side(tasks: Sequence[Callable[[], Tensor]], *, device: torch.device) -> Iterator[Tensor]:
     """The results of the tasks, in their order; on a CPU as many run at a time as torch has threads, one thread each.
 
-    The number of threads that torch uses elsewhere stays what it was.
+    The number of threads that torch uses elsewhere stays what it was; while the results are taken it is one.
 
     Args:
         tasks: Independent of each other.
@@ -26,6 +26,7 @@ def side_by_side(tasks: Sequence[Callable[[], Tensor]], *, device: torch.device)
         return
     try:
         with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            torch.set_num_threads(1)  # a team of threads would wait for the cores that the tasks run on
             yield from pool.map(lambda task: task(), tasks)
     finally:
         torch.set_num_threads(count)  # what threads that start later get
