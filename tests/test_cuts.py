@@ -24,7 +24,6 @@ UNCUT = {
     "mixtral": "which experts are called differs from prefix to prefix",
     "cnn": "it has one layer below the last",
     "multihead": "one block, which its input goes around",
-    "shared": "its largest weight is used at the top and at the bottom",
 }
 
 

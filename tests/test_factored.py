@@ -11,7 +11,7 @@ import fisherfunc as ff
 from fisherfunc.gradients.factored import plan as plans
 from fisherfunc.gradients.factored import route as factored
 from fisherfunc.gradients.factored import rules
-from fisherfunc.gradients.factored.structure import probe
+from fisherfunc.gradients.factored.probe import probe
 from fisherfunc.gradients.sequences import split
 from fisherfunc.gradients.survey import survey
 from fisherfunc.gradients.workload import Workload

@@ -14,7 +14,7 @@ from zoo import VOCAB
 import fisherfunc as ff
 from fisherfunc.gradients.factored import _taps
 from fisherfunc.gradients.factored import plan as plans
-from fisherfunc.gradients.factored.structure import probe
+from fisherfunc.gradients.factored.probe import probe
 
 WIDTH = 6
 

@@ -76,6 +76,7 @@ class Recording:
         crooked: The uses whose inputs were to be reached by a shortcut that does not hold.
         made: {graph node and which output of it: what was made}, where asked for.
         cut: The cut that was asked for, and its version.
+        values: {call: what it made}, where asked for.
     """
 
     uses: list[Use] = field(default_factory=list)
@@ -84,6 +85,7 @@ class Recording:
     crooked: set[tuple[str, int]] = field(default_factory=set)
     made: dict[tuple[Any, int], Made] = field(default_factory=dict)
     cut: tuple[Tensor, int] | None = None
+    values: dict[Call, Tensor] = field(default_factory=dict)
 
     def overwritten(self) -> set[str]:
         """Parameters whose output was changed in place after it was kept."""
@@ -112,6 +114,10 @@ class Directions:
         stop: The call after which the pass is to end.
         keep: The call whose tensor is to be kept as a cut.
         note: Whether to say what every call made.
+        values: The calls of which to keep the values.
+        floor: A call whose value is known: the pass goes on from it. Linear maps before it are not computed, as only
+            what they would have led to is wrong then.
+        known: The value.
     """
 
     protected: frozenset[str] = frozenset()
@@ -123,6 +129,9 @@ class Directions:
     stop: Call | None = None
     keep: Call | None = None
     note: bool = False
+    values: frozenset[Call] = frozenset()
+    floor: Call | None = None
+    known: Tensor | None = None
 
 
 class Recorder(TorchFunctionMode):
@@ -144,13 +153,12 @@ class Recorder(TorchFunctionMode):
         self._nodes: dict[Any, tuple[str, int]] = {}
         self._counts: Counter[str] = Counter()
         self._call: Call = ("", 0, 0)
+        self._below_floor = self._directions.known is not None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run `func`; if it receives a watched parameter, record it."""
         result = self._run(func, args, kwargs or {})
-        if isinstance(result, Tensor) and result.requires_grad:
-            self._on_the_way_out(result)
-        return result
+        return self._on_the_way_out(result) if isinstance(result, Tensor) and result.requires_grad else result
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
         names = self._watched(args, kwargs)
@@ -160,9 +168,14 @@ class Recorder(TorchFunctionMode):
             return self._alias(args[0], func)
         return self._recorded(func, args, kwargs, names)
 
-    def _on_the_way_out(self, result: Tensor) -> None:
-        """Count the call; keep what it made, or end the pass, where the directions say so."""
+    def _on_the_way_out(self, result: Tensor) -> Tensor:
+        """Count the call; keep what it made, put what is known in its place, or end the pass: as the directions say."""
         self._call = (*self._call[:2], self._call[2] + 1)
+        if self._below_floor and self._call == self._directions.floor:
+            self._below_floor = False
+            result = self._known_instead(result)
+        if self._call in self._directions.values:
+            self.recording.values[self._call] = result.detach().clone()  # the model may write to it
         if self._directions.note and result.grad_fn is not None:
             made = Made(call=self._call, shape=tuple(result.shape), num_bytes=result.numel() * result.element_size())
             self.recording.made.setdefault((result.grad_fn, result.output_nr), made)
@@ -171,6 +184,14 @@ class Recorder(TorchFunctionMode):
         if self._call == self._directions.stop:
             self.recording.end = result
             raise Reached
+        return result
+
+    def _known_instead(self, result: Tensor) -> Tensor:
+        """What is known of the floor, where no graph leads on; another shape is left: its values will not be right."""
+        known = self._directions.known
+        if known is None or known.shape != result.shape:
+            return result
+        return known.detach().requires_grad_().clone()  # no leaf: the model may write to it
 
     def _watched(self, args: Any, kwargs: Any) -> Counter[str]:
         """How often each parameter is among the arguments."""
@@ -197,7 +218,8 @@ class Recorder(TorchFunctionMode):
         constants = {id(tensor): self._constants[id(tensor)] for tensor, _ in roles}
         if constants:
             args, kwargs = pytree.tree_map(lambda leaf: constants.get(id(leaf), leaf), (args, kwargs))
-        result = func(*args, **kwargs)
+        blank = _blank(roles) if self._below_floor else None
+        result = func(*args, **kwargs) if blank is None else blank
         if id(result) in self._names or not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(result)):
             return result
         known: Counter[str] = Counter()
@@ -220,7 +242,7 @@ class Recorder(TorchFunctionMode):
             self.recording.end = role.source
             raise Reached
         origins = self._directions.shortcuts.get(key)
-        if origins is None:
+        if origins is None or self._below_floor:
             return args, kwargs
         outputs = [use.output for use in self.recording.uses if (use.name, use.number) in origins]
         straight = elementwise_origins(role.source, self._nodes) == origins and (
@@ -253,6 +275,14 @@ class Recorder(TorchFunctionMode):
         self.recording.uses.append(use)
         self._nodes[torch.autograd.graph.get_gradient_edge(result).node] = (name, number)
         return name
+
+
+def _blank(roles: list[tuple[Tensor, Role]]) -> Tensor | None:
+    """Zeros in the shape of the output of a linear map of vectors, if that is what the roles say."""
+    for tensor, role in roles:
+        if isinstance(role, Map) and role.source.is_floating_point():
+            return role.source.new_zeros(*role.source.shape[:-1], tensor.shape[role.axis])
+    return None
 
 
 def _is_recordable(result: Any) -> bool:

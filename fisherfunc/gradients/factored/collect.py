@@ -14,13 +14,13 @@ from torch import Tensor
 from fisherfunc.gradients.factored._taps import Use
 from fisherfunc.gradients.factored.cuts import strays
 from fisherfunc.gradients.factored.groups import Taken
+from fisherfunc.gradients.factored.known import settle
 from fisherfunc.gradients.factored.pieces import Piece, inputs_by_place, kept_places, pieces_of
 from fisherfunc.gradients.factored.rules import Map
-from fisherfunc.gradients.factored.separate import sequences_apart
 from fisherfunc.gradients.factored.starts import Start, starts
 from fisherfunc.gradients.factored.structure import Structure, Traced, Unsettled, apart, settled, trace
 from fisherfunc.gradients.pullback import strided
-from fisherfunc.gradients.stacks import Stack
+from fisherfunc.gradients.stacks import REFUSALS, Stack
 from fisherfunc.gradients.workload import Workload
 
 
@@ -48,12 +48,7 @@ def stack_pieces(
     """
     # With cuts all of them are leaves, whatever is wanted, so that every pass counts the same calls.
     leaves = [name for name in structure.dense if taken.levels.cuts or taken.takes(name, -1)]
-    whole = trace(work, stack.batch, structure, leaves=leaves, width=stack.width, leg=taken.leg)
-    changed = settled(structure, whole.recording, cut_short=taken.leg.start is not None)
-    if changed != structure:
-        raise Unsettled(changed)
-    if stack.width > 1 and taken.leg.start is None:
-        _check_apart(work, stack, structure, whole)
+    whole = _whole(work, stack, taken, structure, leaves)
     keep = _inputs(whole, taken, stack.width)
     for start in starts(work, stack, whole, taken, structure=structure, leaves=leaves, chunk_size=chunk_size):
         if isinstance(start, Piece):
@@ -61,6 +56,29 @@ def stack_pieces(
         else:
             yield from _pulled(start, structure, taken, keep)
             passed(int((start.rows >= 0).sum()))
+
+
+def _whole(work: Workload, stack: Stack, taken: Taken, structure: Structure, leaves: Sequence[str]) -> Traced:
+    """The forward pass over a stack on the leg that is taken.
+
+    Raises:
+        Unsettled: If the structure does not hold for these sequences.
+    """
+    if taken.known is None:
+        whole = trace(work, stack.batch, structure, leaves=leaves, width=stack.width, leg=taken.leg)
+        settle(work, stack, structure, whole)
+        return whole
+    uncut = Unsettled(replace(structure, cuttable=False))
+    try:
+        whole = trace(work, stack.batch, structure, leaves=leaves, width=stack.width, leg=taken.leg, known=taken.floor)
+    except REFUSALS as error:  # what is below the floor is not computed, which a model may notice
+        raise uncut from error
+    changed = settled(structure, whole.recording, cut_short=True)
+    if changed != structure:
+        raise Unsettled(changed)
+    if not taken.known.agrees(whole, taken.leg):
+        raise uncut
+    return whole
 
 
 def _inputs(whole: Traced, taken: Taken, width: int) -> dict[tuple[str, int, int], Tensor]:
@@ -138,13 +156,3 @@ def pulled_back(output: Tensor, targets: Sequence[Tensor], cotangent: Tensor) ->
         is_grads_batched=batched,
     )
     return [g if batched or g is None else g[None] for g in found]
-
-
-def _check_apart(work: Workload, stack: Stack, structure: Structure, whole: Traced) -> None:
-    """Hold the sequences of a stack against each other.
-
-    Raises:
-        Unsettled: If one of them reaches another.
-    """
-    if not sequences_apart(work, stack, structure, whole):
-        raise Unsettled(replace(structure, stacked=False))

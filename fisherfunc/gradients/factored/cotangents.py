@@ -10,7 +10,9 @@ from torch import Tensor
 
 from fisherfunc.gradients.checkpoint import Checkpoint
 from fisherfunc.gradients.factored.collect import stack_pieces
+from fisherfunc.gradients.factored.cuts import Leg
 from fisherfunc.gradients.factored.groups import Group, Taken, leg_of
+from fisherfunc.gradients.factored.known import Known, known_of
 from fisherfunc.gradients.factored.pieces import Piece
 from fisherfunc.gradients.factored.plan import FactoredPlan
 from fisherfunc.gradients.factored.store import packed, unpacked
@@ -30,19 +32,19 @@ class Descent:
 
     def __init__(self, work: Workload, stacks: Sequence[Stack], plan: FactoredPlan, checkpoint: Checkpoint) -> None:
         self._work, self._stacks, self._plan, self._checkpoint = work, stacks, plan, checkpoint
+        self._legs = [leg_of(plan.groups, number, plan.levels) for number in range(len(plan.groups))]
+        self._known: dict[int, Known] = {}
         self._above: dict[int, list[Tensor]] = {}
         self._below: dict[int, list[Tensor]] = {}
 
     def pieces(self, number: int, index: int, passed: Callable[[int], None]) -> Iterator[Piece]:
         """What a group takes of a stack; the cotangents where the next group starts are kept."""
-        leg = leg_of(self._plan.groups, number, self._plan.levels)
-        group = self._plan.groups[number]
-        above = self._at_start(group, index)
+        group, leg = self._plan.groups[number], self._legs[number]
+        above = self._above[index] if index in self._above else self._recovered(number, index)
         if leg.end is not None:  # this group is the last to start there
             self._above.pop(index, None)
-        taken = Taken(group=group, levels=self._plan.levels, leg=leg, above=above)
         kept = []
-        for piece in self._passed(taken, index, passed):
+        for piece in self._passed(group, leg, index, above, passed):
             if isinstance(piece, Tensor):
                 kept.append(piece)
             else:
@@ -60,27 +62,43 @@ class Descent:
             self._above, self._below = self._below, {}
             self._checkpoint.drop(_part_of(groups[number].start))
 
-    def _at_start(self, group: Group, index: int) -> list[Tensor]:
-        """The cotangents of a stack where a group starts, chunk by chunk; none where that is at the losses."""
-        if not group.start or index in self._above:
-            return self._above.get(index, [])
-        found = self._checkpoint.read(_part_of(group.start, index))
+    def _recovered(self, number: int, index: int) -> list[Tensor]:
+        """The cotangents where a group starts, chunk by chunk: from their file, or by the passes that led there."""
+        start = self._plan.groups[number].start
+        if not start:
+            return []
+        found = self._checkpoint.read(_part_of(start, index))
         if found is not None:
             named = unpacked(*found, device=next(iter(self._work.params.values())).device)[1]
             return [named[str(chunk)] for chunk in range(len(named))]
-        nothing = (Group(items=frozenset()), group)
-        taken = Taken(group=nothing[0], levels=self._plan.levels, leg=leg_of(nothing, 0, self._plan.levels))
-        return [kept for kept in self._passed(taken, index, lambda _: None) if isinstance(kept, Tensor)]
+        before = max(n for n in range(number) if self._plan.groups[n].start < start)
+        nothing = Group(items=frozenset(), start=self._plan.groups[before].start)
+        pieces = self._passed(nothing, self._legs[before], index, self._recovered(before, index), lambda _: None)
+        return [kept for kept in pieces if isinstance(kept, Tensor)]
 
-    def _passed(self, taken: Taken, index: int, passed: Callable[[int], None]) -> Iterator[Piece | Tensor]:
+    def _passed(
+        self, group: Group, leg: Leg, index: int, above: Sequence[Tensor], passed: Callable[[int], None]
+    ) -> Iterator[Piece | Tensor]:
         return stack_pieces(
             self._work,
             self._stacks[index],
-            taken,
+            Taken(group=group, levels=self._plan.levels, leg=leg, above=above, known=self._known_of(index)),
             structure=self._plan.structure,
             chunk_size=self._plan.chunk_size,
             passed=passed,
         )
+
+    def _known_of(self, index: int) -> Known | None:
+        """What the model gives for a stack where passes start and at their floors, by one pass at first need."""
+        if not self._plan.levels.cuts:
+            return None
+        if index not in self._known:
+            calls = frozenset(call for leg in self._legs for call in (leg.start, leg.floor) if call is not None)
+            structure = self._plan.structure
+            self._known[index] = known_of(
+                self._work, self._stacks[index], structure, leaves=structure.dense, calls=calls
+            )
+        return self._known[index]
 
 
 def _part_of(level: int, stack: int | None = None) -> str:

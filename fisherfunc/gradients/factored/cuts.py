@@ -47,10 +47,12 @@ class Leg:
     Attributes:
         start: The call that makes the cut where it starts; at the losses where None.
         end: The call that makes the cut whose cotangents it keeps; none where None.
+        floor: The call that makes a cut below all that is wanted: what leads to it need not be run again.
     """
 
     start: Call | None = None
     end: Call | None = None
+    floor: Call | None = None
 
 
 WHOLE_WAY = Leg()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from fisherfunc.gradients.factored.cuts import WHOLE_WAY, Key, Leg, Levels
+from fisherfunc.gradients.factored.known import Known
 
 Item = tuple[str, int]
 """A parameter and a level in which it is used."""
@@ -42,12 +43,19 @@ class Taken:
         levels: How the model is cut.
         leg: Where it starts, and where it keeps its cotangents.
         above: The cotangents that it starts from, chunk by chunk, where it starts at a cut.
+        known: What the model gives at its cuts, where it is cut.
     """
 
     group: Group
     levels: Levels = field(default_factory=Levels)
     leg: Leg = WHOLE_WAY
     above: Sequence[Tensor] = ()
+    known: Known | None = None
+
+    @property
+    def floor(self) -> Tensor | None:
+        """What the forward pass goes on from; None where it runs the whole model."""
+        return None if self.known is None else self.known.at_floor(self.leg)
 
     def takes(self, name: str, number: int) -> bool:
         """Whether a use is among what is taken; −1 stands for a leaf."""
@@ -111,12 +119,15 @@ def names_of(groups: Iterable[Group]) -> set[str]:
 
 
 def leg_of(groups: Sequence[Group], number: int, levels: Levels) -> Leg:
-    """Where the pass of a group starts, and where it keeps its cotangents for the next."""
+    """Where the pass of a group starts, where it keeps its cotangents for the next, and below what it wants nothing."""
     start = groups[number].start
     following = groups[number + 1].start if number + 1 < len(groups) else start
+    lowest = max(level for _, level in groups[number].items)
+    floor = max(lowest, following - 1)
     return Leg(
         start=levels.cuts[start - 1] if start else None,
         end=levels.cuts[following - 1] if following > start else None,
+        floor=levels.cuts[floor] if floor < len(levels.cuts) else None,
     )
 
 

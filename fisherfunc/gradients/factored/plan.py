@@ -20,6 +20,7 @@ from fisherfunc.gradients.factored.loads import (
     tally_of,
 )
 from fisherfunc.gradients.factored.pieces import num_places
+from fisherfunc.gradients.factored.probe import probe
 from fisherfunc.gradients.factored.rules import Shift
 from fisherfunc.gradients.factored.separate import sequences_apart
 from fisherfunc.gradients.factored.structure import (
@@ -27,7 +28,6 @@ from fisherfunc.gradients.factored.structure import (
     Traced,
     apart,
     head_of,
-    probe,
     settled,
     trace,
     vectors,

@@ -99,7 +99,15 @@ def _shortest(
     if structure.causal:
         length = int(position.max()) + 1
         traced = trace_prefix(
-            work, stack.batch, length, whole, structure, leaves=leaves, width=stack.width, leg=taken.leg
+            work,
+            stack.batch,
+            length,
+            whole,
+            structure,
+            leaves=leaves,
+            width=stack.width,
+            leg=taken.leg,
+            known=taken.floor,
         )
     if traced is not None:
         end = traced.recording.end

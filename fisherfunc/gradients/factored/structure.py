@@ -1,9 +1,6 @@
-"""What a probe on the actual model finds out before the factored route exploits it; nothing is assumed from a name.
+"""What may be exploited of a model, and forward passes that record how it uses its parameters.
 
-On one sequence: which parameters have uses that a rule explains; whether the losses depend on the parameters through
-one last linear map, each on its own place of it; whether a shorter sequence gives the same values at its places; which
-inputs are elementwise functions. On some sequences together: whether none reaches another. Every other sequence is held
-against all of it again, by collect.py.
+The structure is found on one sequence (probe.py), and every pass over others is held against it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisherfunc.gradients.factored._taps import Directions, Reached, Recorder, Recording, Use
+from fisherfunc.gradients.factored._taps import Call, Directions, Reached, Recorder, Recording, Use
 from fisherfunc.gradients.factored.cuts import WHOLE_WAY, Leg
-from fisherfunc.gradients.factored.places import own_cotangents
 from fisherfunc.gradients.factored.rules import Map
-from fisherfunc.gradients.factored.shortcuts import Origins, elementwise_origins, is_elementwise
+from fisherfunc.gradients.factored.shortcuts import Origins
 from fisherfunc.gradients.pullback import leaves_of, reached_leaves
 from fisherfunc.gradients.sequences import shortened
 from fisherfunc.gradients.stacks import REFUSALS, joined
@@ -90,6 +86,8 @@ def trace(
     width: int = 1,
     leg: Leg = WHOLE_WAY,
     note: bool = False,
+    values: frozenset[Call] = frozenset(),
+    known: Tensor | None = None,
 ) -> Traced:
     """Run some sequences with every use of a factored parameter recorded and the named dense ones as leaves.
 
@@ -101,11 +99,14 @@ def trace(
         width: The number of sequences.
         leg: The pass ends where it starts.
         note: Whether to say what every call made.
+        values: The calls of which to keep the values.
+        known: The value at the floor of the leg, to go on from.
 
     Raises:
         Unsettled: If the cuts of the leg are not made.
     """
     directions = replace(_directions(structure, width), stop=leg.start, keep=leg.end, note=note)
+    directions = replace(directions, values=values, floor=leg.floor, known=known)
     output, traced = _run(work, batch, structure, leaves, directions)
     end = traced.recording.end
     if (leg.start is None) != (end is None) or (leg.end is None) != (traced.recording.cut_tensor() is None):
@@ -141,8 +142,9 @@ def trace_prefix(
     leaves: Iterable[str] = (),
     width: int = 1,
     leg: Leg = WHOLE_WAY,
+    known: Tensor | None = None,
 ) -> Traced | None:
-    """Run the first `length` positions, up to where the leg starts: the last linear map, or a cut.
+    """Run the first `length` positions, from what is known on, up to where the leg starts: the last linear map, a cut.
 
     None where that does not do what the whole sequences do at these places.
     """
@@ -152,6 +154,7 @@ def trace_prefix(
     at_head = leg.start is None
     directions = replace(_directions(structure, width), verify=False, stop=leg.start, keep=leg.end)
     directions = replace(directions, last=structure.head if at_head else None)
+    directions = replace(directions, floor=leg.floor, known=None if known is None else known[:, :length])
     try:
         _, traced = _run(work, prefix, structure, leaves, directions)
     except REFUSALS:  # a length that the model is not made for; the whole sequence is as right
@@ -190,21 +193,6 @@ def _run(
     with torch.enable_grad(), recorder, suppress(Reached):
         output = work.fn.apply({**constants, **watched, **leaf}, batch)
     return output, Traced(losses=torch.empty(0), recording=recorder.recording, leaves=leaf, watched=watched)
-
-
-def probe(work: Workload) -> tuple[Structure, Traced]:
-    """Find the structure on the longest sequence, but for stacks. Cost: about four forward and two backward passes."""
-    structure = Structure(factored=frozenset(work.params))
-    traced = trace(work, work.longest, structure)
-    recording = traced.recording
-    unseen = set(work.params) - {use.name for use in recording.uses} - set(recording.unknown)
-    found = with_leaves(settled(structure, recording), unseen, "not seen in use")
-    if found != structure:
-        structure, traced = found, trace(work, work.longest, found, leaves=found.dense)
-    structure = replace(structure, head=_head(traced, work), shortcuts=_shortcuts(traced.recording))
-    if structure.head is None:
-        return structure, traced
-    return replace(structure, causal=_is_causal(work, structure, traced)), traced
 
 
 def settled(structure: Structure, recording: Recording, *, cut_short: bool = False) -> Structure:
@@ -256,37 +244,6 @@ def vectors(use: Use) -> Tensor:
 def by_sequence(values: Tensor, width: int) -> Tensor:
     """`(…, d)` with all leading axes as `(b, s, d)`, the sequences of a stack first."""
     return values.reshape(width, -1, values.shape[-1])
-
-
-def _head(traced: Traced, work: Workload) -> tuple[str, int] | None:
-    """The last linear map through which all losses go, each through its own place alone."""
-    last = next((use for use in reversed(traced.recording.uses) if use.multiplies), None)
-    if last is None or not isinstance(last.role, Map) or last.role.axis != 0:
-        return None
-    fullest = work.tokens.sequence == work.tokens.sequence.bincount().argmax()
-    own = work.tokens.select(fullest.nonzero().squeeze(-1))
-    found = own_cotangents(traced.losses, last.output, torch.zeros_like(own.position), own.position, own.entry)
-    return None if found is None else (last.name, last.number)
-
-
-def _is_causal(work: Workload, structure: Structure, traced: Traced) -> bool:
-    whole = vectors(head_of(traced.recording, structure))
-    lengths = {1, whole.shape[1] // 2} - {0} if whole.ndim == 3 else set()
-    found = [trace_prefix(work, work.longest, length, traced, structure) for length in lengths]
-    return bool(found) and all(prefix is not None for prefix in found)
-
-
-def _shortcuts(recording: Recording) -> dict[tuple[str, int], Origins]:
-    """The uses whose inputs are elementwise functions of the outputs of earlier ones."""
-    nodes = {torch.autograd.graph.get_gradient_edge(u.output).node: (u.name, u.number) for u in recording.uses}
-    outputs = {(use.name, use.number): use.output for use in recording.uses}
-    found = {}
-    for use in recording.uses:
-        if use.multiplies and vectors(use).grad_fn is not None:
-            origins = elementwise_origins(vectors(use), nodes)
-            if origins and is_elementwise(vectors(use), [outputs[origin] for origin in origins]):
-                found[use.name, use.number] = origins
-    return found
 
 
 def close(value: Tensor, expected: Tensor) -> bool:

@@ -1,0 +1,68 @@
+"""What a model gives at its cuts, kept for all passes: what lies below a cut is not run again for what is above it.
+
+One forward pass over each stack gives the values. Every pass that goes on from one of them must come, where it ends, to
+what this one came to: so whatever bypasses a cut is seen.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from fisherfunc.gradients.factored._taps import Call
+from fisherfunc.gradients.factored.cuts import Leg
+from fisherfunc.gradients.factored.separate import sequences_apart
+from fisherfunc.gradients.factored.structure import Structure, Traced, Unsettled, close, settled, trace
+from fisherfunc.gradients.stacks import Stack
+from fisherfunc.gradients.workload import Workload
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """Of one stack of sequences.
+
+    Attributes:
+        losses: Its losses.
+        values: {call that makes a cut: the cut}.
+    """
+
+    losses: Tensor
+    values: Mapping[Call, Tensor]
+
+    def at_floor(self, leg: Leg) -> Tensor | None:
+        """What a pass on this leg goes on from; None where it runs the whole model."""
+        return None if leg.floor is None else self.values[leg.floor]
+
+    def agrees(self, traced: Traced, leg: Leg) -> bool:
+        """Whether a pass on this leg came to the same values where it ended."""
+        expected = self.losses if leg.start is None else self.values[leg.start]
+        value = traced.losses if traced.recording.end is None else traced.recording.end
+        return value.shape == expected.shape and close(value.detach(), expected)
+
+
+def known_of(
+    work: Workload, stack: Stack, structure: Structure, *, leaves: Iterable[str], calls: frozenset[Call]
+) -> Known:
+    """Run a stack from end to end, hold it against the structure, and keep its losses and the values of some calls.
+
+    Raises:
+        Unsettled: If the structure does not hold for these sequences.
+    """
+    traced = trace(work, stack.batch, structure, leaves=leaves, width=stack.width, values=calls)
+    settle(work, stack, structure, traced)
+    if calls - traced.recording.values.keys():
+        raise Unsettled(replace(structure, cuttable=False))
+    return Known(losses=traced.losses.detach(), values=traced.recording.values)
+
+
+def settle(work: Workload, stack: Stack, structure: Structure, whole: Traced) -> None:
+    """Hold a pass over a whole stack against the structure, and its sequences against each other.
+
+    Raises:
+        Unsettled: If parameters are used in another way, or one sequence reaches another.
+    """
+    changed = settled(structure, whole.recording)
+    if changed != structure:
+        raise Unsettled(changed)
+    if stack.width > 1 and not sequences_apart(work, stack, structure, whole):
+        raise Unsettled(replace(structure, stacked=False))
