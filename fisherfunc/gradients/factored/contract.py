@@ -20,6 +20,10 @@ FORMED = 2**22
 """Entries of gradients that are formed at a time where factors meet formed rows."""
 
 
+class NotLookedUp(Exception):  # noqa: N818 (no error: the caller starts again without cuts)
+    """A use of a tensor of which only rows that are looked up were kept is no lookup, or one of another row."""
+
+
 class Holder:
     """The pieces of one parameter, held until those of all stacks are there.
 
@@ -33,10 +37,18 @@ class Holder:
         self._num_rows = num_rows
         self._rows: Tensor | None = None
         self._points: dict[int, PointFactors] = {}
+        self._ids: Tensor | None = None
+        self._own: Tensor | None = None
         self._strips: dict[tuple[int, int, int], Strip] = {}
 
     def put(self, piece: Piece, stack: Stack) -> None:
-        """Take one piece of a stack."""
+        """Take one piece of a stack.
+
+        Raises:
+            NotLookedUp: If only rows that are looked up were kept, and this is another use.
+        """
+        if self._ids is not None and not _is_lookup(piece.part):
+            raise NotLookedUp
         if isinstance(piece.part, PointFactors):
             self._put_points(piece, piece.part)
         elif isinstance(piece.part, SharedFactors):
@@ -45,6 +57,32 @@ class Holder:
             if self._rows is None:
                 self._rows = piece.part.new_zeros(self._num_rows, piece.part.shape[1])
             self._rows.index_add_(0, piece.rows, piece.part)
+
+    def settle(self, ids: Tensor, *, dtype: torch.dtype) -> None:
+        """Make the Gram of the points that are there; of their left sides only the columns of some ids are kept.
+
+        What comes later must be factors whose shared side is ids among these.
+
+        Args:
+            ids: In ascending order.
+            dtype: Of the Gram.
+        """
+        points = list(self._points.values())
+        if self._rows is not None or self._strips or len(points) != 1:
+            return
+        self._own = points[0].left.new_zeros(self._num_rows, self._num_rows, dtype=dtype)
+        add_points(self._own, torch.arange(self._num_rows, device=ids.device), points[0])
+        kept = PointFactors(left=points[0].left[:, ids], right=points[0].right)
+        self._ids, self._points = ids, dict.fromkeys(self._points, kept)
+
+    def _by_kept_ids(self, part: SharedFactors) -> SharedFactors:
+        """The factors with their ids as columns of the points."""
+        if self._ids is None:
+            return part
+        columns = torch.searchsorted(self._ids, part.shared).clamp(max=len(self._ids) - 1)
+        if not torch.equal(self._ids[columns], part.shared):
+            raise NotLookedUp
+        return SharedFactors(own=part.own, shared=columns, axis=part.axis)
 
     def _put_points(self, piece: Piece, part: PointFactors) -> None:
         """Points lie where all of them will: joined later, they would take twice their memory."""
@@ -68,12 +106,17 @@ class Holder:
         """K += the Gram of all that was put; `gram` is written to.
 
         Cost that of `add_strips`, plus N² (d + e) for points and N² p for rows.
+
+        Raises:
+            NotLookedUp: If a row was looked up that was not kept.
         """
         everything = torch.arange(self._num_rows, device=gram.device)
         points = list(self._points.values())
         if self._rows is not None:
             add_rows(gram, self._rows)
-        for one in points:
+        if self._own is not None:
+            gram += self._own
+        for one in points if self._own is None else ():
             add_points(gram, everything, one)
         by_axis = [[s for s in self._strips.values() if s.axis == axis] for axis in (0, 1)]
         for strips in by_axis:
@@ -86,7 +129,7 @@ class Holder:
         for strip in self._strips.values() if points or crossing or self._rows is not None else ():
             for rows, part in strip.factors():  # a copy, one strip at a time
                 for one in points:
-                    _add_both(gram, everything, rows, cross_gram(one, part))
+                    _add_both(gram, everything, rows, cross_gram(one, self._by_kept_ids(part)))
                 for other_way in crossing if strip.axis == 0 else ():
                     for columns, across in other_way.factors():
                         _add_both(gram, rows, columns, cross_gram(part, across))
@@ -101,6 +144,10 @@ class Holder:
         everything = torch.arange(self._num_rows, device=gram.device)
         for some, formed in _formed(part, self._rows.shape[1]):
             _add_both(gram, index[some], everything, formed.to(self._rows) @ self._rows.mT)
+
+
+def _is_lookup(part: object) -> bool:
+    return isinstance(part, SharedFactors) and not part.shared.is_floating_point()
 
 
 def _formed(part: PointFactors | SharedFactors, size: int) -> Iterator[tuple[slice, Tensor]]:

@@ -6,6 +6,7 @@ stack is passed over again from the losses.
 
 from collections.abc import Callable, Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from fisherfunc.gradients.checkpoint import Checkpoint
@@ -61,6 +62,15 @@ class Descent:
         if number + 1 == len(groups) or groups[number + 1].start > groups[number].start:
             self._above, self._below = self._below, {}
             self._checkpoint.drop(_part_of(groups[number].start))
+
+    def ids(self, name: str) -> Tensor:
+        """The ids that a parameter is looked up by, in ascending order."""
+        return torch.cat([self._ids_of(name, index) for index in range(len(self._stacks))]).unique()
+
+    def _ids_of(self, name: str, index: int) -> Tensor:
+        known = self._known_of(index)
+        nothing = self._stacks[index].rows.new_empty(0)
+        return nothing if known is None else known.ids.get(name, nothing)
 
     def _recovered(self, number: int, index: int) -> list[Tensor]:
         """The cotangents where a group starts, chunk by chunk: from their file, or by the passes that led there."""

@@ -25,6 +25,19 @@ Edge = tuple[Any, int]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Carried:
+    """Bytes held of a parameter of the output layer that is looked up by ids below.
+
+    Attributes:
+        between: After level 0, when its own Gram was made: what the lookups need of it.
+        below: That, and the factors of the lookups.
+    """
+
+    between: int
+    below: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Levels:
     """How a model is cut.
 
@@ -33,11 +46,13 @@ class Levels:
             cut k lies below level k.
         of: The level of each use and leaf; all are level 0 where there are no cuts.
         cut_bytes: Of the largest cut tensor.
+        carried: {parameter of the output layer that is looked up by ids below: what is held of it after level 0}.
     """
 
     cuts: tuple[Call, ...] = ()
     of: Mapping[Key, int] = field(default_factory=dict)
     cut_bytes: int = 0
+    carried: Mapping[str, Carried] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

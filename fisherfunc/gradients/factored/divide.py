@@ -6,9 +6,9 @@ alone: it takes more slots at a time, as the forward passes of prefixes are what
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from fisherfunc.gradients.factored.cuts import Levels
+from fisherfunc.gradients.factored.cuts import Carried, Levels
 from fisherfunc.gradients.factored.groups import Group, grouped, most_held
 from fisherfunc.gradients.factored.loads import LARGEST_CHUNK, Tally, chunk_of, prefix_share, stack_width
 
@@ -31,6 +31,7 @@ class Needs:
         causal: Whether chunks run on prefixes.
         stacked: Whether sequences run together.
         chunk_size: Asked for; None where it is free.
+        gram: Bytes of one.
     """
 
     room: int
@@ -42,6 +43,7 @@ class Needs:
     causal: bool
     stacked: bool = True
     chunk_size: int | None = None
+    gram: int = 0
 
     def passing(self, chunk_size: int, width: int, group: Group | None = None) -> int:
         """Bytes of what comes and goes."""
@@ -118,12 +120,17 @@ def from_cuts(needs: Needs, levels: Levels, plain: Division) -> Division | None:
     longer = prefix_share(needs.tally, causal=needs.causal, chunk_size=most) / prefix_share(
         needs.tally, causal=needs.causal
     )
-    held = {name: int(max(longer, 1.0) * size) for name, size in needs.held.items() if name not in plain.slabbed}
-    kept = int(max(longer, 1.0) * _kept_bytes(needs, levels))
+    longer = max(longer, 1.0)
+    held = {name: int(longer * size) for name, size in needs.held.items() if name not in plain.slabbed}
+    carried = {
+        name: Carried(between=one.between, below=int(longer * one.below)) for name, one in levels.carried.items()
+    }
+    levels = replace(levels, carried=carried)
+    kept = int(longer * _kept_bytes(needs, levels))
     for share in (0.25, 0.5):
         budget = int((1 - share) * needs.room) - kept
         groups, too_large = grouped(held, list(held), budget, levels)
-        if too_large or most_held(groups, held) > budget:
+        if too_large or most_held(groups, held, levels) > budget:
             continue
         chunk, width = _larger_chunk(needs, groups, plain, most, int(share * needs.room))
         passing = max((needs.passing(chunk, width, group) for group in groups), default=0)
@@ -133,17 +140,22 @@ def from_cuts(needs: Needs, levels: Levels, plain: Division) -> Division | None:
                 width=width,
                 groups=groups,
                 slabbed=plain.slabbed,
-                num_bytes=passing + kept + most_held(groups, held),
+                num_bytes=passing + kept + most_held(groups, held, levels),
                 levels=levels,
             )
     return None
 
 
 def _kept_bytes(needs: Needs, levels: Levels) -> int:
-    """The cotangents of all tokens at one cut, stack by stack that above it or that below; and of one stack at both."""
+    """The cotangents of all tokens at one cut, stack by stack that above it or that below; and of one stack at both.
+
+    And the values of all cuts; and for a Gram of the output layer that is held before those of lower uses are there.
+    """
     tally = needs.tally
     stack = tally.num_slots * needs.width(LARGEST_CHUNK, UNLIMITED)
-    return int(levels.cut_bytes * (tally.num_tokens + stack) * prefix_share(tally, causal=needs.causal))
+    cotangents = (tally.num_tokens + stack) * prefix_share(tally, causal=needs.causal)
+    values = tally.num_sequences * len(levels.cuts)
+    return int(levels.cut_bytes * (cotangents + values)) + (needs.gram if levels.carried else 0)
 
 
 def _most_slots(needs: Needs, plain: Division) -> int:

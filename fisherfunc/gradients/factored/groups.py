@@ -87,30 +87,49 @@ def grouped(
         budget: In bytes.
         levels: How the model is cut.
     """
+    levels = levels or Levels()
     too_large = [name for name in order if held[name] > budget]
-    items = _from_the_last([name for name in order if name not in too_large], levels or Levels())
+    items = _from_the_last([name for name in order if name not in too_large], levels)
     last = {name: index for index, (name, _) in enumerate(items)}
     groups: list[list[Item]] = []
-    open_: set[str] = set()
-    for index, (name, level) in enumerate(items):
-        if groups and name not in open_ and sum(held[n] for n in {*open_, name}) > budget:
-            open_ = {n for n in open_ if last[n] >= index}
+    open_: dict[str, int] = {}
+    for index, item in enumerate(items):
+        more = _taking([item], held, levels)
+        if groups and sum((open_ | _larger(more, open_)).values()) > max(budget, sum(open_.values())):
+            open_ = _left_open(open_, [n for n in open_ if last[n] >= index], levels)
             groups.append([])
         if not groups:
             groups.append([])
-        open_.add(name)
-        groups[-1].append((name, level))
+        open_ |= _larger(more, open_)
+        groups[-1].append(item)
     return tuple(Group(items=frozenset(group), start=min(level for _, level in group)) for group in groups), too_large
 
 
-def most_held(groups: Sequence[Group], held: Mapping[str, int]) -> int:
+def most_held(groups: Sequence[Group], held: Mapping[str, int], levels: Levels | None = None) -> int:
     """The most bytes that are held at a time."""
-    found, open_ = [0], set[str]()
+    found, open_ = 0, dict[str, int]()
     for number, group in enumerate(groups):
-        open_ |= group.names
-        found.append(sum(held[name] for name in open_))
-        open_ &= names_of(groups[number + 1 :])
-    return max(found)
+        open_ |= _larger(_taking(group.items, held, levels or Levels()), open_)
+        found = max(found, sum(open_.values()))
+        open_ = _left_open(open_, open_.keys() & names_of(groups[number + 1 :]), levels or Levels())
+    return found
+
+
+def _taking(items: Iterable[Item], held: Mapping[str, int], levels: Levels) -> dict[str, int]:
+    """What is held of each parameter when some items are taken, the last level first."""
+    below = {name: carried.below for name, carried in levels.carried.items()}
+    ordered = sorted(items, key=lambda item: -item[1])
+    return {name: held[name] if level == 0 else below.get(name, held[name]) for name, level in ordered}
+
+
+def _larger(more: Mapping[str, int], open_: Mapping[str, int]) -> dict[str, int]:
+    return {name: max(size, open_.get(name, 0)) for name, size in more.items()}
+
+
+def _left_open(open_: Mapping[str, int], names: Iterable[str], levels: Levels) -> dict[str, int]:
+    """What is held of some names after a group."""
+    between = {name: carried.between for name, carried in levels.carried.items()}
+    return {name: min(open_[name], between.get(name, open_[name])) for name in names}
 
 
 def names_of(groups: Iterable[Group]) -> set[str]:

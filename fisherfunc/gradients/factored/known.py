@@ -7,10 +7,12 @@ what this one came to: so whatever bypasses a cut is seen.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
-from fisherfunc.gradients.factored._taps import Call
+from fisherfunc.gradients.factored._taps import Call, Use
 from fisherfunc.gradients.factored.cuts import Leg
+from fisherfunc.gradients.factored.pieces import inputs_by_place, is_lookup
 from fisherfunc.gradients.factored.separate import sequences_apart
 from fisherfunc.gradients.factored.structure import Structure, Traced, Unsettled, close, settled, trace
 from fisherfunc.gradients.stacks import Stack
@@ -24,10 +26,12 @@ class Known:
     Attributes:
         losses: Its losses.
         values: {call that makes a cut: the cut}.
+        ids: {parameter that is looked up: the ids, in ascending order}.
     """
 
     losses: Tensor
     values: Mapping[Call, Tensor]
+    ids: Mapping[str, Tensor]
 
     def at_floor(self, leg: Leg) -> Tensor | None:
         """What a pass on this leg goes on from; None where it runs the whole model."""
@@ -52,7 +56,14 @@ def known_of(
     settle(work, stack, structure, traced)
     if calls - traced.recording.values.keys():
         raise Unsettled(replace(structure, cuttable=False))
-    return Known(losses=traced.losses.detach(), values=traced.recording.values)
+    uses = [use for use in traced.recording.uses if is_lookup(use)]
+    ids = {name: torch.cat([_ids(use) for use in uses if use.name == name]).unique() for name in {u.name for u in uses}}
+    return Known(losses=traced.losses.detach(), values=traced.recording.values, ids=ids)
+
+
+def _ids(use: Use) -> Tensor:
+    ids = inputs_by_place(use, 1).flatten()
+    return ids[ids >= 0]  # those of padding have no gradient
 
 
 def settle(work: Workload, stack: Stack, structure: Structure, whole: Traced) -> None:

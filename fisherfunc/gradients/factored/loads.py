@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fisherfunc.gradients.factored._taps import Use
-from fisherfunc.gradients.factored.pieces import factor_dtype, features_of, num_places
-from fisherfunc.gradients.factored.rules import Convolution, Map, Scale, Shift
+from fisherfunc.gradients.factored.cuts import Carried
+from fisherfunc.gradients.factored.pieces import factor_dtype, features_of, is_lookup, num_places
+from fisherfunc.gradients.factored.rules import Convolution, Scale, Shift
 from fisherfunc.gradients.factored.structure import Structure, Traced, apart
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.linalg.strips import FEATURES
@@ -84,7 +85,7 @@ def _pairwise(use: Use, size: int, tally: Tally, *, causal: bool) -> float:
     places, features = num_places(use, 1), features_of(use)
     if isinstance(use.role, Convolution) and use.role.groups > 1:
         return math.inf
-    if isinstance(use.role, Map) and not use.multiplies:
+    if is_lookup(use):
         num_ids = min(size // features, places * tally.num_sequences)
         return tally.num_tokens**2 * min(places * features, size) + num_ids * CALL
     if places == 1:
@@ -130,6 +131,26 @@ def held_bytes(
             factors[use.name] += 0 if spilled else num_places(use, 1) * features * share
     names = rows.keys() | factors.keys()
     return {n: int((rows.get(n, 0) + factors.get(n, 0)) * tally.num_tokens * tally.itemsize) for n in names}
+
+
+def carried_bytes(
+    traced: Traced, structure: Structure, num_params: Mapping[str, int], tally: Tally, held: Mapping[str, int]
+) -> dict[str, Carried]:
+    """What is held of the output layer once its own Gram was made, where the tensor is looked up by ids besides.
+
+    Only columns of the cotangents of the logits whose ids occur are left. Empty where the tensor has other uses.
+    """
+    at_head, below = apart(traced.recording, structure)
+    found = {}
+    for use in at_head:
+        others = [other for other in below if other.name == use.name]
+        if use.multiplies and use.name not in structure.compact and others and all(map(is_lookup, others)):
+            num_ids = tally.num_sequences * sum(num_places(other, 1) for other in others)
+            each = tally.num_tokens * tally.itemsize
+            left = held[use.name] - max(features_of(use) - num_ids, 0) * each
+            points = (min(num_ids, features_of(use)) + num_params[use.name] // features_of(use)) * each
+            found[use.name] = Carried(between=points, below=left)
+    return found
 
 
 def prefix_share(tally: Tally, *, causal: bool, chunk_size: int | None = None) -> float:

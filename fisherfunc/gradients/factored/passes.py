@@ -4,17 +4,19 @@ A parameter is held until the last group that takes uses of it. So the Gram of a
 the input embedding is made at the end.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from fisherfunc.gradients.checkpoint import NOWHERE, Checkpoint, finished_grams, stage_of
-from fisherfunc.gradients.factored.contract import Holder
+from fisherfunc.gradients.factored.contract import Holder, NotLookedUp
 from fisherfunc.gradients.factored.cotangents import Descent
 from fisherfunc.gradients.factored.groups import names_of
 from fisherfunc.gradients.factored.plan import FactoredPlan
 from fisherfunc.gradients.factored.store import Passes, part_of, pieces_through
+from fisherfunc.gradients.factored.structure import Unsettled
 from fisherfunc.gradients.stacks import stacks_of
 from fisherfunc.gradients.workload import PassOptions, Workload
 
@@ -27,6 +29,13 @@ def passed_grams(
     Raises:
         Unsettled: If the structure does not hold for some sequences.
     """
+    try:
+        return _passed(work, plan, options, checkpoint)
+    except NotLookedUp as found:
+        raise Unsettled(replace(plan.structure, cuttable=False)) from found
+
+
+def _passed(work: Workload, plan: FactoredPlan, options: PassOptions, checkpoint: Checkpoint) -> dict[str, Tensor]:
     grams: dict[str, Tensor] = {}
     like = next(iter(work.params.values()))
     stacks = list(stacks_of(work.sequences, work.tokens, plan.width))
@@ -47,6 +56,8 @@ def passed_grams(
                 if piece.name in taken:
                     holders[piece.name].put(piece, stack)
         descent.done(number)
+        for name in plan.levels.carried.keys() & {name for name, level in group.items if level == 0} & later & taken:
+            holders[name].settle(descent.ids(name), dtype=options.gram_dtype)
         closed = sorted(group.names - later)
         if finished is not None:
             grams |= finished

@@ -48,6 +48,11 @@ def num_places(use: Use, width: int) -> int:
     return output.numel() // max(features_of(use), 1) // width
 
 
+def is_lookup(use: Use) -> bool:
+    """Whether a use takes rows of the parameter by ids."""
+    return isinstance(use.role, Map) and not use.multiplies
+
+
 def features_of(use: Use) -> int:
     """How many features the cotangent of a use has at a place."""
     if use.output.ndim == 0:

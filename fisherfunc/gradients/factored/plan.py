@@ -12,6 +12,7 @@ from fisherfunc.gradients.factored.divide import Needs, from_cuts, from_the_loss
 from fisherfunc.gradients.factored.estimate import Cost, costs, spans_of
 from fisherfunc.gradients.factored.groups import Group, Taken
 from fisherfunc.gradients.factored.loads import (
+    carried_bytes,
     check_bytes,
     formed_cheaper,
     graph_bytes,
@@ -111,6 +112,7 @@ def plan_factored(work: Workload, options: PassOptions, *, structure: Structure 
         places=max((num_places(u, 1) for u in traced.recording.uses if not isinstance(u.role, Shift)), default=1),
         causal=structure.causal,
         chunk_size=options.chunk_size,
+        gram=gram,
     )
     found = from_the_losses(needs)
     if found.width > 1 and not known and not structure.dense:
@@ -120,6 +122,8 @@ def plan_factored(work: Workload, options: PassOptions, *, structure: Structure 
         found = from_the_losses(needs)
     if len(found.groups) > 1 and structure.cuttable:
         levels = _levels(traced, structure)
+        carried = carried_bytes(traced, structure, work.num_params, tally, held)
+        levels = replace(levels, carried={n: size for n, size in carried.items() if _once_at_the_top(n, levels)})
         needs = replace(needs, slot=partial(_slot_bytes, traced, structure, saved.largest, levels))
         found = from_cuts(needs, levels, found) or found
     spans = spans_of(work.tokens, found.chunk_size, causal=structure.causal)
@@ -158,6 +162,10 @@ def _levels(traced: Traced, structure: Structure) -> Levels:
     targets |= {(name, -1): leaf for name, leaf in traced.leaves.items()}
     found = levels_of(end, traced.recording.made, targets, places=places)
     return replace(found, of={**found.of, **{(use.name, use.number): 0 for use in at_head}})
+
+
+def _once_at_the_top(name: str, levels: Levels) -> bool:
+    return sum(level == 0 for (used, _), level in levels.of.items() if used == name) == 1
 
 
 def _stacking(work: Workload, structure: Structure, width: int) -> Structure:
