@@ -76,7 +76,7 @@ class Recording:
         crooked: The uses whose inputs were to be reached by a shortcut that does not hold.
         made: {graph node and which output of it: what was made}, where asked for.
         cut: The cut that was asked for, and its version.
-        values: {call: what it made}, where asked for.
+        values: {call: what it made, and its version}, where asked for.
     """
 
     uses: list[Use] = field(default_factory=list)
@@ -85,7 +85,7 @@ class Recording:
     crooked: set[tuple[str, int]] = field(default_factory=set)
     made: dict[tuple[Any, int], Made] = field(default_factory=dict)
     cut: tuple[Tensor, int] | None = None
-    values: dict[Call, Tensor] = field(default_factory=dict)
+    values: dict[Call, tuple[Tensor, int]] = field(default_factory=dict)
 
     def overwritten(self) -> set[str]:
         """Parameters whose output was changed in place after it was kept."""
@@ -115,8 +115,8 @@ class Directions:
         keep: The call whose tensor is to be kept as a cut.
         note: Whether to say what every call made.
         values: The calls of which to keep the values.
-        floor: A call whose value is known: the pass goes on from it. Linear maps before it are not computed, as only
-            what they would have led to is wrong then.
+        floor: A call whose value is known: the pass goes on from it. Linear maps before it are neither computed nor
+            recorded: only what leads to this value is wrong then.
         known: The value.
     """
 
@@ -175,7 +175,7 @@ class Recorder(TorchFunctionMode):
             self._below_floor = False
             result = self._known_instead(result)
         if self._call in self._directions.values:
-            self.recording.values[self._call] = result.detach().clone()  # the model may write to it
+            self.recording.values[self._call] = (result, result._version)
         if self._directions.note and result.grad_fn is not None:
             made = Made(call=self._call, shape=tuple(result.shape), num_bytes=result.numel() * result.element_size())
             self.recording.made.setdefault((result.grad_fn, result.output_nr), made)
@@ -271,6 +271,8 @@ class Recorder(TorchFunctionMode):
         number = self._counts[name]
         self._counts[name] += 1
         self._call = (name, number, 0)
+        if self._below_floor:
+            return name
         use = Use(name=name, size=tensor.numel(), number=number, output=result, version=result._version, role=role)
         self.recording.uses.append(use)
         self._nodes[torch.autograd.graph.get_gradient_edge(result).node] = (name, number)

@@ -104,9 +104,9 @@ class Descent:
             return None
         if index not in self._known:
             calls = frozenset(call for leg in self._legs for call in (leg.start, leg.floor) if call is not None)
-            structure = self._plan.structure
+            structure, levels = self._plan.structure, self._plan.levels
             self._known[index] = known_of(
-                self._work, self._stacks[index], structure, leaves=structure.dense, calls=calls
+                self._work, self._stacks[index], structure, levels, leaves=structure.dense, calls=calls
             )
         return self._known[index]
 

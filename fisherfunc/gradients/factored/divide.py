@@ -5,16 +5,20 @@ of a group. Without cuts both have at least half the memory. A pass from a cut h
 alone: it takes more slots at a time, as the forward passes of prefixes are what each group repeats.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from fisherfunc.gradients.factored.cuts import Carried, Levels
-from fisherfunc.gradients.factored.groups import Group, grouped, most_held
+from fisherfunc.gradients.factored.groups import Group, grouped, held_by
 from fisherfunc.gradients.factored.loads import LARGEST_CHUNK, Tally, chunk_of, prefix_share, stack_width
 
 ALLOCATED = 1.75
 """What an allocator takes for what comes and goes in a pass, against what is in use at a time; measured on a CPU."""
 UNLIMITED = 2**62
+REPEATED = 0.2
+"""What a forward pass takes below its floor, where linear maps are not computed, against one that computes them."""
+SHARES = (0.25, 0.5, 0.22, 0.18)
+"""Parts of the memory that passes from cuts may leave for what comes and goes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +27,7 @@ class Needs:
 
     Attributes:
         room: Bytes for all of it.
-        graph: Bytes of the passes over one sequence, beside cotangents.
+        graph: A group, all parameters where None → bytes of the passes over one sequence, beside cotangents.
         slot: A group, all parameters where None → bytes of the cotangents of one slot of one sequence.
         held: {name: bytes until its Gram is made}, in the order of the model.
         tally: How much there is.
@@ -35,7 +39,7 @@ class Needs:
     """
 
     room: int
-    graph: int
+    graph: Callable[[Group | None], int]
     slot: Callable[[Group | None], int]
     held: Mapping[str, int]
     tally: Tally
@@ -47,11 +51,11 @@ class Needs:
 
     def passing(self, chunk_size: int, width: int, group: Group | None = None) -> int:
         """Bytes of what comes and goes."""
-        return int(ALLOCATED * width * (self.graph + chunk_size * self.slot(group)))
+        return int(ALLOCATED * width * (self.graph(group) + chunk_size * self.slot(group)))
 
     def width(self, chunk_size: int, room: int) -> int:
         """The sequences of a stack."""
-        each = self.graph + chunk_size * self.slot(None) if room < UNLIMITED else 1
+        each = self.graph(None) + chunk_size * self.slot(None) if room < UNLIMITED else 1
         found = min(stack_width(self.places, chunk_size, each, room), self.tally.num_sequences)
         return found if self.stacked else 1
 
@@ -82,7 +86,7 @@ def from_the_losses(needs: Needs) -> Division:
     room = int(needs.room / 2 / ALLOCATED)
     chunk, best = (
         chunk_of(needs.tally, causal=needs.causal, per_slot=needs.slot(None), room=some)
-        for some in (room - needs.graph, UNLIMITED)
+        for some in (room - needs.graph(None), UNLIMITED)
     )
     if needs.chunk_size is not None:
         chunk = best = min(needs.chunk_size, needs.tally.num_slots)
@@ -100,14 +104,15 @@ def from_the_losses(needs: Needs) -> Division:
         width=width,
         groups=groups,
         slabbed=tuple(slabbed),
-        num_bytes=passing + most_held(groups, needs.held),
+        num_bytes=passing + max(held_by(groups, needs.held), default=0),
     )
 
 
 def from_cuts(needs: Needs, levels: Levels, plain: Division) -> Division | None:
     """Each group starts where the one before it ended; None where that does not fit.
 
-    A quarter of the memory is for what comes and goes, or half, as without cuts.
+    Of those that leave the fewest tensors to the dense route the one of the least operations: for G groups of chunks of
+    c slots 1 + c/S backward passes, and (1 + G/5)/c forward passes, against one of either a token.
 
     Args:
         needs: What a pass takes.
@@ -116,34 +121,50 @@ def from_cuts(needs: Needs, levels: Levels, plain: Division) -> Division | None:
     """
     if not levels.cuts:
         return None
-    most = _most_slots(needs, plain)
-    longer = prefix_share(needs.tally, causal=needs.causal, chunk_size=most) / prefix_share(
-        needs.tally, causal=needs.causal
-    )
-    longer = max(longer, 1.0)
-    held = {name: int(longer * size) for name, size in needs.held.items() if name not in plain.slabbed}
+    most, usual = _most_slots(needs, plain), round(needs.tally.num_slots**0.5)
+    found = [
+        division
+        for slots in dict.fromkeys((most, min(most, usual)))
+        for share in SHARES
+        if (division := _from_cuts(needs, levels, plain, slots, share)) is not None
+    ]
+
+    def cost(division: Division) -> tuple[int, float]:
+        chunk, repeated = division.chunk_size, 1 + REPEATED * len(division.groups)
+        return len(division.slabbed), chunk / needs.tally.num_slots + repeated / chunk
+
+    return min(found, key=cost, default=None)
+
+
+def _from_cuts(needs: Needs, levels: Levels, plain: Division, most: int, share: float) -> Division | None:
+    """The division with at most so many slots, and about a part of the memory for what comes and goes.
+
+    More slots are longer prefixes, of which more is held.
+    """
+    usual = prefix_share(needs.tally, causal=needs.causal)
+    longer = max(prefix_share(needs.tally, causal=needs.causal, chunk_size=most) / usual, 1.0)
+    held = {name: int(longer * size) for name, size in needs.held.items()}
     carried = {
         name: Carried(between=one.between, below=int(longer * one.below)) for name, one in levels.carried.items()
     }
     levels = replace(levels, carried=carried)
     kept = int(longer * _kept_bytes(needs, levels))
-    for share in (0.25, 0.5):
-        budget = int((1 - share) * needs.room) - kept
-        groups, too_large = grouped(held, list(held), budget, levels)
-        if too_large or most_held(groups, held, levels) > budget:
-            continue
-        chunk, width = _larger_chunk(needs, groups, plain, most, int(share * needs.room))
-        passing = max((needs.passing(chunk, width, group) for group in groups), default=0)
-        if passing <= share * needs.room:
-            return Division(
-                chunk_size=chunk,
-                width=width,
-                groups=groups,
-                slabbed=plain.slabbed,
-                num_bytes=passing + kept + most_held(groups, held, levels),
-                levels=levels,
-            )
-    return None
+    groups, too_large = grouped(held, list(held), int((1 - share) * needs.room) - kept, levels)
+    if not groups or set(too_large) - set(plain.slabbed):
+        return None
+    sizes = held_by(groups, held, levels)
+    rooms = {group: int((needs.room - kept - size) / ALLOCATED) for group, size in zip(groups, sizes, strict=True)}
+    chunk, width = _larger_chunk(needs, rooms, plain, most)
+    if any(needs.passing(chunk, width, group) > ALLOCATED * room for group, room in rooms.items()):
+        return None
+    return Division(
+        chunk_size=chunk,
+        width=width,
+        groups=groups,
+        slabbed=tuple(too_large),
+        num_bytes=kept + max(size + needs.passing(chunk, width, g) for g, size in zip(groups, sizes, strict=True)),
+        levels=levels,
+    )
 
 
 def _kept_bytes(needs: Needs, levels: Levels) -> int:
@@ -159,19 +180,18 @@ def _kept_bytes(needs: Needs, levels: Levels) -> int:
 
 
 def _most_slots(needs: Needs, plain: Division) -> int:
-    """Slots for groups that repeat half of the prefixes' forward passes each: √(S · half of them)."""
+    """Slots for groups that repeat a part of the prefixes' forward passes each: √(S · all that is repeated)."""
     if needs.chunk_size is not None or not needs.causal:
         return plain.chunk_size
-    best = round((needs.tally.num_slots * (len(plain.groups) + 1) / 2) ** 0.5)
+    best = round((needs.tally.num_slots * (1 + REPEATED * len(plain.groups))) ** 0.5)
     return max(1, min(best, LARGEST_CHUNK, needs.tally.num_slots))
 
 
-def _larger_chunk(needs: Needs, groups: Sequence[Group], plain: Division, most: int, room: int) -> tuple[int, int]:
-    """As many slots as there is room for, and sequences."""
+def _larger_chunk(needs: Needs, rooms: Mapping[Group, int], plain: Division, most: int) -> tuple[int, int]:
+    """As many slots as there is room for in each group, and sequences."""
     if needs.chunk_size is not None or not needs.causal:
         return plain.chunk_size, plain.width
-    slot = max(needs.slot(group) for group in groups)
-    fitting = int(room / ALLOCATED - needs.graph) // max(slot, 1)
-    chunk = max(1, min(most, fitting))
-    wanted = needs.width(chunk, UNLIMITED)
-    return chunk, max(1, min(wanted, int(room / ALLOCATED) // (needs.graph + chunk * slot)))
+    fitting = ((room - needs.graph(group)) // max(needs.slot(group), 1) for group, room in rooms.items())
+    chunk = max(1, min(most, *fitting))
+    widths = (room // max(needs.graph(group) + chunk * needs.slot(group), 1) for group, room in rooms.items())
+    return chunk, max(1, min(needs.width(chunk, UNLIMITED), *widths))

@@ -105,12 +105,12 @@ def grouped(
     return tuple(Group(items=frozenset(group), start=min(level for _, level in group)) for group in groups), too_large
 
 
-def most_held(groups: Sequence[Group], held: Mapping[str, int], levels: Levels | None = None) -> int:
-    """The most bytes that are held at a time."""
-    found, open_ = 0, dict[str, int]()
+def held_by(groups: Sequence[Group], held: Mapping[str, int], levels: Levels | None = None) -> list[int]:
+    """The bytes that are held when each group was taken."""
+    found, open_ = list[int](), dict[str, int]()
     for number, group in enumerate(groups):
         open_ |= _larger(_taking(group.items, held, levels or Levels()), open_)
-        found = max(found, sum(open_.values()))
+        found.append(sum(open_.values()))
         open_ = _left_open(open_, open_.keys() & names_of(groups[number + 1 :]), levels or Levels())
     return found
 

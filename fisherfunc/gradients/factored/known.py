@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fisherfunc.gradients.factored._taps import Call, Use
-from fisherfunc.gradients.factored.cuts import Leg
+from fisherfunc.gradients.factored.cuts import Leg, Levels, strays
 from fisherfunc.gradients.factored.pieces import inputs_by_place, is_lookup
 from fisherfunc.gradients.factored.separate import sequences_apart
 from fisherfunc.gradients.factored.structure import Structure, Traced, Unsettled, close, settled, trace
@@ -45,20 +45,32 @@ class Known:
 
 
 def known_of(
-    work: Workload, stack: Stack, structure: Structure, *, leaves: Iterable[str], calls: frozenset[Call]
+    work: Workload, stack: Stack, structure: Structure, levels: Levels, *, leaves: Iterable[str], calls: frozenset[Call]
 ) -> Known:
-    """Run a stack from end to end, hold it against the structure, and keep its losses and the values of some calls.
+    """Run a stack from end to end, hold it against the structure, and keep its losses and the values of some cuts.
 
     Raises:
         Unsettled: If the structure does not hold for these sequences.
     """
     traced = trace(work, stack.batch, structure, leaves=leaves, width=stack.width, values=calls)
     settle(work, stack, structure, traced)
-    if calls - traced.recording.values.keys():
+    if any(_bypassed(call, traced, levels) for call in calls):
         raise Unsettled(replace(structure, cuttable=False))
+    values = {call: tensor.detach() for call, (tensor, _) in traced.recording.values.items()}
     uses = [use for use in traced.recording.uses if is_lookup(use)]
     ids = {name: torch.cat([_ids(use) for use in uses if use.name == name]).unique() for name in {u.name for u in uses}}
-    return Known(losses=traced.losses.detach(), values=traced.recording.values, ids=ids)
+    return Known(losses=traced.losses.detach(), values=values, ids=ids)
+
+
+def _bypassed(call: Call, traced: Traced, levels: Levels) -> bool:
+    """Whether a cut was not made, or changed later, or the losses lead to what is below it past it."""
+    cut, version = traced.recording.values.get(call, (None, 0))
+    above = {key for key, level in levels.of.items() if level <= levels.cuts.index(call)}
+    return (
+        cut is None
+        or cut._version != version
+        or bool(strays(traced.losses, cut, traced.recording.uses, traced.leaves, above))
+    )
 
 
 def _ids(use: Use) -> Tensor:

@@ -105,7 +105,7 @@ def plan_factored(work: Workload, options: PassOptions, *, structure: Structure 
     held = held_bytes(traced, structure, work.num_params, tally, spilled=options.empty is not None)
     needs = Needs(
         room=max(limit - (num_grams + 1) * gram, 0),
-        graph=graph_bytes(traced, structure, saved.total),
+        graph=partial(_leg_bytes, traced, structure, saved, Levels()),
         slot=partial(_slot_bytes, traced, structure, saved.largest),
         held={name: held[name] for name in work.params if name in held},
         tally=tally,
@@ -124,7 +124,11 @@ def plan_factored(work: Workload, options: PassOptions, *, structure: Structure 
         levels = _levels(traced, structure)
         carried = carried_bytes(traced, structure, work.num_params, tally, held)
         levels = replace(levels, carried={n: size for n, size in carried.items() if _once_at_the_top(n, levels)})
-        needs = replace(needs, slot=partial(_slot_bytes, traced, structure, saved.largest, levels))
+        needs = replace(
+            needs,
+            slot=partial(_slot_bytes, traced, structure, saved.largest, levels),
+            graph=partial(_leg_bytes, traced, structure, saved, levels),
+        )
         found = from_cuts(needs, levels, found) or found
     spans = spans_of(work.tokens, found.chunk_size, causal=structure.causal)
     return FactoredPlan(
@@ -147,6 +151,20 @@ def _slot_bytes(
         return slot_bytes(traced, structure, saved_largest)
     taken = Taken(group=group, levels=levels or Levels())
     return slot_bytes(traced, structure, saved_largest, takes=taken.takes)
+
+
+def _leg_bytes(traced: Traced, structure: Structure, saved: SavedBytes, levels: Levels, group: Group | None) -> int:
+    """What the forward passes hold on the leg of a group: of all that is saved, the part that is made on its levels."""
+    if group is None:
+        return graph_bytes(traced, structure, saved.total)
+    last = max(level for _, level in group.items) + 1  # the one above the next group's is on this leg too
+    here = [group.start <= levels.of.get(made.call[:2], 0) <= last for made in traced.recording.made.values()]
+    sizes = [made.num_bytes for made in traced.recording.made.values()]
+    part = sum(size for size, on_leg in zip(sizes, here, strict=True) if on_leg) / max(sum(sizes), 1)
+    leg = int((2 if structure.causal else 1) * part * saved.total) + 2 * saved.largest
+    if group.start:
+        return leg
+    return max(leg + graph_bytes(traced, structure, 0), saved.total)  # a whole pass finds what is known of a stack
 
 
 def _levels(traced: Traced, structure: Structure) -> Levels:
