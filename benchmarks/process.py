@@ -4,7 +4,6 @@ A process is forked from a server, itself started anew, that has imported torch 
 (starting Python anew for each would take longer than a quick run); so its peak of memory and its threads are its own.
 """
 
-import ctypes
 import gc
 import multiprocessing
 import resource
@@ -12,6 +11,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from fisherfunc.gradients.memory import give_back
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
@@ -68,10 +69,8 @@ def _send(sender: Any, function: Callable[..., Any], args: tuple) -> None:
 def settled_memory() -> int:
     """Resident bytes once what is free was given back; the peak is reset to it, where the system can."""
     gc.collect()
+    give_back()
     if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
         try:
             _CLEAR.write_text("5")
         except OSError:

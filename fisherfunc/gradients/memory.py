@@ -1,5 +1,7 @@
 """How much memory is free, and how much a forward pass keeps for the backward pass."""
 
+import ctypes
+import sys
 from collections.abc import Iterable
 
 import psutil
@@ -12,6 +14,13 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return int(psutil.virtual_memory().available)
+
+
+def give_back() -> None:
+    """Have the C library return to the system what it keeps of freed memory, where it can (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 class SavedBytes:

@@ -4,7 +4,7 @@ For random weights c on a few tokens, cᵀ K_p c = ‖Σ_n c_n ∇_p ℓ_n‖²,
 weighted loss: what every training step computes, with no batching, factor or assumption of sparsity in it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -42,20 +42,32 @@ def check_grams(
 
 
 def gram_errors(
-    grams: Mapping[str, Tensor], work: Workload, *, labels: Mapping[str, str] | None = None, seed: int = 0
+    grams: Mapping[str, Tensor],
+    work: Workload,
+    *,
+    labels: Mapping[str, str] | None = None,
+    seed: int = 0,
+    room: int | None = None,
 ) -> dict[str, float]:
-    """|cᵀ K c − ‖Σ_n c_n ∇ℓ_n‖²| over Σ_n c_n² K_nn a parameter or label, c drawn by seed, one entry a token."""
+    """|cᵀ K c − ‖Σ_n c_n ∇ℓ_n‖²| over Σ_n c_n² K_nn a parameter or label, c drawn by seed, one entry a token.
+
+    Args:
+        grams: Of the tokens.
+        work: The tokens.
+        labels: {parameter: the label that its Gram was added under}.
+        seed: Of the weights.
+        room: Bytes of gradients at a time, each time by passes of their own; all at once where None.
+    """
     weights = torch.randn(work.num_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    gradient = _weighted_gradient(work, weights)
     matrices = {name: gram.double().cpu() for name, gram in grams.items()}
     sizes = {name: float(weights.square() @ matrix.diagonal()) for name, matrix in matrices.items()}
     floor = torch.finfo(weights.dtype).tiny + sum(sizes.values()) * _eps(work)
     found = {name: float(weights @ matrix @ weights) for name, matrix in matrices.items()}
     expected = dict.fromkeys(matrices, 0.0)
-    for name, g in gradient.items():
-        expected[name if labels is None else labels[name]] += (
-            float(torch.linalg.vector_norm(g, dtype=torch.float64)) ** 2
-        )
+    for names in parts(work.params, room):
+        for name, g in _weighted_gradient(work, weights, names).items():
+            size = float(torch.linalg.vector_norm(g, dtype=torch.float64))
+            expected[name if labels is None else labels[name]] += size**2
     return {name: abs(found[name] - expected[name]) / (sizes[name] + floor) for name in matrices}
 
 
@@ -69,12 +81,30 @@ def _eps(work: Workload) -> float:
     return max(torch.finfo(p.dtype).eps for p in work.params.values())
 
 
-def _weighted_gradient(work: Workload, weights: Tensor) -> dict[str, Tensor]:
+def parts(params: Mapping[str, Tensor], room: int | None) -> list[list[str]]:
+    """The parameters in parts whose gradients take so many bytes, or are those of one."""
+    found: list[list[str]] = [[]]
+    left = room
+    for name, param in params.items():
+        size = param.numel() * param.element_size()
+        if left is not None and room is not None:
+            if size > left and found[-1]:
+                found.append([])
+                left = room
+            left -= size
+        found[-1].append(name)
+    return found
+
+
+def _weighted_gradient(work: Workload, weights: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    """Σ_n c_n ∇_p ℓ_n for some parameters."""
     leaves = leaves_of(work.params)
     losses = losses_of(work.fn, work.params, work.sequences, work.loss)
     for first, last in runs(work.tokens.sequence):
         with torch.enable_grad():
             values = losses[int(work.tokens.sequence[first])](leaves)[work.tokens.entry[first:last]]
         weighted = weights[first:last].to(values) @ values
-        weighted.backward(inputs=list(leaves.values()))  # adds in place, as it goes: one gradient is held, not three
-    return {name: strided(leaf.grad) for name, leaf in leaves.items() if leaf.grad is not None}
+        # This adds in place, as it goes: one gradient is held, not three.
+        weighted.backward(inputs=[leaves[name] for name in names])
+    gradients = {name: leaves[name].grad for name in names}
+    return {name: strided(gradient) for name, gradient in gradients.items() if gradient is not None}

@@ -4,7 +4,9 @@ Pieces of one weight come as strips (many places, that the rows of a sequence sh
 formed rows. Gradients of several uses add, so their Gram has all cross terms.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -40,6 +42,7 @@ class Holder:
         self._ids: Tensor | None = None
         self._own: Tensor | None = None
         self._strips: dict[tuple[int, int, int], Strip] = {}
+        self._spaces: dict[int, Tensor] = {}
 
     def put(self, piece: Piece, stack: Stack) -> None:
         """Take one piece of a stack.
@@ -99,8 +102,18 @@ class Holder:
         first, last = int(mine[0]), int(mine.max()) + 1
         key = (first, piece.use, id(part.shared))
         if key not in self._strips:
-            self._strips[key] = empty_strip(slice(first, last), part, empty=self._empty)
+            empty = partial(self._space, piece.use) if self._empty is None else self._empty
+            self._strips[key] = empty_strip(slice(first, last), part, empty=empty)
         self._strips[key].put(int(piece.rows[0]) - first, part.own)
+
+    def _space(self, use: int, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Memory for a strip, out of one piece for all rows: what is let go strip by strip leaves holes."""
+        size = math.prod(shape)
+        left = self._spaces.get(use)
+        if left is None or len(left) < size:
+            left = like.new_empty(size // shape[1] * self._num_rows)
+        self._spaces[use] = left[size:]
+        return left[:size].view(*shape)
 
     def add_to(self, gram: Tensor) -> None:
         """K += the Gram of all that was put; `gram` is written to.

@@ -7,7 +7,7 @@ form; points cost N² (d + e), embeddings at most N² S d. A rule per tensor dec
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -17,6 +17,7 @@ from fisherfunc.gradients.factored.cuts import Carried
 from fisherfunc.gradients.factored.pieces import factor_dtype, features_of, is_lookup, num_places
 from fisherfunc.gradients.factored.rules import Convolution, Scale, Shift
 from fisherfunc.gradients.factored.structure import Structure, Traced, apart
+from fisherfunc.gradients.self_check import parts
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.linalg.strips import FEATURES
 
@@ -180,10 +181,15 @@ def graph_bytes(traced: Traced, structure: Structure, saved: int) -> int:
     return (2 if structure.causal else 1) * saved + 4 * logits
 
 
-def check_bytes(params: Iterable[Tensor]) -> int:
-    """What the check against ordinary backward passes holds: the gradient of all parameters, two of the largest."""
-    sizes = [param.numel() * param.element_size() for param in params]
-    return sum(sizes) + 2 * max(sizes)
+def check_room(limit: int) -> int:
+    """What gradients may take at a time in the check against ordinary backward passes."""
+    return limit // 4
+
+
+def check_bytes(params: Mapping[str, Tensor], limit: int) -> int:
+    """What that check holds: the gradients of some parameters, two of the largest in the making."""
+    sizes = {name: param.numel() * param.element_size() for name, param in params.items()}
+    return max(sum(sizes[n] for n in names) for names in parts(params, check_room(limit))) + 2 * max(sizes.values())
 
 
 def slot_bytes(

@@ -17,6 +17,7 @@ from fisherfunc.gradients.factored.groups import names_of
 from fisherfunc.gradients.factored.plan import FactoredPlan
 from fisherfunc.gradients.factored.store import Passes, part_of, pieces_through
 from fisherfunc.gradients.factored.structure import Unsettled
+from fisherfunc.gradients.memory import give_back
 from fisherfunc.gradients.stacks import stacks_of
 from fisherfunc.gradients.workload import PassOptions, Workload
 
@@ -48,6 +49,8 @@ def _passed(work: Workload, plan: FactoredPlan, options: PassOptions, checkpoint
         later = names_of(plan.groups[number + 1 :])
         # Of a finished group, what another one waits for.
         taken = group.names if finished is None else group.names & later & left
+        if len(plan.groups) > 1:  # what the group before freed lies in pieces, which this one's need not fit
+            give_back()
         for name in taken:
             holders.setdefault(name, Holder(work.num_tokens, options.empty))
         for index, stack in enumerate(stacks if taken else ()):

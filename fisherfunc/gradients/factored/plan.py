@@ -38,6 +38,8 @@ from fisherfunc.gradients.stacks import REFUSALS, Stack, stacks_of
 from fisherfunc.gradients.workload import PassOptions, Workload
 
 TRIED = 4
+LIBRARIES = 2**26
+"""Bytes that the libraries of matrix products keep for themselves once they have done large ones; measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +104,10 @@ def plan_factored(work: Workload, options: PassOptions, *, structure: Structure 
     limit = options.limit(like.device)
     num_grams = len(set(options.labels.values()) if options.labels else work.params)
     gram = tally.num_tokens**2 * torch.empty((), dtype=options.gram_dtype).element_size()
+    beside = (num_grams + 1) * gram + min(LIBRARIES, limit // 8)
     held = held_bytes(traced, structure, work.num_params, tally, spilled=options.empty is not None)
     needs = Needs(
-        room=max(limit - (num_grams + 1) * gram, 0),
+        room=max(limit - beside, 0),
         graph=partial(_leg_bytes, traced, structure, saved, Levels()),
         slot=partial(_slot_bytes, traced, structure, saved.largest),
         held={name: held[name] for name in work.params if name in held},
@@ -139,7 +142,7 @@ def plan_factored(work: Workload, options: PassOptions, *, structure: Structure 
         groups=found.groups,
         costs=costs(traced, structure, work.num_params, tally, spans=spans, held=held, slabbed=found.slabbed),
         slabbed=found.slabbed,
-        peak_bytes=max((num_grams + 1) * gram + found.num_bytes, check_bytes(work.params.values()) + 2 * saved.total),
+        peak_bytes=max(beside + found.num_bytes, check_bytes(work.params, limit) + 2 * saved.total),
     )
 
 

@@ -15,6 +15,7 @@ from fisherfunc.gradients.checkpoint import NOWHERE, Checkpoint
 from fisherfunc.gradients.dense.route import dense_grams
 from fisherfunc.gradients.factored.cuts import Levels
 from fisherfunc.gradients.factored.groups import everything
+from fisherfunc.gradients.factored.loads import check_room
 from fisherfunc.gradients.factored.passes import passed_grams
 from fisherfunc.gradients.factored.plan import FactoredPlan, plan_factored
 from fisherfunc.gradients.factored.structure import Structure, Unsettled, with_leaves
@@ -118,7 +119,9 @@ def wrong_on_a_few(work: Workload, options: PassOptions, plan: FactoredPlan) -> 
     trial = replace(plan, chunk_size=1)
     if plan.slabbed or not plan.levels.cuts:
         trial = replace(trial, groups=(everything(work.params),), levels=Levels())
-    return wrong(gram_errors(passed_grams(few, trial, replace(options, progress=None, labels=None)), few), work)
+    grams = passed_grams(few, trial, replace(options, progress=None, labels=None))
+    room = check_room(options.limit(few.tokens.sequence.device))
+    return wrong(gram_errors(grams, few, room=room), work)
 
 
 def _add_slabbed(
