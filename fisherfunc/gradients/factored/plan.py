@@ -104,7 +104,7 @@ def plan_factored(work: Workload, options: PassOptions, *, structure: Structure 
     limit = options.limit(like.device)
     num_grams = len(set(options.labels.values()) if options.labels else work.params)
     gram = tally.num_tokens**2 * torch.empty((), dtype=options.gram_dtype).element_size()
-    beside = (num_grams + 1) * gram + min(LIBRARIES, limit // 8)
+    beside = (num_grams + 1) * gram + min(LIBRARIES, limit // 8, saved.total)
     held = held_bytes(traced, structure, work.num_params, tally, spilled=options.empty is not None)
     needs = Needs(
         room=max(limit - beside, 0),
