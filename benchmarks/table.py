@@ -61,10 +61,16 @@ def _targets(workloads: Sequence[Mapping[str, Any]], size: str) -> str:
             who = "" if target["ours"] == OURS else f"{target['ours']}: "
             against = f" {target['reference']}" if target["reference"] else ""
             quantity = f"{who}{_QUANTITIES[target['quantity']]}{_joined(target['quantity'], against)}"
-            rows.append([workload["name"], quantity, f"{sign} {bound}", measured, verdict])
-    head = ["workload", "quantity", "target", "measured", ""]
+            most = target["at_floor"]
+            at_floor = "" if most is None else _amount(target["quantity"], most)
+            rows.append([workload["name"], quantity, f"{sign} {bound}", measured, at_floor, verdict])
+    head = ["workload", "quantity", "target", "measured", "at the floor", ""]
     note = "The targets are those of the full sizes on two cores"
     note += "; these sizes are smaller, and fixed costs weigh more." if size == "quick" else "."
+    note += (
+        " At the floor: what the ratio would be if fisherfunc took no operation but the floor's, at the rate of large "
+        "matrix products in this run."
+    )
     return f"## Targets\n\n{_grid(head, rows, '---:')}\n\n{note}"
 
 

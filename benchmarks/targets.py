@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.workloads import FASTEST
+from benchmarks.workloads import BFLOAT16, FASTEST
 
 AT_LEAST = ("speed", "floor")
 
@@ -23,8 +23,21 @@ def outcomes(workload: Mapping[str, Any], rates: Mapping[str, float]) -> dict[st
     for target in workload["targets"]:
         value, reference, reason = _value(target, workload["measurements"], floor_s)
         met = None if value is None else _met(target, value)
-        targets.append({**target, "reference": reference, "measured": value, "met": met, "reason": reason})
+        at_floor = None if value is None else _at_floor(target, value, workload, rates)
+        found = {"reference": reference, "measured": value, "met": met, "reason": reason, "at_floor": at_floor}
+        targets.append({**target, **found})
     return {**workload, "floor_seconds": floor_s, "targets": targets}
+
+
+def _at_floor(
+    target: Mapping[str, Any], value: float, workload: Mapping[str, Any], rates: Mapping[str, float]
+) -> float | None:
+    """What a ratio of speeds would be if ours took the floor's operations at the rate of large matrix products."""
+    if target["quantity"] != "speed":
+        return None
+    ours = next(found for found in workload["measurements"] if found["label"] == target["ours"])
+    rate = rates["bfloat16" if target["ours"] == BFLOAT16 else "float32"]
+    return value * ours["seconds"] / (workload["floor_operations"]["total"] / rate)
 
 
 def seconds_a_row(found: Mapping[str, Any]) -> float | None:

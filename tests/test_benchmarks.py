@@ -223,6 +223,7 @@ def test_targets_are_ratios_of_the_run_and_survive_json():
     assert [target["measured"] for target in targets[:6]] == pytest.approx([10, 1.5, 0.5, 0.5, 2**20, 1])
     assert [target["met"] for target in targets] == [True, False, False, False, True, False, False, None]
     assert targets[6]["measured"] == pytest.approx(0.1) == deviation(spectra[1], spectra[0])
+    assert [target["at_floor"] for target in targets[:4]] == [pytest.approx(20), pytest.approx(3), 1.0, None]
     table = markdown(found)
     assert "absent did not run" in table and "| met |" in table and "| not met |" in table
 

@@ -17,6 +17,7 @@ from zoo import CASES, build
 from fisherfunc.gradients.factored import divide
 from fisherfunc.gradients.factored import plan as plans
 from fisherfunc.gradients.factored import route as factored
+from fisherfunc.gradients.factored.contract import Holder
 from fisherfunc.gradients.factored.cuts import Levels
 from fisherfunc.gradients.factored.groups import grouped, held_by, leg_of
 
@@ -141,6 +142,64 @@ def test_all_groups_together_come_down_once(monkeypatch):
     with_cuts, without = counts
     assert min(with_cuts.values()) >= 9 and max(with_cuts.values()) <= 20
     assert without[3] > 2 * with_cuts[3]
+
+
+def test_no_linear_map_below_the_floor_of_a_pass_is_computed(monkeypatch):
+    tighten(monkeypatch, share=5)
+    monkeypatch.setattr(plans, "formed_cheaper", lambda *_: [])
+    monkeypatch.setattr(factored, "wrong_on_a_few", lambda *_: [])
+    monkeypatch.setattr(divide, "stack_width", lambda *_: 1)
+    inputs = []  # of the second block: zeros where the first one was not computed
+    model, batch = Tower(), samples()
+    model.blocks[1].register_forward_pre_hook(lambda _, args: inputs.append(bool(args[0].any())))
+    result = grams(model, batch, "classification", chunk_size=1)
+    assert result.metadata["passes_from_cuts"] >= 3
+    honest = Counter(inputs)[True] / len(batch[0])
+    assert Counter(inputs)[False] >= 2 * len(batch[0])
+    assert honest < result.metadata["passes"]
+
+
+class Leaking(Tower):
+    """What its first block gives reaches the output past every cut, at times, where no graph shows it."""
+
+    def forward(self, x):
+        first = self.blocks[0](x)
+        h = super().forward(x)
+        return h + first.detach()[:, :3] if bool((x[:, :1] > 0).any()) else h
+
+
+def test_values_that_go_past_a_floor_are_seen_where_the_check_of_a_few_tokens_does_not_see_them(monkeypatch):
+    tighten(monkeypatch, share=5)
+    monkeypatch.setattr(plans, "formed_cheaper", lambda *_: [])
+    monkeypatch.setattr(factored, "wrong_on_a_few", lambda *_: [])
+    monkeypatch.setattr(divide, "stack_width", lambda *_: 1)
+    model, batch = Leaking(), samples()
+    result = grams(model, batch, "classification")
+    assert result.metadata["passes"] > 1 and not result.metadata["passes_from_cuts"]
+    errors = gram_errors(result.grams, gradient_rows(model, "classification", batch), floor=1e-16)
+    assert max(errors.values()) < 1e-10, errors
+
+
+@pytest.mark.parametrize("ids", ["all", "one too few"])
+def test_of_a_tied_output_layer_only_what_is_looked_up_is_kept(ids, monkeypatch):
+    tighten(monkeypatch, share=4)
+    model, batch = build("gpt2", dtype=torch.float64)
+    kept, settle = [], Holder.settle
+
+    def settled(self, found, *, dtype):
+        found = found if ids == "all" else found[1:]
+        kept.append(found.tolist())
+        settle(self, found, dtype=dtype)
+
+    monkeypatch.setattr(Holder, "settle", settled)
+    result = grams(model, batch, "causal_lm", chunk_size=2)
+    looked_up = batch["input_ids"].unique().tolist()
+    assert (
+        kept and all(set(found) <= set(looked_up) for found in kept) and max(map(len, kept)) < model.config.vocab_size
+    )
+    assert (result.metadata["passes_from_cuts"] > 0) == (ids == "all")
+    errors = gram_errors(result.grams, gradient_rows(model, "causal_lm", batch), floor=1e-16)
+    assert max(errors.values()) < 1e-10, errors
 
 
 def test_cotangents_that_are_lost_are_computed_again(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 from zoo import CASES, VOCAB, build, causal_batch
 
 import fisherfunc as ff
+from fisherfunc.gradients import self_check as checks
 from fisherfunc.gradients.factored import plan as plans
 from fisherfunc.gradients.factored import route as factored
 from fisherfunc.gradients.factored import rules
@@ -231,3 +232,16 @@ def test_a_sequence_that_cannot_be_batched_is_passed_over_in_another_way(order, 
     rows = [gradient_rows(model, "causal_lm", batch) for batch in batches]
     together = {name: torch.cat([part[name] for part in rows]) for name in rows[0]}
     assert max(gram_errors(result.grams, together, floor=1e-16).values()) < 1e-10
+
+
+def test_a_check_in_parts_finds_the_same():
+    model, batch = build("gpt2", dtype=torch.float64)
+    work = workload(model, batch, "causal_lm")
+    exact = gradient_rows(model, "causal_lm", batch)
+    wrong = {name: rows @ rows.mT * (2.0 if name.endswith("wpe.weight") else 1.0) for name, rows in exact.items()}
+    sizes = [param.numel() * param.element_size() for param in work.params.values()]
+    found = [checks.gram_errors(wrong, work, room=room) for room in (None, max(sizes), 1)]
+    assert [len(checks.parts(work.params, room)) for room in (None, 1)] == [1, len(sizes)]
+    assert all(sum(errors[name] > 1e-6 for name in errors) == 1 for errors in found)
+    for errors in found[1:]:
+        assert errors == pytest.approx(found[0], rel=1e-9, abs=1e-12)

@@ -7,7 +7,7 @@ from fisherfunc.gradients.factored.groups import grouped
 def tighten(monkeypatch, *, share):
     """Let a pass hold one part in `share` of what all parameters take; at least the largest."""
 
-    def tight(held, order, budget, levels=None):
+    def tight(held, order, budget, levels=None, **_):
         sizes = [held[name] for name in order]
         return grouped(held, order, int(max(sum(sizes) / share, 1.1 * max(sizes, default=0))), levels)
 

@@ -149,7 +149,8 @@ def _from_cuts(needs: Needs, levels: Levels, plain: Division, most: int, share: 
     }
     levels = replace(levels, carried=carried)
     kept = int(longer * _kept_bytes(needs, levels))
-    groups, too_large = grouped(held, list(held), int((1 - share) * needs.room) - kept, levels)
+    budget = int((1 - share) * needs.room) - kept
+    groups, too_large = grouped(held, list(held), budget, levels, first_less=_more_at_the_losses(needs))
     if not groups or set(too_large) - set(plain.slabbed):
         return None
     sizes = held_by(groups, held, levels)
@@ -165,6 +166,12 @@ def _from_cuts(needs: Needs, levels: Levels, plain: Division, most: int, share: 
         num_bytes=kept + max(size + needs.passing(chunk, width, g) for g, size in zip(groups, sizes, strict=True)),
         levels=levels,
     )
+
+
+def _more_at_the_losses(needs: Needs) -> int:
+    """What comes and goes in the group that starts at the losses beyond what does in others."""
+    first, other = Group(items=frozenset({("", 0)})), Group(items=frozenset({("", 1)}), start=1)
+    return max(needs.passing(1, 1, first) - needs.passing(1, 1, other), 0)
 
 
 def _kept_bytes(needs: Needs, levels: Levels) -> int:

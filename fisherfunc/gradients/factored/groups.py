@@ -77,7 +77,7 @@ def everything(names: Iterable[str]) -> Group:
 
 
 def grouped(
-    held: Mapping[str, int], order: Sequence[str], budget: int, levels: Levels | None = None
+    held: Mapping[str, int], order: Sequence[str], budget: int, levels: Levels | None = None, *, first_less: int = 0
 ) -> tuple[tuple[Group, ...], list[str]]:
     """Groups of parameters that fit the budget together, from the last to the first, and parameters that never fit.
 
@@ -86,6 +86,7 @@ def grouped(
         order: The parameters.
         budget: In bytes.
         levels: How the model is cut.
+        first_less: By how much the budget of the first group is smaller; it takes one parameter in any case.
     """
     levels = levels or Levels()
     too_large = [name for name in order if held[name] > budget]
@@ -95,7 +96,8 @@ def grouped(
     open_: dict[str, int] = {}
     for index, item in enumerate(items):
         more = _taking([item], held, levels)
-        if groups and sum((open_ | _larger(more, open_)).values()) > max(budget, sum(open_.values())):
+        room = budget - first_less if len(groups) == 1 else budget
+        if groups and sum((open_ | _larger(more, open_)).values()) > max(room, sum(open_.values())):
             open_ = _left_open(open_, [n for n in open_ if last[n] >= index], levels)
             groups.append([])
         if not groups:

@@ -39,7 +39,7 @@ from fisherfunc.gradients.workload import PassOptions, Workload
 
 TRIED = 4
 LIBRARIES = 2**26
-"""Bytes that the libraries of matrix products keep for themselves once they have done large ones; measured."""
+"""Bytes that libraries of matrix products keep for themselves, measured; for a small model what it saves, if less."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fisherfunc.gradients.checkpoint import NOWHERE, Checkpoint
-from fisherfunc.gradients.dense.route import dense_grams
+from fisherfunc.gradients.dense.route import dense_grams, plan_dense
 from fisherfunc.gradients.factored.cuts import Levels
 from fisherfunc.gradients.factored.groups import everything
 from fisherfunc.gradients.factored.loads import check_room
@@ -55,6 +55,7 @@ def factored_grams(
     while True:
         if not plan.groups:
             raise NotFactorable("the memory limit has no room for the factors of any tensor")
+        with_slabs(work, options, plan)  # what does not fit beside the Grams is said now, not after the passes
         checkpoint.begin(plan)
         try:
             grams = passed_grams(work, plan, options, checkpoint)
@@ -134,6 +135,20 @@ def _add_slabbed(
         grams[label] = grams[label] + gram if label in grams else gram
     peak = max(plan.peak_bytes, outcome.plan.peak_bytes + held)
     return replace(plan, peak_bytes=peak, slabs=outcome.plan)
+
+
+def with_slabs(work: Workload, options: PassOptions, plan: FactoredPlan) -> FactoredPlan:
+    """The plan with the passes of the dense route over the tensors too large for a group.
+
+    Raises:
+        ValueError: If the memory that the other Grams leave is below what the largest of them needs.
+    """
+    if not plan.slabbed:
+        return plan
+    labels = {options.label(name) for group in plan.groups for name in group.names}
+    held = len(labels) * work.num_tokens**2 * options.gram_dtype.itemsize
+    slabs = plan_dense(*slab_pass(work, options, plan, held))
+    return replace(plan, slabs=slabs, peak_bytes=max(plan.peak_bytes, slabs.peak_bytes + held))
 
 
 def slab_pass(work: Workload, options: PassOptions, plan: FactoredPlan, held: int) -> tuple[Workload, PassOptions]:

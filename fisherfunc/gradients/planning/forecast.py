@@ -16,7 +16,7 @@ from fisherfunc.gradients.factored.estimate import Cost
 from fisherfunc.gradients.factored.loads import tally_of
 from fisherfunc.gradients.factored.pieces import factor_dtype
 from fisherfunc.gradients.factored.plan import FactoredPlan
-from fisherfunc.gradients.factored.route import NotFactorable, planned, slab_pass
+from fisherfunc.gradients.factored.route import NotFactorable, planned, slab_pass, with_slabs
 from fisherfunc.gradients.factored.sample import sampled_seconds
 from fisherfunc.gradients.planning.calibrate import (
     Bench,
@@ -70,12 +70,7 @@ def _factored(work: Workload, options: PassOptions) -> FactoredPlan:
     plan = planned(work, options)
     if not plan.groups:
         raise NotFactorable("the memory limit has no room for the factors of any tensor")
-    if not plan.slabbed:
-        return plan
-    labels = {options.label(name) for group in plan.groups for name in group.names}
-    held = len(labels) * work.num_tokens**2 * options.gram_dtype.itemsize
-    slabs = plan_dense(*slab_pass(work, options, plan, held))
-    return replace(plan, slabs=slabs, peak_bytes=max(plan.peak_bytes, slabs.peak_bytes + held))
+    return with_slabs(work, options, plan)
 
 
 def _bench(work: Workload, options: PassOptions) -> Bench:
