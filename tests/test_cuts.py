@@ -160,20 +160,23 @@ def test_no_linear_map_below_the_floor_of_a_pass_is_computed(monkeypatch):
 
 
 class Leaking(Tower):
-    """What its first block gives reaches the output past every cut, at times, where no graph shows it."""
+    """What its first block gives reaches the output past every cut at times: its value alone, or its gradient alone."""
 
     def forward(self, x):
-        first = self.blocks[0](x)
+        first = self.blocks[0](x)[:, :3]
         h = super().forward(x)
-        return h + first.detach()[:, :3] if bool((x[:, :1] > 0).any()) else h
+        if not bool((x[:, :1] > 0).any()):
+            return h
+        return h + first.detach() if self.variant == "value" else h + first - first.detach()
 
 
-def test_values_that_go_past_a_floor_are_seen_where_the_check_of_a_few_tokens_does_not_see_them(monkeypatch):
+@pytest.mark.parametrize("variant", ["value", "gradient"])
+def test_what_goes_past_a_floor_is_seen_where_the_check_of_a_few_tokens_does_not_see_it(variant, monkeypatch):
     tighten(monkeypatch, share=5)
     monkeypatch.setattr(plans, "formed_cheaper", lambda *_: [])
     monkeypatch.setattr(factored, "wrong_on_a_few", lambda *_: [])
     monkeypatch.setattr(divide, "stack_width", lambda *_: 1)
-    model, batch = Leaking(), samples()
+    model, batch = Leaking(variant), samples()
     result = grams(model, batch, "classification")
     assert result.metadata["passes"] > 1 and not result.metadata["passes_from_cuts"]
     errors = gram_errors(result.grams, gradient_rows(model, "classification", batch), floor=1e-16)
