@@ -67,6 +67,14 @@ class Tower(nn.Module):
         return self.head(torch.tanh(h))
 
 
+def unchecked(monkeypatch):
+    """Many groups of factors, samples one by one (stacks have passes of their own), no check of a few tokens."""
+    tighten(monkeypatch, share=5)
+    monkeypatch.setattr(plans, "formed_cheaper", lambda *_: [])
+    monkeypatch.setattr(factored, "wrong_on_a_few", lambda *_: [])
+    monkeypatch.setattr(divide, "stack_width", lambda *_: 1)
+
+
 def samples():
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(9, 6, generator=generator, dtype=torch.float64)
@@ -116,10 +124,7 @@ class Gated(nn.Module):
 
 @pytest.mark.parametrize("variant", ["second output", "second output at times", "once more at times"])
 def test_no_cotangent_is_lost_where_the_check_of_a_few_tokens_does_not_see_it(variant, monkeypatch):
-    tighten(monkeypatch, share=5)
-    monkeypatch.setattr(plans, "formed_cheaper", lambda *_: [])
-    monkeypatch.setattr(factored, "wrong_on_a_few", lambda *_: [])
-    monkeypatch.setattr(divide, "stack_width", lambda *_: 1)
+    unchecked(monkeypatch)
     model, batch = Gated(variant), samples()
     result = grams(model, batch, "classification")
     assert result.metadata["passes"] > 1 and (result.metadata["passes_from_cuts"] > 0) == (variant == "second output")
@@ -128,10 +133,7 @@ def test_no_cotangent_is_lost_where_the_check_of_a_few_tokens_does_not_see_it(va
 
 
 def test_all_groups_together_come_down_once(monkeypatch):
-    tighten(monkeypatch, share=5)
-    monkeypatch.setattr(plans, "formed_cheaper", lambda *_: [])
-    monkeypatch.setattr(factored, "wrong_on_a_few", lambda *_: [])
-    monkeypatch.setattr(divide, "stack_width", lambda *_: 1)  # stacks are checked by backward passes of their own
+    unchecked(monkeypatch)
     counts = []
     for levels in (plans.levels_of, lambda *_, **__: Levels()):
         monkeypatch.setattr(plans, "levels_of", levels)
@@ -145,10 +147,7 @@ def test_all_groups_together_come_down_once(monkeypatch):
 
 
 def test_no_linear_map_below_the_floor_of_a_pass_is_computed(monkeypatch):
-    tighten(monkeypatch, share=5)
-    monkeypatch.setattr(plans, "formed_cheaper", lambda *_: [])
-    monkeypatch.setattr(factored, "wrong_on_a_few", lambda *_: [])
-    monkeypatch.setattr(divide, "stack_width", lambda *_: 1)
+    unchecked(monkeypatch)
     inputs = []  # of the second block: zeros where the first one was not computed
     model, batch = Tower(), samples()
     model.blocks[1].register_forward_pre_hook(lambda _, args: inputs.append(bool(args[0].any())))
@@ -172,10 +171,7 @@ class Leaking(Tower):
 
 @pytest.mark.parametrize("variant", ["value", "gradient"])
 def test_what_goes_past_a_floor_is_seen_where_the_check_of_a_few_tokens_does_not_see_it(variant, monkeypatch):
-    tighten(monkeypatch, share=5)
-    monkeypatch.setattr(plans, "formed_cheaper", lambda *_: [])
-    monkeypatch.setattr(factored, "wrong_on_a_few", lambda *_: [])
-    monkeypatch.setattr(divide, "stack_width", lambda *_: 1)
+    unchecked(monkeypatch)
     model, batch = Leaking(variant), samples()
     result = grams(model, batch, "classification")
     assert result.metadata["passes"] > 1 and not result.metadata["passes_from_cuts"]

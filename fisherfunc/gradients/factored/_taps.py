@@ -42,7 +42,7 @@ class Use:
     @property
     def multiplies(self) -> bool:
         """Whether it is a linear map of vectors."""
-        return isinstance(self.role, Map) and self.role.source.is_floating_point()
+        return isinstance(self.role, Map) and self.role.multiplies
 
 
 Call = tuple[str, int, int]
@@ -235,7 +235,7 @@ class Recorder(TorchFunctionMode):
 
     def _on_the_way_in(self, tensor: Tensor, role: Role, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """End the pass, or put a shortcut into the arguments, where the directions say so."""
-        if not isinstance(role, Map) or not role.source.is_floating_point():
+        if not isinstance(role, Map) or not role.multiplies:
             return args, kwargs
         key = (self._names[id(tensor)][0], self._counts[self._names[id(tensor)][0]])
         if key == self._directions.last:
@@ -282,7 +282,7 @@ class Recorder(TorchFunctionMode):
 def _blank(roles: list[tuple[Tensor, Role]]) -> Tensor | None:
     """Zeros in the shape of the output of a linear map of vectors, if that is what the roles say."""
     for tensor, role in roles:
-        if isinstance(role, Map) and role.source.is_floating_point():
+        if isinstance(role, Map) and role.multiplies:
             return role.source.new_zeros(*role.source.shape[:-1], tensor.shape[role.axis])
     return None
 

@@ -26,6 +26,11 @@ class Map:
     source: Tensor
     axis: int
 
+    @property
+    def multiplies(self) -> bool:
+        """Whether its input is vectors."""
+        return self.source.is_floating_point()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Convolution:
