@@ -63,13 +63,22 @@ def layers_of(task: Task) -> list[Layer]:
 
 def floor_operations(task: Task) -> dict[str, int]:
     """`{"backward", "contraction", "total"}` of a task."""
+    parts = floor_parts(task)
+    return _total(backward=parts["backward"], contraction=parts["forming"] + parts["contraction"])
+
+
+def floor_parts(task: Task) -> dict[str, int]:
+    """`{"backward", "forming", "contraction"}` of a task, gradients formed where that is cheaper."""
     layers = layers_of(task)
     if task.kind == "causal_lm":
-        return causal_operations(layers, sequences=len(task.inputs), span=task.rows_a_sequence)
-    return _total(
-        backward=2 * task.num_rows * sum(layer.size * layer.positions for layer in layers[:-1]),
-        contraction=sum(_contraction(layer, task.num_rows) for layer in layers),
-    )
+        found = causal_operations(layers, sequences=len(task.inputs), span=task.rows_a_sequence)
+        return {"backward": found["backward"], "forming": 0, "contraction": found["contraction"]}
+    contractions = [_contraction(layer, task.num_rows) for layer in layers]
+    return {
+        "backward": 2 * task.num_rows * sum(layer.size * layer.positions for layer in layers[:-1]),
+        "forming": sum(forming for forming, _ in contractions),
+        "contraction": sum(products for _, products in contractions),
+    }
 
 
 def causal_operations(layers: Sequence[Layer], *, sequences: int, span: int) -> dict[str, int]:
@@ -87,10 +96,11 @@ def causal_operations(layers: Sequence[Layer], *, sequences: int, span: int) -> 
     )
 
 
-def _contraction(layer: Layer, num_rows: int) -> int:
-    pairwise = num_rows**2 * layer.positions**2 * (layer.d_in + layer.d_out)
-    formed = 2 * num_rows * layer.positions * layer.size + num_rows**2 * layer.size
-    return min(pairwise, formed)
+def _contraction(layer: Layer, num_rows: int) -> tuple[int, int]:
+    """What forms the gradients of a layer, if that is cheaper, and what multiplies."""
+    pairwise = (0, num_rows**2 * layer.positions**2 * (layer.d_in + layer.d_out))
+    formed = (2 * num_rows * layer.positions * layer.size, num_rows**2 * layer.size)
+    return min(pairwise, formed, key=sum)
 
 
 def _total(*, backward: int, contraction: int) -> dict[str, int]:

@@ -25,7 +25,7 @@ Say = Callable[[str], None]
 
 REPEATS = {"quick": Repeats(most=2, budget_s=0.5), "full": Repeats(most=5, budget_s=20.0)}
 LIMIT_S = {"quick": 45.0, "full": 3600.0}
-GEMM = {"quick": {"size": 1024, "seconds": 0.3}, "full": {"size": 2048, "seconds": 2.0}}
+GEMM: dict[str, dict[str, Any]] = {"quick": {"size": 1024, "seconds": 0.3}, "full": {"size": 2048, "seconds": 2.0}}
 PACKAGES = (
     "fisherfunc",
     "torch",

@@ -6,6 +6,7 @@ from typing import Any
 from benchmarks.targets import seconds_a_row
 from benchmarks.workloads import OURS
 
+DASH = "–"
 _MIB = 2**20
 _QUANTITIES = {
     "speed": "times as fast",
@@ -33,8 +34,7 @@ def _setting(results: Mapping[str, Any]) -> str:
     missing = [name for name, version in results["versions"].items() if not version]
     return "\n".join(
         [
-            f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, "
-            f"{machine['memory_bytes'] / 2**30:.0f} GiB; Python {machine['python']}. Matrix products in this run: "
+            f"{described(machine)}. Matrix products in this run: "
             + ", ".join(f"{rate / 1e9:,.0f} GFLOP/s in {name}" for name, rate in rates.items())
             + ".",
             "",
@@ -48,6 +48,14 @@ def _setting(results: Mapping[str, Any]) -> str:
     )
 
 
+def described(machine: Mapping[str, Any]) -> str:
+    """What the numbers depend on, in one line."""
+    return (
+        f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, "
+        f"{machine['memory_bytes'] / 2**30:.0f} GiB; Python {machine['python']}"
+    )
+
+
 def _targets(workloads: Sequence[Mapping[str, Any]], size: str) -> str:
     rows = []
     for workload in workloads:
@@ -57,7 +65,7 @@ def _targets(workloads: Sequence[Mapping[str, Any]], size: str) -> str:
             measured = (
                 target["reason"] if target["measured"] is None else _amount(target["quantity"], target["measured"])
             )
-            verdict = {True: "met", False: "not met", None: "–"}[target["met"]]
+            verdict = {True: "met", False: "not met", None: DASH}[target["met"]]
             who = "" if target["ours"] == OURS else f"{target['ours']}: "
             against = f" {target['reference']}" if target["reference"] else ""
             quantity = f"{who}{_QUANTITIES[target['quantity']]}{_joined(target['quantity'], against)}"
@@ -71,7 +79,7 @@ def _targets(workloads: Sequence[Mapping[str, Any]], size: str) -> str:
         " At the floor: what the ratio would be if fisherfunc took no operation but the floor's, at the rate of large "
         "matrix products in this run."
     )
-    return f"## Targets\n\n{_grid(head, rows, '---:')}\n\n{note}"
+    return f"## Targets\n\n{grid(head, rows, '---:')}\n\n{note}"
 
 
 def _joined(quantity: str, against: str) -> str:
@@ -99,14 +107,14 @@ def _workload(workload: Mapping[str, Any], size: str) -> str:
     facts = (
         f"N = {workload['num_rows']:,}, P = {workload['num_params']:,}; floor {floor['total'] / 1e12:.3g} TFLOP "
         f"({floor['backward'] / 1e12:.3g} backward, {floor['contraction'] / 1e12:.3g} contraction), "
-        f"{_seconds(workload['floor_seconds'])} s in float32. The oracle has {workload['oracle_rows']:,} rows."
+        f"{in_seconds(workload['floor_seconds'])} s in float32. The oracle has {workload['oracle_rows']:,} rows."
     )
     if size == "quick":
         facts = "Here: " + ", ".join(f"{key} {value}" for key, value in workload["sizes"].items()) + f". {facts}"
     head = ["contender", "gives", "rows", "seconds", "s a row", "of ours", "peak MiB", "error", "checked"]
     rows = [_row(found, ours, workload["num_rows"]) for found in measured]
     reasons = [f"- {found['label']}: {_reason(found)}" for found in measured if found["seconds"] is None]
-    lines = [f"## {workload['title']}", "", facts, "", _grid(head, rows, "---:")]
+    lines = [f"## {workload['title']}", "", facts, "", grid(head, rows, "---:")]
     return "\n".join(lines + (["", *reasons] if reasons else []))
 
 
@@ -122,8 +130,8 @@ def _row(found: Mapping[str, Any], ours: Mapping[str, Any] | None, num_rows: int
         found["label"],
         found["gives"],
         f"{found['num_rows']:,}{part}",
-        _seconds(found["seconds"]),
-        _seconds(each),
+        in_seconds(found["seconds"]),
+        in_seconds(each),
         f"{each / base:.2f}" if base else "",
         f"{found['peak_bytes'] / _MIB:,.0f}",
         "" if found["error"] is None else f"{found['error']:.1e}",
@@ -149,7 +157,7 @@ def _scaling(series: Sequence[Mapping[str, Any]]) -> str:
                     one["contender"],
                     f"{point['num_rows']:,}",
                     f"{point['num_params']:,}",
-                    point["status"] if missing else _seconds(point["seconds"]),
+                    point["status"] if missing else in_seconds(point["seconds"]),
                     f"{point['floor_operations'] / 1e12:.3g}",
                     "" if missing else f"{point['peak_bytes'] / _MIB:,.0f}",
                     "" if point["error"] is None else f"{point['error']:.1e}",
@@ -157,18 +165,18 @@ def _scaling(series: Sequence[Mapping[str, Any]]) -> str:
             )
     reasons = [f"- {one['contender']}: {one['reason']}" for one in series if one["reason"]]
     note = "Grams alone. Contenders that hold all rows stop where memory would."
-    return "\n".join([f"## Against N and against P\n\n{note}\n", _grid(head, rows, "---:"), *reasons])
+    return "\n".join([f"## Against N and against P\n\n{note}\n", grid(head, rows, "---:"), *reasons])
 
 
-def _seconds(value: float) -> str:
-    return f"{value:.3g}" if value >= 1e-3 else f"{value:.1e}"
+def in_seconds(value: float) -> str:
+    """Three digits, or two of very little."""
+    return f"{value:.3g}" if value >= 1e-3 or value == 0 else f"{value:.1e}"
 
 
-def _grid(head: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> str:
-    """A Markdown table; columns whose entries begin with digits throughout are aligned right."""
-    numeric = [
-        all(not row[i] or row[i][0].isdigit() for row in rows) and any(row[i] for row in rows) for i in range(len(head))
-    ]
+def grid(head: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> str:
+    """A Markdown table; columns whose entries begin with digits throughout, but for dashes, are aligned right."""
+    columns = [[row[i] for row in rows if row[i] not in ("", DASH)] for i in range(len(head))]
+    numeric = [bool(column) and all(cell[0].isdigit() for cell in column) for column in columns]
     rule = [align if right else "---" for right in numeric]
     lines = [head, rule, *([cell.replace("|", "\\|") for cell in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
