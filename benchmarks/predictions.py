@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import fisherfunc as ff
+from benchmarks.contenders.ours import loss_of
 from benchmarks.process import DiedError, in_fresh_process, peak_memory, settled_memory
 from benchmarks.tasks import Task, build
 
@@ -23,7 +24,8 @@ LIMIT_S = 1800.0
 _MIB = 2**20
 _GPT2 = {"n_layer": 4, "n_embd": 256, "n_head": 4, "vocab_size": 5000, "n_positions": 64, "positions": 64}
 _TINY = {"n_layer": 2, "n_embd": 128, "n_head": 4, "vocab_size": 1000, "n_positions": 64, "positions": 64}
-_DIGITS = {"mlp": {"samples": 1797, "width": 512}, "cnn": {"samples": 1797, "channels": (32, 64)}}
+_MLP = {"samples": 1797, "width": 512}
+_LARGE, _LONG = {"sequences": 4, "positions": 64}, {"sequences": 16, "positions": 64}
 
 WORKLOADS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "gpt2-tiny": ("gpt2", {**_TINY, "sequences": 4}, {}),
@@ -32,10 +34,14 @@ WORKLOADS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "gpt2-small-limited": ("gpt2", {**_GPT2, "sequences": 4}, {"memory_limit": 150_000_000}),
     "gpt2-small-sequences": ("gpt2", {**_GPT2, "sequences": 16}, {"unit": "sequence"}),
     "gpt2-tiny-dense": ("gpt2", {**_TINY, "sequences": 2}, {"route": "dense"}),
-    "mlp": ("mlp", _DIGITS["mlp"], {}),
-    "cnn": ("cnn", _DIGITS["cnn"], {}),
+    "mlp": ("mlp", _MLP, {}),
+    "mlp-classes": ("mlp", {**_MLP, "samples": 512, "classes": True}, {}),
+    "cnn": ("cnn", {"samples": 1797, "channels": (32, 64)}, {}),
     "embedded": ("embedded", {"tokens": 512}, {}),
-    "gpt2-124m": ("gpt2", {"sequences": 2, "positions": 64}, {}),
+    "gpt2-124m": ("gpt2", _LARGE, {}),
+    "gpt2-124m-bfloat16": ("gpt2", _LARGE, {"dtype": torch.bfloat16}),
+    "gpt2-124m-4gb": ("gpt2", _LONG, {"memory_limit": 4 * 10**9}),
+    "gpt2-124m-1gb": ("gpt2", _LONG, {"memory_limit": 10**9}),
 }
 QUICK = ("gpt2-tiny", "gpt2-tiny-dense", "mlp")
 
@@ -56,7 +62,8 @@ def embedded(*, tokens: int) -> Task:
 def compare(task: str, sizes: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     """Plan and run a workload in this process."""
     built = embedded(**sizes) if task == "embedded" else build(task, sizes)
-    ff.fisher_spectrum(built.model, built.small().batch)
+    options = {**options, "loss": loss_of(built)}
+    ff.fisher_spectrum(built.model, built.small().batch, **options)
     begin = perf_counter()
     plan = ff.plan(built.model, built.batch, **options)
     planned = perf_counter() - begin

@@ -1,5 +1,7 @@
 """Grams of factored gradients against those of the gradients themselves, formed by autograd."""
 
+import random
+
 import pytest
 import torch
 from hypothesis import given
@@ -73,20 +75,24 @@ def test_own_factors_may_cover_the_first_places_only(kind):
     kind=st.sampled_from(["linear", "conv1d", "embedding"]),
     sizes=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 5)), min_size=1, max_size=3),
     features=st.integers(1, 9),
-    causal=st.booleans(),
+    segment=st.integers(1, 3),
+    reaches=st.sampled_from(["all", "growing", "any"]),
     seed=st.integers(0, 1000),
 )
-def test_strips_sum_to_the_gram_of_all_rows(kind, sizes, features, causal, seed):
-    """Whatever the block of features, and whether rows reach all places or a growing number of them."""
+def test_strips_sum_to_the_gram_of_all_rows(kind, sizes, features, segment, reaches, seed):
+    """Whatever the block of features, and whether rows reach all places, a growing number of them, or any."""
+    order = random.Random(seed)
     total = sum(rows for rows, _ in sizes)
     gram, formed, strips, start = torch.zeros(total, total, dtype=torch.float64), [], [], 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(strips_module, "FEATURES", features)
+        patch.setattr(strips_module, "SEGMENT", segment)
         for index, (rows, places) in enumerate(sizes):
             whole = factors(kind, seed + index, rows=rows, places=places)
             strip = empty_strip(slice(start, start + rows), whole)
+            strip.own.fill_(torch.nan)
             for row in range(rows):
-                reach = min(row + 1, places) if causal else places
+                reach = {"all": places, "growing": min(row + 1, places), "any": order.randint(1, places)}[reaches]
                 own = whole.own[row : row + 1, :reach]
                 strip.put(row, own)
                 formed.append(gradients(SharedFactors(own=own, shared=whole.shared, axis=whole.axis)).flatten(1))

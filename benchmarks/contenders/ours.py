@@ -12,12 +12,7 @@ from benchmarks.tasks import Task
 
 def prepare(task: Task, options: Options) -> Work:
     """The factored route on a task."""
-    losses = {
-        "causal_lm": ff.losses.causal_lm(),
-        "classification": ff.losses.classification(),
-        "classes": ff.losses.custom(lambda output, batch: output, name="logits"),
-    }
-    loss = losses[task.kind]
+    loss = loss_of(task)
     dtype = getattr(torch, options.dtype)
     labels = {name: label for label, names in task.blocks.items() for name in names}
     unit, blocks = ("layer", labels.__getitem__) if options.by_layer else ("tensor", None)
@@ -32,6 +27,16 @@ def prepare(task: Task, options: Options) -> Work:
         answer=lambda found: _answer(task, *found),
         gives=f"Grams by {unit}" + (", all spectra by layer and of the full matrix" if options.spectra else ""),
     )
+
+
+def loss_of(task: Task) -> ff.losses.TokenLoss:
+    """What the rows of a task are gradients of."""
+    losses = {
+        "causal_lm": ff.losses.causal_lm(),
+        "classification": ff.losses.classification(),
+        "classes": ff.losses.custom(lambda output, batch: output, name="logits"),
+    }
+    return losses[task.kind]
 
 
 def _answer(task: Task, grams: Any, result: Any) -> Answer:

@@ -3,7 +3,8 @@
 The model runs on one sequence at a time, so nothing of one sequence can reach another.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -36,7 +37,7 @@ def split(batch: Batch) -> list[Batch]:
                 f"batch{pytree.keystr(path)} has {leaf.shape[0]} rows, expected {count} (one a sequence) or 1 "
                 f"(for all of them); its shape is {tuple(leaf.shape)}"
             )
-    return [_pick(batch, index, count) for index in range(count)]
+    return list(_rows(batch, count))
 
 
 def cast(batch: Batch, *, dtype: torch.dtype | None, device: torch.device | str | None) -> Batch:
@@ -104,9 +105,9 @@ def _num_sequences(batch: Batch) -> int:
     return tensors[0].shape[0]
 
 
-def _pick(batch: Batch, index: int, count: int) -> Batch:
-    def row(leaf: Any) -> Any:
-        sliced = isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == count
-        return leaf[index : index + 1] if sliced else leaf
-
-    return pytree.tree_map(row, batch)
+def _rows(batch: Batch, count: int) -> Iterator[Batch]:
+    leaves, form = pytree.tree_flatten(batch)
+    sliced = [isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == count for leaf in leaves]
+    columns = [leaf.split(1) if along else repeat(leaf, count) for leaf, along in zip(leaves, sliced, strict=True)]
+    for row in zip(*columns, strict=True):
+        yield pytree.tree_unflatten(row, form)

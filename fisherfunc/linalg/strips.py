@@ -7,10 +7,11 @@ first places of their sequence (a causal model) take part with those alone.
 Axis order of a strip's `own`: `(k, n, s, f)`, k blocks of f features.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import torch
 from einops import rearrange
@@ -100,15 +101,19 @@ def add_strips(gram: Tensor, strips: Sequence[Strip]) -> None:
 
     Cost for rows n, m and places s, t of each pair: 2 m s t d + 2 n m s d, less what lies beyond the reach of the rows.
     """
+    if not strips:
+        return
     pairs = [(one, others) for i, one in enumerate(strips) for others in ((), *_groups(strips[:i], one))]
     tasks = [partial(_against, one, others) if others else partial(_itself, one) for one, others in pairs]
-    for (one, others), found in zip(pairs, side_by_side(tasks, device=gram.device), strict=True):
+    largest = max(one.own[0, 0].numel() * sum(s.own.shape[1] for s in others or (one,)) for one, others in pairs)
+    space = partial(strips[0].own.new_empty, largest)
+    for (one, others), found in zip(pairs, side_by_side(tasks, space=space), strict=True):
         _add_block(gram, one, others, found.to(gram.dtype))
 
 
 def _add_block(gram: Tensor, one: Strip, others: Sequence[Strip], block: Tensor) -> None:
     if not others:
-        gram[one.rows, one.rows] += block.tril() + block.tril(-1).mT
+        gram[one.rows, one.rows] += block.triu() + block.triu(1).mT
         return
     for other, part in zip(others, block.split([o.own.shape[1] for o in others], dim=1), strict=True):
         gram[one.rows, other.rows] += part  # one by one: two uses of one sequence have the same rows
@@ -129,11 +134,11 @@ def _groups(strips: Sequence[Strip], one: Strip) -> Iterator[list[Strip]]:
         yield group
 
 
-def _against(one: Strip, others: Sequence[Strip]) -> Tensor:
-    """⟨own_n, (A Aᵀ) own_m⟩ for the rows of a strip and those of others, side by side."""
+def _against(one: Strip, others: Sequence[Strip], space: Tensor) -> Tensor:
+    """⟨own_n, (A Aᵀ) own_m⟩ for the rows of a strip and those of others, side by side. `space` is written to."""
     inner = [inner_products(one.shared, other.shared).to(one.own.dtype) for other in others]
     counts = [other.own.shape[1] for other in others]
-    middle = one.own.new_empty(sum(counts), *one.own.shape[2:])
+    middle = _middle(space, one, sum(counts))
     block = _zeros(one, sum(counts))
     segments = list(_segments(one.runs(), one.own.shape[2]))
     for k, own in enumerate(one.own):
@@ -144,16 +149,28 @@ def _against(one: Strip, others: Sequence[Strip]) -> Tensor:
     return block
 
 
-def _itself(one: Strip) -> Tensor:
-    """The same for a strip and itself; only the lower triangle is right."""
+def _itself(one: Strip, space: Tensor) -> Tensor:
+    """The same for a strip and itself; only the upper triangle is right. `space` is written to.
+
+    Of two rows the first covers fewer places, so that its own factor has less to be multiplied by.
+    """
     inner = inner_products(one.shared, one.shared).to(one.own.dtype)
-    middle = torch.empty_like(one.own[0])
+    middle = _middle(space, one, one.own.shape[1])
     block = _zeros(one, one.own.shape[1])
+    runs = one.runs()
+    farthest = list(accumulate((places for _, _, places in runs), max))  # what rows up to here multiply by
     for own in one.own:
-        _multiply(inner, own, one.runs(), middle)
-        for start, stop, places in one.runs():
-            _add_product(block[start:stop, :stop], own[start:stop, :places], middle[:stop, :places])
+        for (start, stop, places), most in zip(runs, farthest, strict=True):
+            _multiply(inner[:most], own, [(start, stop, places)], middle[:, :most])
+        for start, stop, places in runs:
+            _add_product(block[start:stop, start:], own[start:stop, :places], middle[start:, :places])
     return block
+
+
+def _middle(space: Tensor, one: Strip, count: int) -> Tensor:
+    """Room for the middle products of some rows."""
+    shape = (count, *one.own.shape[2:])
+    return space[: math.prod(shape)].view(shape)
 
 
 def _segments(runs: Sequence[tuple[int, int, int]], places: int) -> Iterator[tuple[slice, slice]]:

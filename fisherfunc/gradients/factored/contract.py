@@ -18,6 +18,8 @@ from fisherfunc.linalg.factors import PointFactors, SharedFactors, cross_gram, f
 from fisherfunc.linalg.strips import Empty, Strip, add_strips, empty_strip
 from fisherfunc.linalg.triangle import add_points, add_rows
 
+PAGE = 4096
+"""Bytes that a system gives out at a time."""
 FORMED = 2**22
 """Entries of gradients that are formed at a time where factors meet formed rows."""
 
@@ -111,7 +113,7 @@ class Holder:
         size = math.prod(shape)
         left = self._spaces.get(use)
         if left is None or len(left) < size:
-            left = like.new_empty(size // shape[1] * self._num_rows)
+            left = _empty(size // shape[1] * self._num_rows, like)
         self._spaces[use] = left[size:]
         return left[:size].view(*shape)
 
@@ -157,6 +159,13 @@ class Holder:
         everything = torch.arange(self._num_rows, device=gram.device)
         for some, formed in _formed(part, self._rows.shape[1]):
             _add_both(gram, index[some], everything, formed.to(self._rows) @ self._rows.mT)
+
+
+def _empty(count: int, like: Tensor) -> Tensor:
+    """Memory that begins with a page: a row that covers half its places then takes half its pages, and not one more."""
+    each = like.element_size()
+    found = like.new_empty(count + PAGE // each)
+    return found[-found.data_ptr() % PAGE // each :][:count]
 
 
 def _is_lookup(part: object) -> bool:

@@ -124,7 +124,7 @@ def from_cuts(needs: Needs, levels: Levels, plain: Division) -> Division | None:
     most, usual = _most_slots(needs, plain), round(needs.tally.num_slots**0.5)
     found = [
         division
-        for slots in dict.fromkeys((most, min(most, usual)))
+        for slots in dict.fromkeys((most, min(most, usual), min(most, max(usual // 2, 1))))
         for share in SHARES
         if (division := _from_cuts(needs, levels, plain, slots, share)) is not None
     ]
@@ -142,7 +142,7 @@ def _from_cuts(needs: Needs, levels: Levels, plain: Division, most: int, share: 
     More slots are longer prefixes, of which more is held.
     """
     usual = prefix_share(needs.tally, causal=needs.causal)
-    longer = max(prefix_share(needs.tally, causal=needs.causal, chunk_size=most) / usual, 1.0)
+    longer = prefix_share(needs.tally, causal=needs.causal, chunk_size=most) / usual
     held = {name: int(longer * size) for name, size in needs.held.items()}
     carried = {
         name: Carried(between=one.between, below=int(longer * one.below)) for name, one in levels.carried.items()

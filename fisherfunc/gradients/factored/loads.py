@@ -183,13 +183,13 @@ def graph_bytes(traced: Traced, structure: Structure, saved: int) -> int:
 
 def check_room(limit: int) -> int:
     """What gradients may take at a time in the check against ordinary backward passes."""
-    return limit // 4
+    return limit // 8
 
 
 def check_bytes(params: Mapping[str, Tensor], limit: int) -> int:
-    """What that check holds: the gradients of some parameters, two of the largest in the making."""
+    """What that check holds: the gradients of some parameters, and of the largest those of two uses, sum and copy."""
     sizes = {name: param.numel() * param.element_size() for name, param in params.items()}
-    return max(sum(sizes[n] for n in names) for names in parts(params, check_room(limit))) + 2 * max(sizes.values())
+    return max(sum(sizes[n] for n in names) for names in parts(params, check_room(limit))) + 4 * max(sizes.values())
 
 
 def slot_bytes(

@@ -43,13 +43,14 @@ def _passed(work: Workload, plan: FactoredPlan, options: PassOptions, checkpoint
     counted = Passes(checkpoint, [stack.num_tokens for stack in stacks], len(plan.groups), options.progress)
     descent = Descent(work, stacks, plan, checkpoint)
     holders: dict[str, Holder] = {}
+    divided = len(plan.groups) > 1  # what a step freed is given back then: the next need not fit the pieces it lies in
     left = names_of(g for number, g in enumerate(plan.groups) if finished_grams(checkpoint, number, like) is None)
     for number, group in enumerate(plan.groups):
         finished = finished_grams(checkpoint, number, like)
         later = names_of(plan.groups[number + 1 :])
         # Of a finished group, what another one waits for.
         taken = group.names if finished is None else group.names & later & left
-        if len(plan.groups) > 1:  # what the group before freed lies in pieces, which this one's need not fit
+        if divided:
             give_back()
         for name in taken:
             holders.setdefault(name, Holder(work.num_tokens, options.empty))
@@ -59,6 +60,8 @@ def _passed(work: Workload, plan: FactoredPlan, options: PassOptions, checkpoint
                 if piece.name in taken:
                     holders[piece.name].put(piece, stack)
         descent.done(number)
+        if divided:
+            give_back()
         for name in plan.levels.carried.keys() & {name for name, level in group.items if level == 0} & later & taken:
             holders[name].settle(descent.ids(name), dtype=options.gram_dtype)
         closed = sorted(group.names - later)

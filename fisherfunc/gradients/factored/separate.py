@@ -15,7 +15,11 @@ from fisherfunc.gradients.workload import Workload
 
 PARTS = 8
 """At most how many parts run without each other: two sequences that meet are parted with probability 7/8 or more."""
-LARGEST_POWER = 6
+LARGEST_POWER = 30
+"""Two sequences that meet have the same power and sign with a probability of 1/122."""
+SMALL_POWER = 3
+"""For a dtype of a narrower range than bfloat16 and float32 have."""
+WIDE = 2.0**100
 
 
 def sequences_apart(work: Workload, stack: Stack, structure: Structure, whole: Traced) -> bool:
@@ -54,8 +58,9 @@ def _gradients_apart(
         return True
     if any(output.ndim == 0 or output.shape[0] % width for output in outputs):
         return False
-    probe = torch.randn(together.shape, generator=generator, dtype=torch.float64).to(together)
-    powers = torch.randint(LARGEST_POWER + 1, (width,), generator=generator)
+    probe = torch.randn(together.shape, generator=generator).to(together)
+    largest = LARGEST_POWER if torch.finfo(together.dtype).max > WIDE else SMALL_POWER
+    powers = torch.randint(-largest, largest + 1, (width,), generator=generator)
     signs = 1 - 2 * torch.randint(2, (width,), generator=generator)
     weights = (signs * 2.0**powers).to(together)
     weighted = (probe.reshape(width, -1) * weights[:, None]).reshape(together.shape)
