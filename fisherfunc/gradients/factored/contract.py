@@ -15,6 +15,7 @@ from fisherfunc.gradients.factored.pieces import Piece
 from fisherfunc.gradients.stacks import Stack
 from fisherfunc.linalg.by_id import add_by_id
 from fisherfunc.linalg.factors import PointFactors, SharedFactors, cross_gram, form_gradients
+from fisherfunc.linalg.gram import TILE
 from fisherfunc.linalg.strips import Empty, Strip, add_strips, empty_strip
 from fisherfunc.linalg.triangle import add_points, add_rows
 
@@ -117,10 +118,31 @@ class Holder:
         self._spaces[use] = left[size:]
         return left[:size].view(*shape)
 
-    def add_to(self, gram: Tensor) -> None:
+    def takes_along(self, other: "Holder") -> bool:
+        """Whether the Gram of another one is made on the way to this one's.
+
+        So it is where its rows are the left sides of the points here, and nothing else is held in either: those of a
+        bias, beside the weight of a linear map that acts at one place.
+        """
+        if self._rows is not None or self._strips or self._own is not None or len(self._points) != 1:
+            return False
+        (points,) = self._points.values()
+        rows = None if other._strips or other._points else other._rows
+        return (
+            rows is not None
+            and rows.dtype == points.left.dtype
+            and rows.shape[1] <= TILE  # wider ones are summed in the dtype of the Gram
+            and torch.equal(rows, points.left)
+        )
+
+    def add_to(self, gram: Tensor, along: Tensor | None = None) -> None:
         """K += the Gram of all that was put; `gram` is written to.
 
         Cost that of `add_strips`, plus N² (d + e) for points and N² p for rows.
+
+        Args:
+            gram: K.
+            along: Of a holder that this one takes along.
 
         Raises:
             NotLookedUp: If a row was looked up that was not kept.
@@ -132,7 +154,7 @@ class Holder:
         if self._own is not None:
             gram += self._own
         for one in points if self._own is None else ():
-            add_points(gram, everything, one)
+            add_points(gram, everything, one, left_gram=along)
         by_axis = [[s for s in self._strips.values() if s.axis == axis] for axis in (0, 1)]
         for strips in by_axis:
             ids_alone = bool(strips) and not any(strip.shared.is_floating_point() for strip in strips)

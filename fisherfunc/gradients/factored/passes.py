@@ -4,6 +4,7 @@ A parameter is held until the last group that takes uses of it. So the Gram of a
 the input embedding is made at the end.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -70,14 +71,26 @@ def _passed(work: Workload, plan: FactoredPlan, options: PassOptions, checkpoint
             for name in closed:
                 holders.pop(name, None)
             continue
-        for name in closed:
-            label = options.label(name)
+        for label in map(options.label, closed):
             if label not in grams:
                 shape = (work.num_tokens, work.num_tokens)
                 grams[label] = torch.zeros(shape, dtype=options.gram_dtype, device=like.device)
-            holders.pop(name).add_to(grams[label])
+        _add_all({name: holders.pop(name) for name in closed}, {name: grams[options.label(name)] for name in closed})
         checkpoint.write(stage_of(number), {label: grams[label] for label in {*map(options.label, closed)}}, {})
         for earlier in range(number + 1):  # pieces of what is still held stay
             if plan.groups[earlier].names.isdisjoint(later):
                 checkpoint.drop(part_of(earlier))
     return grams
+
+
+def _add_all(holders: dict[str, Holder], grams: Mapping[str, Tensor]) -> None:
+    """Add the Gram of each to its own; of two that have a product in common, by one."""
+    for name in list(holders):
+        if name not in holders:
+            continue
+        taker = next((other for other, holder in holders.items() if holder.takes_along(holders[name])), None)
+        if taker is None:
+            holders.pop(name).add_to(grams[name])
+        else:
+            del holders[name]
+            holders.pop(taker).add_to(grams[taker], along=grams[name])
