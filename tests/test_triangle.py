@@ -35,24 +35,23 @@ def test_tiles_sum_to_the_products(rows, left, right, seed):
 
 
 class Biased(nn.Module):
-    """Two linear maps; beside the bias of the first another one like it, or half of one."""
+    """Two linear maps; to the outputs of the first another bias is added, or a multiple of one."""
 
-    def __init__(self, variant: str) -> None:
+    def __init__(self, *, bias: bool, factor: float) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.first, self.second = nn.Linear(40, 30), nn.Linear(30, 3)
-        self.more = nn.Parameter(torch.randn(30)) if variant != "plain" else None
-        self.factor = 0.5 if variant == "halved" else 1.0
+        self.added = nn.Parameter(torch.randn(30))  # its name comes before that of the weight
+        self.first, self.second = nn.Linear(40, 30, bias=bias), nn.Linear(30, 3)
+        self.factor = factor
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.first(x)
-        return self.second(torch.tanh(y if self.more is None else y + self.factor * self.more))
+        return self.second(torch.tanh(self.first(x) + self.factor * self.added))
 
 
-@pytest.mark.parametrize(("variant", "own_products"), [("plain", 0), ("twice", 1), ("halved", 1)])
+@pytest.mark.parametrize(("bias", "factor", "own_products"), [(False, 1.0, 0), (True, 1.0, 1), (False, 0.5, 1)])
 @pytest.mark.parametrize("blocks", [None, ff.by_layer])
-def test_a_bias_takes_the_product_of_its_weight(variant, own_products, blocks, monkeypatch):
-    """Its rows are the weight's output cotangents; a second bias like it, and rows of half the size, have their own."""
+def test_a_bias_takes_the_product_of_its_weight(bias, factor, own_products, blocks, monkeypatch):
+    """Its rows are the weight's output cotangents; a second bias, or one whose rows are half of these, has its own."""
     made = []
 
     def counted(gram: torch.Tensor, rows: torch.Tensor) -> None:
@@ -60,7 +59,7 @@ def test_a_bias_takes_the_product_of_its_weight(variant, own_products, blocks, m
         triangle.add_rows(gram, rows)
 
     monkeypatch.setattr(contract, "add_rows", counted)
-    model = Biased(variant).double()
+    model = Biased(bias=bias, factor=factor).double()
     batch = (torch.randn(20, 40, dtype=torch.float64), torch.arange(20) % 3)
     fn = ff.functionalize(model)
     grams = ff.token_grams(fn, fn.params, batch, ff.losses.classification(), blocks=blocks)
