@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from fisherfunc.linalg.kernels import gram_eigh, of_rows
+from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.pipeline.solve import spectrum_of_gradients
 
@@ -37,3 +38,13 @@ def spectrum(
         gradients, blocks=lambda name: name, kernel=of_rows(gram_eigh(dtype=dtype), dtype=dtype)
     )
     return replace(result, metadata={**result.metadata, **FACTS, **facts})
+
+
+def unresolved(result: FisherSpectrum) -> FisherSpectrum:
+    """The same with no eigenvalue above its resolution, as of many tokens in bfloat16."""
+
+    def coarse(part: Spectrum) -> Spectrum:
+        return replace(part, resolution=4 * part.eigenvalues[0])
+
+    blocks = {label: coarse(part) for label, part in result.blocks.items()}
+    return replace(result, blocks=blocks, full=coarse(result.full))

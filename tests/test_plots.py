@@ -5,8 +5,10 @@ from xml.etree import ElementTree
 
 import matplotlib
 import pytest
-from spectra import spectrum
+from spectra import spectrum, unresolved
 
+import fisherfunc as ff
+from fisherfunc.surface.compare_plots import plot_comparison
 from fisherfunc.surface.plots import LEGEND_LIMIT, plot_spectrum, rendered, save_plot
 
 MANY = tuple(f"layer.{index}.mlp.weight" for index in range(52))
@@ -45,6 +47,14 @@ def test_all_lines_are_in_view():
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     points = [point for part in (*result.blocks.values(), result.full) for point in _points(part)]
     assert all(left < rank < right and low < value < high for rank, value in points)
+
+
+def test_a_resolution_above_all_eigenvalues_is_in_view_too():
+    result = unresolved(spectrum())
+    axes = plot_spectrum(result).axes[0]
+    low, high = axes.get_ylim()
+    assert low < result.full.eigenvalues[0] < result.full.resolution < high
+    assert any(text.get_text() == "resolution of the full matrix" for text in axes.texts)
 
 
 @pytest.mark.parametrize("labels", [("a", "b", "c"), MANY[:LEGEND_LIMIT], MANY])
@@ -117,3 +127,10 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r'pip install "fisherfunc\[plot\]"'):
         plot_spectrum(spectrum())
+
+
+def test_results_are_compared_in_a_picture_where_one_has_nothing_resolved():
+    found = ff.compare({"x": spectrum(tokens="0"), "y": unresolved(spectrum(tokens="0"))})
+    axes = plot_comparison(found, metrics=("trace",)).subfigs[1].axes[0]
+    low, high = axes.get_ylim()
+    assert low < min(part.eigenvalues[0] for part in found.results["y"].blocks.values()) < high

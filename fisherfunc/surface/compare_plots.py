@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
+from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.pipeline.comparison import Comparison
 from fisherfunc.statistics.interval import Interval
 from fisherfunc.surface.compare_report import PLAIN, shown, title
@@ -115,10 +116,16 @@ def _limits(axes: Any, found: Comparison) -> None:
         axes.text(0.5, 0.5, "all eigenvalues are zero", transform=axes.transAxes, ha="center", va="center", fontsize=8)
         axes.set(xlim=(0.85, 10), ylim=(0.1, 10))
         return
-    bottom = min(s.eigenvalues[s.eigenvalues > s.resolution].min().item() for s in positive)
+    bottom = min(_smallest_resolved(s) for s in positive)
     longest = max(len(s.eigenvalues) for s in positive)
     top = max(s.eigenvalues[0].item() for s in positive)
     axes.set(xlim=(0.85, max(longest, 2) * 1.18), ylim=(bottom / 3, top * 3))
+
+
+def _smallest_resolved(spectrum: Spectrum) -> float:
+    """The smallest eigenvalue that is resolved; the largest where none is, as may be in bfloat16."""
+    resolved = spectrum.eigenvalues[spectrum.eigenvalues > spectrum.resolution]
+    return float((resolved if len(resolved) else spectrum.eigenvalues[:1]).min())
 
 
 def _metrics(matplotlib: ModuleType, figure: Any, found: Comparison, metrics: Sequence[str], rows: int) -> None:

@@ -138,10 +138,8 @@ def _limits(axes: Any, result: FisherSpectrum) -> None:
     floor = result.full.resolution.item()
     bottom = min(bottom, floor) if floor * _NEAR > bottom else bottom
     longest = max(len(s.eigenvalues) for s in spectra)
-    axes.set(
-        xlim=(0.85, max(longest, 2) * 1.18),
-        ylim=(bottom / 3, 3 * max(s.eigenvalues[0].item() for s in spectra)),
-    )
+    top = max(floor, *(s.eigenvalues[0].item() for s in spectra))  # in bfloat16 the floor may be above all
+    axes.set(xlim=(0.85, max(longest, 2) * 1.18), ylim=(bottom / 3, 3 * top))
     if floor >= bottom:
         _floor(axes, floor)
 
