@@ -26,12 +26,12 @@ def side_by_side(tasks: Sequence[Callable[[Tensor], Tensor]], *, space: Callable
         space: Makes such a tensor, for those that run one after another; not in their thread, of which the C library
             keeps more of what is let go.
     """
-    count = min(torch.get_num_threads(), len(tasks))
-    spaces: SimpleQueue[Tensor] = SimpleQueue()
-    first = space()
+    before = torch.get_num_threads()
+    count, first = min(before, len(tasks)), space()
     if first.device.type != "cpu" or count < 2 or len(tasks) * first.numel() < WORTHWHILE:
         yield from (task(first) for task in tasks)
         return
+    spaces: SimpleQueue[Tensor] = SimpleQueue()
     for one in (first, *(space() for _ in range(count - 1))):
         spaces.put(one)
 
@@ -42,7 +42,6 @@ def side_by_side(tasks: Sequence[Callable[[Tensor], Tensor]], *, space: Callable
         finally:
             spaces.put(mine)
 
-    before = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             torch.set_num_threads(1)  # a team of threads would wait for the cores that the tasks run on

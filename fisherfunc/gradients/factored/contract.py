@@ -73,13 +73,19 @@ class Holder:
             ids: In ascending order.
             dtype: Of the Gram.
         """
-        points = list(self._points.values())
-        if self._rows is not None or self._strips or len(points) != 1:
+        points = self._points_alone()
+        if points is None:
             return
-        self._own = points[0].left.new_zeros(self._num_rows, self._num_rows, dtype=dtype)
-        add_points(self._own, torch.arange(self._num_rows, device=ids.device), points[0])
-        kept = PointFactors(left=points[0].left[:, ids], right=points[0].right)
+        self._own = points.left.new_zeros(self._num_rows, self._num_rows, dtype=dtype)
+        add_points(self._own, torch.arange(self._num_rows, device=ids.device), points)
+        kept = PointFactors(left=points.left[:, ids], right=points.right)
         self._ids, self._points = ids, dict.fromkeys(self._points, kept)
+
+    def _points_alone(self) -> PointFactors | None:
+        """The points of a single use, where nothing else is held and no part of their Gram was made."""
+        if self._rows is not None or self._strips or self._own is not None or len(self._points) != 1:
+            return None
+        return next(iter(self._points.values()))
 
     def _by_kept_ids(self, part: SharedFactors) -> SharedFactors:
         """The factors with their ids as columns of the points."""
@@ -124,12 +130,10 @@ class Holder:
         So it is where its rows are the left sides of the points here, and nothing else is held in either: those of a
         bias, beside the weight of a linear map that acts at one place.
         """
-        if self._rows is not None or self._strips or self._own is not None or len(self._points) != 1:
-            return False
-        (points,) = self._points.values()
-        rows = None if other._strips or other._points else other._rows
+        points, rows = self._points_alone(), None if other._strips or other._points else other._rows
         return (
-            rows is not None
+            points is not None
+            and rows is not None
             and rows.dtype == points.left.dtype
             and rows.shape[1] <= TILE  # wider ones are summed in the dtype of the Gram
             and torch.equal(rows, points.left)

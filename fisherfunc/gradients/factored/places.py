@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fisherfunc.gradients.factored.powers import random_powers
+
 PROBES = 2
 NUM_POWERS = 16
 TINY = torch.finfo(torch.float32).tiny
@@ -74,9 +76,7 @@ def _one_a_place(
         return None
     generator = torch.Generator().manual_seed(len(place))
     for _ in range(PROBES):
-        powers = torch.randint(NUM_POWERS, place.shape, generator=generator)
-        signs = 1 - 2 * torch.randint(2, place.shape, generator=generator)
-        weights = (signs * 2.0**powers).to(losses)
+        weights = random_powers(place.shape, range(NUM_POWERS), generator).to(losses)
         found = rows(weights)
         if bool(found[elsewhere].any()) or not _same(found[place], together[place], weights):
             return None

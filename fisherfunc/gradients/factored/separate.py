@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from fisherfunc.gradients.factored.powers import random_powers
 from fisherfunc.gradients.factored.structure import Structure, Traced, apart, head_of, trace_part, vectors
 from fisherfunc.gradients.stacks import Stack
 from fisherfunc.gradients.workload import Workload
@@ -60,9 +61,7 @@ def _gradients_apart(
         return False
     probe = torch.randn(together.shape, generator=generator).to(together)
     largest = LARGEST_POWER if torch.finfo(together.dtype).max > WIDE else SMALL_POWER
-    powers = torch.randint(-largest, largest + 1, (width,), generator=generator)
-    signs = 1 - 2 * torch.randint(2, (width,), generator=generator)
-    weights = (signs * 2.0**powers).to(together)
+    weights = random_powers((width,), range(-largest, largest + 1), generator).to(together)
     weighted = (probe.reshape(width, -1) * weights[:, None]).reshape(together.shape)
     plain, scaled = (
         torch.autograd.grad(together, outputs, cotangent, retain_graph=True, allow_unused=True)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fisherfunc.gradients.factored.powers import random_powers
+
 Origins = frozenset[tuple[str, int]]
 """Uses, by parameter and number."""
 
@@ -43,9 +45,7 @@ def is_elementwise(source: Tensor, outputs: Sequence[Tensor]) -> bool:
     if any(y.numel() != source.numel() for y in outputs):
         return False
     generator = torch.Generator().manual_seed(0)
-    powers = torch.randint(LARGEST_POWER + 1, source.shape, generator=generator)
-    signs = 1 - 2 * torch.randint(2, source.shape, generator=generator)
-    probe = (signs * 2.0**powers).to(source)
+    probe = random_powers(source.shape, range(LARGEST_POWER + 1), generator).to(source)
     slopes, found = (_pulled_back(source, outputs, c) for c in (torch.ones_like(source), probe))
     return all(
         slope is not None and pulled is not None and _close(pulled, slope * probe.reshape(slope.shape))
