@@ -65,7 +65,7 @@ def pass_rows(model, batch, loss, targets, *, unit="token"):
     found = []
     with torch.enable_grad():
         for number in work.tokens.sequence.unique().tolist():
-            here = losses[number](leaves)[work.tokens.entry[work.tokens.sequence == number]]
+            here = losses(number)(leaves)[work.tokens.entry[work.tokens.sequence == number]]
             pulled = torch.autograd.grad(here, leaves.values(), torch.eye(len(here)).to(here), is_grads_batched=True)
             found.append(torch.cat([g.flatten(1) for g in pulled], dim=1))
     return work, torch.cat(found)

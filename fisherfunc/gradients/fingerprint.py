@@ -8,7 +8,7 @@ from fisherfunc.gradients.dense.subsample import Coordinates
 from fisherfunc.gradients.workload import PassOptions, Workload
 from fisherfunc.linalg.which_tokens import which_tokens
 from fisherfunc.records.dtypes import dtype_name
-from fisherfunc.records.hashing import hash_of, short_hash
+from fisherfunc.records.hashing import SHORT, hash_of
 from fisherfunc.records.versions import versions
 
 
@@ -26,7 +26,7 @@ def fingerprint(
         "model": fn.name,
         "parameters": hash_of(dict(work.params)),
         "other tensors of the model": hash_of(others),
-        "batch": hash_of(list(work.sequences)),
+        "batch": work.sequences.hash(),
         "tokens": hash_of([work.tokens.sequence, work.tokens.entry]),
         "targets": targets,
         "loss": f"{work.loss.name}, shift {work.loss.shift}",
@@ -50,7 +50,7 @@ def tokens_of(work: Workload, rows: Workload, *, unit: str) -> dict[str, str]:
         rows: What the pass was over: of unit "sequence", pairs of a sequence and which of its tokens count.
         unit: "token" or "sequence".
     """
-    batch = {"batch": short_hash(list(work.sequences))}
+    batch = {"batch": work.sequences.hash()[:SHORT]}
     if unit == "token":
         return batch
     sequence, position = torch.cat([counted for _, counted in rows.sequences]).nonzero().unbind(dim=1)

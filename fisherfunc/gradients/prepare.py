@@ -1,7 +1,6 @@
 """Before a pass, and before its plan: options that make sense, and the tokens that it will be over."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ import torch
 from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.pullback import check_reach
-from fisherfunc.gradients.rows import losses_of, runs
+from fisherfunc.gradients.rows import losses_of
 from fisherfunc.gradients.sequences import split
 from fisherfunc.gradients.survey import survey
 from fisherfunc.gradients.workload import Workload
@@ -53,21 +52,9 @@ def prepared(
     params, sequences = fn.at(params), split(batch)
     found, dropped = survey(fn, params, sequences, loss, drop_nonfinite=drop_nonfinite)
     tokens = _pick(found, num_tokens, seed)
-    check_reach(losses_of(fn, params, sequences, loss)[int(tokens.sequence[0])], params)
-    work = Workload(fn=fn, params=params, sequences=sequences, loss=loss, tokens=_with_targets(tokens, sequences, loss))
+    check_reach(losses_of(fn, params, sequences, loss)(int(tokens.sequence[0])), params)
+    work = Workload(fn=fn, params=params, sequences=sequences, loss=loss, tokens=tokens)
     return Prepared(work=work, num_valid=len(found.sequence), num_dropped=dropped)
-
-
-def _with_targets(tokens: Tokens, sequences: Sequence[Batch], loss: TokenLoss) -> Tokens:
-    """The tokens with their observed classes, where these are what the loss has."""
-    if loss.distribution != "categorical":
-        return tokens
-    found = []
-    for first, last in runs(tokens.sequence):
-        targets = loss.targets(sequences[int(tokens.sequence[first])])
-        assert targets is not None
-        found.append(targets[0, tokens.position[first:last]])
-    return replace(tokens, target=torch.cat(found))
 
 
 def check_options(num_tokens: int | None, chunk_size: int | None, memory_limit: Any, route: str, unit: str) -> None:

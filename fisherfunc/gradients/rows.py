@@ -4,7 +4,7 @@ One forward pass a sequence, one batched backward pass a chunk of its tokens. Ax
 in the order of sequence and position.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 from jaxtyping import Bool, Float
@@ -13,17 +13,18 @@ from torch import Tensor
 from fisherfunc.gradients import pullback
 from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.model_function import ModelFunction
+from fisherfunc.gradients.sequences import Sequences
 from fisherfunc.linalg.token_grams import Tokens
-from fisherfunc.records.axes import Batch, Params
+from fisherfunc.records.axes import Params
 
 
 def gradient_chunks(
-    losses: Sequence[pullback.LossesOf], params: Params, tokens: Tokens, *, method: str, chunk_size: int
+    losses: Callable[[int], pullback.LossesOf], params: Params, tokens: Tokens, *, method: str, chunk_size: int
 ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
     """The gradients of the tokens by `params`, a chunk of one sequence's tokens at a time.
 
     Args:
-        losses: For each sequence, parameters → its losses.
+        losses: A sequence → parameters → its losses.
         params: Where to differentiate, and by what.
         tokens: The tokens wanted, in the order of sequence and position.
         method: A key of `pullback.METHODS`.
@@ -34,7 +35,7 @@ def gradient_chunks(
     """
     for first, last in runs(tokens.sequence):
         chunks = [slice(start, min(start + chunk_size, last)) for start in range(first, last, chunk_size)]
-        losses_here = losses[int(tokens.sequence[first])]
+        losses_here = losses(int(tokens.sequence[first]))
         values, pull, gradients = _begun(method, losses_here, params, tokens.entry[chunks[0]])
         yield chunks[0], gradients
         del gradients  # or two chunks would be held while the next one is computed
@@ -58,14 +59,15 @@ def _begun(
 
 
 def losses_of(
-    fn: ModelFunction, params: Params, sequences: Sequence[Batch], loss: TokenLoss
-) -> list[pullback.LossesOf]:
-    """For each sequence, a function of some of the parameters (the others stay where they are) to its losses `(s,)`."""
+    fn: ModelFunction, params: Params, sequences: Sequences, loss: TokenLoss
+) -> Callable[[int], pullback.LossesOf]:
+    """A sequence → a function of some of the parameters (the others stay where they are) to its losses `(s,)`."""
 
-    def of(sequence: Batch) -> pullback.LossesOf:
+    def of(number: int) -> pullback.LossesOf:
+        sequence = sequences[number]
         return lambda some: loss.values(fn.apply({**params, **some}, sequence), sequence)[0]
 
-    return [of(sequence) for sequence in sequences]
+    return of
 
 
 def raise_nonfinite(finite: Bool[Tensor, " n"], tokens: Tokens, name: str, *, of: str = "parameter") -> None:

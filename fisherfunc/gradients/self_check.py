@@ -102,7 +102,7 @@ def _weighted_gradient(work: Workload, weights: Tensor, names: Sequence[str]) ->
     losses = losses_of(work.fn, work.params, work.sequences, work.loss)
     for first, last in runs(work.tokens.sequence):
         with torch.enable_grad():
-            values = losses[int(work.tokens.sequence[first])](leaves)[work.tokens.entry[first:last]]
+            values = losses(int(work.tokens.sequence[first]))(leaves)[work.tokens.entry[first:last]]
         weighted = weights[first:last].to(values) @ values
         # This adds in place, as it goes: one gradient is held, not three.
         weighted.backward(inputs=[leaves[name] for name in names])

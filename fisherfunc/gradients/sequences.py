@@ -1,21 +1,113 @@
-"""A batch, or several, as a list of sequences: each keeps its batch axis, of length 1. Views, no copies.
+"""A batch, or several, as sequences: each keeps its batch axis, of length 1. Views, no copies.
 
-The model runs on one sequence at a time, so nothing of one sequence can reach another.
+The model runs on one sequence at a time, so nothing of one sequence can reach another; what runs together has been seen
+to give the same (stacks.py). Thousands of samples are few batches: nothing here is done sample by sample that need not.
 """
 
-from collections.abc import Iterator, Mapping
-from itertools import repeat
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fisherfunc.gradients.batches import joined, plain, same_shape
 from fisherfunc.gradients.model_function import ordinary
 from fisherfunc.records.axes import Batch
+from fisherfunc.records.hashing import Column, hash_of_rows
 
 
-def split(batch: Batch) -> list[Batch]:
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One batch, by its leaves.
+
+    Attributes:
+        leaves: What it holds.
+        sliced: Which of these have a row a sequence; the others go with every sequence.
+        form: The tree that the leaves are of.
+        count: The number of sequences.
+    """
+
+    leaves: tuple[Any, ...]
+    sliced: tuple[bool, ...]
+    form: pytree.TreeSpec
+    count: int
+
+    @property
+    def batch(self) -> Batch:
+        """All of it."""
+        return pytree.tree_unflatten(self.leaves, self.form)
+
+    @cached_property
+    def num_entries(self) -> int:
+        """How many numbers a sequence has."""
+        sizes = [leaf.numel() if isinstance(leaf, Tensor) else 0 for leaf in self.leaves]
+        return sum(size // self.count if along else size for size, along in zip(sizes, self.sliced, strict=True))
+
+    def rows(self, index: slice | list[int]) -> Batch:
+        """Some of its sequences as a batch."""
+        pairs = zip(self.leaves, self.sliced, strict=True)
+        return pytree.tree_unflatten([leaf[index] if along else leaf for leaf, along in pairs], self.form)
+
+    def columns(self) -> list[Column]:
+        """Its leaves for a hash of rows."""
+        paths = [pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(self.batch)[0]]
+        return [Column(*column) for column in zip(paths, self.leaves, self.sliced, strict=True)]
+
+
+class Sequences:
+    """One-sequence batches, made when they are asked for.
+
+    Args:
+        parts: The batches that they are the rows of.
+    """
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._parts = tuple(parts)
+        self._where = [(part, row) for part in self._parts for row in range(part.count)]
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self._where)
+
+    def __getitem__(self, number: int) -> Batch:
+        """One of them."""
+        part, row = self._where[number]
+        return part.rows(slice(row, row + 1))
+
+    def __iter__(self) -> Iterator[Batch]:
+        """All of them, in order."""
+        return (self[number] for number in range(len(self)))
+
+    def alike(self, one: int, other: int) -> bool:
+        """Whether two of them can be joined."""
+        return self._where[one][0] is self._where[other][0] or same_shape(self[one], self[other])
+
+    def joined(self, members: Sequence[int]) -> Batch:
+        """Some of them as one batch; a tensor that they share stays as it is."""
+        part, first = self._where[members[0]]
+        if any(self._where[member][0] is not part for member in members):
+            return joined([self[member] for member in members])
+        rows = [self._where[member][1] for member in members]
+        following = rows == list(range(first, first + len(rows)))
+        return part.rows(slice(first, first + len(rows)) if following else rows)
+
+    def num_entries(self, number: int) -> int:
+        """How many numbers one of them has."""
+        return self._where[number][0].num_entries
+
+    def beside(self, column: Tensor) -> "Sequences":
+        """Pairs of a sequence and its row of a tensor, `(1, ...)`."""
+        columns = column.split([part.count for part in self._parts])
+        return Sequences([_part((p.batch, own), p.count) for p, own in zip(self._parts, columns, strict=True)])
+
+    def hash(self) -> str:
+        """`hash_of` the list of them: the same however they are divided into batches."""
+        return hash_of_rows((part.columns(), part.count) for part in self._parts)
+
+
+def split(batch: Batch) -> Sequences:
     """The sequences of a batch or of a list of batches, in order.
 
     A tensor with as many rows as there are sequences is sliced; one with a single row (GPT-2's position ids), or
@@ -25,11 +117,20 @@ def split(batch: Batch) -> list[Batch]:
         TypeError: If a batch is neither a mapping, nor a tuple, nor a list of these.
         ValueError: If there is no sequence, or a tensor has another number of rows.
     """
+    return Sequences(_checked_parts(batch))
+
+
+def one_by_one(batches: Sequence[Batch]) -> Sequences:
+    """One-sequence batches that are not the rows of larger ones."""
+    return Sequences([_part(batch, 1) for batch in batches])
+
+
+def _checked_parts(batch: Batch) -> list[Part]:
     if isinstance(batch, list):
         if not batch:
             raise ValueError("the batch is empty: a list of no batches; give it a batch")
-        return [sequence for one in batch for sequence in split(one)]
-    batch = pytree.tree_map_only(Tensor, ordinary, _plain(batch))
+        return [part for one in batch for part in _checked_parts(one)]
+    batch = pytree.tree_map_only(Tensor, ordinary, plain(batch))
     count = _num_sequences(batch)
     for path, leaf in pytree.tree_flatten_with_path(batch)[0]:
         if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] not in (1, count):
@@ -37,57 +138,13 @@ def split(batch: Batch) -> list[Batch]:
                 f"batch{pytree.keystr(path)} has {leaf.shape[0]} rows, expected {count} (one a sequence) or 1 "
                 f"(for all of them); its shape is {tuple(leaf.shape)}"
             )
-    return list(_rows(batch, count))
+    return [_part(batch, count)]
 
 
-def cast(batch: Batch, *, dtype: torch.dtype | None, device: torch.device | str | None) -> Batch:
-    """The batch with floating-point tensors in `dtype` and all tensors on `device`."""
-    if isinstance(batch, list):
-        return [cast(one, dtype=dtype, device=device) for one in batch]
-
-    def moved(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        return leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else None)
-
-    return pytree.tree_map(moved, _plain(batch))
-
-
-class Aimed(NamedTuple):
-    """Sequences with the targets of their positions, `(b, s, t)` or `(b, s, t, v)`, in place of those they had."""
-
-    sequence: Batch
-    targets: Tensor
-
-
-def shortened(sequence: Batch, length: int) -> Batch | None:
-    """The first `length` positions of a one-sequence batch of token ids; None where it is not clear what to cut.
-
-    Tensors whose second axis is as long as that of `input_ids` are cut there; a later axis of that length is not clear.
-    """
-    if isinstance(sequence, Aimed):  # a model that is cut short has no losses, and needs no targets
-        short = shortened(sequence.sequence, length)
-        return None if short is None else sequence._replace(sequence=short)
-    ids = sequence.get("input_ids") if isinstance(sequence, dict) else None
-    if ids is None or any(ids.shape[1] in value.shape[2:] for value in sequence.values() if isinstance(value, Tensor)):
-        return None
-
-    def cut(value: Any) -> Any:
-        along = isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] == ids.shape[1]
-        return value[:, :length] if along else value
-
-    return {key: cut(value) for key, value in sequence.items()}
-
-
-def _plain(batch: Batch) -> Batch:
-    if isinstance(batch, Mapping):
-        return dict(batch)
-    if isinstance(batch, tuple) and len(batch) >= 2:
-        return batch
-    raise TypeError(
-        f"a batch is a mapping of keyword arguments, a tuple (*inputs, targets), or a list of these; "
-        f"got {type(batch).__name__}{f' of length {len(batch)}' if isinstance(batch, tuple) else ''}"
-    )
+def _part(batch: Batch, count: int) -> Part:
+    leaves, form = pytree.tree_flatten(batch)
+    sliced = tuple(isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == count for leaf in leaves)
+    return Part(leaves=tuple(leaves), sliced=sliced, form=form, count=count)
 
 
 def _num_sequences(batch: Batch) -> int:
@@ -103,11 +160,3 @@ def _num_sequences(batch: Batch) -> int:
             f"the batch is empty: its first tensor has shape {tuple(tensors[0].shape)}; give it a sequence"
         )
     return tensors[0].shape[0]
-
-
-def _rows(batch: Batch, count: int) -> Iterator[Batch]:
-    leaves, form = pytree.tree_flatten(batch)
-    sliced = [isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == count for leaf in leaves]
-    columns = [leaf.split(1) if along else repeat(leaf, count) for leaf, along in zip(leaves, sliced, strict=True)]
-    for row in zip(*columns, strict=True):
-        yield pytree.tree_unflatten(row, form)

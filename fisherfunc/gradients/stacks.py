@@ -4,15 +4,15 @@ Only where a probe finds that no sequence of a stack reaches another (structure.
 The k-th tokens of all sequences of a stack are its slot k: one backward pass of a slot gives a row for each of them.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from fisherfunc.gradients.rows import runs
+from fisherfunc.gradients.sequences import Sequences
 from fisherfunc.linalg.token_grams import Tokens
 from fisherfunc.records.axes import Batch
 
@@ -54,19 +54,19 @@ class Stack:
         return int((self.rows >= 0).sum())
 
 
-def stacks_of(sequences: Sequence[Batch], tokens: Tokens, width: int) -> Iterator[Stack]:
+def stacks_of(sequences: Sequences, tokens: Tokens, width: int) -> Iterator[Stack]:
     """The sequences that have a token, in stacks of at most `width` neighbours of one shape."""
     bounds = iter(list(runs(tokens.sequence)))
     members = tokens.sequence.unique_consecutive().tolist()
     for group in neighbours(members, sequences, width):
-        yield _stack(group, [sequences[member] for member in group], [next(bounds) for _ in group], tokens)
+        yield _stack(group, sequences.joined(group), [next(bounds) for _ in group], tokens)
 
 
-def neighbours(members: Iterable[int], sequences: Sequence[Batch], width: int) -> Iterator[list[int]]:
+def neighbours(members: Iterable[int], sequences: Sequences, width: int) -> Iterator[list[int]]:
     """Members in groups of at most `width`, each of one shape."""
     group: list[int] = []
     for member in members:
-        if group and (len(group) == width or not _same_shape(sequences[member], sequences[group[0]])):
+        if group and (len(group) == width or not sequences.alike(member, group[0])):
             yield group
             group = []
         group.append(member)
@@ -74,26 +74,7 @@ def neighbours(members: Iterable[int], sequences: Sequence[Batch], width: int) -
         yield group
 
 
-def _same_shape(one: Batch, other: Batch) -> bool:
-    entries, others = _entries(one), _entries(other)
-    return entries.keys() == others.keys() and all(_alike(value, others[key]) for key, value in entries.items())
-
-
-def _entries(batch: Batch) -> dict[Any, Any]:
-    """What a batch holds, by key or place."""
-    return batch if isinstance(batch, dict) else dict(enumerate(batch))
-
-
-def _alike(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        same = one.shape == other.shape and one.dtype == other.dtype
-        return same and (one.ndim > 0 or torch.equal(one, other))  # without an axis, they share one value
-    if isinstance(one, list | tuple | dict) and type(one) is type(other):
-        return len(one) == len(other) and _same_shape(one, other)
-    return type(one) is type(other) and bool(one == other)
-
-
-def _stack(group: list[int], batches: list[Batch], bounds: list[tuple[int, int]], tokens: Tokens) -> Stack:
+def _stack(group: list[int], batch: Batch, bounds: list[tuple[int, int]], tokens: Tokens) -> Stack:
     slots = max(last - first for first, last in bounds)
     first = torch.tensor([start for start, _ in bounds], device=tokens.position.device)
     last = torch.tensor([stop for _, stop in bounds], device=tokens.position.device)
@@ -103,18 +84,4 @@ def _stack(group: list[int], batches: list[Batch], bounds: list[tuple[int, int]]
         torch.where(there, column[rows.clamp(max=len(column) - 1)], 0) for column in (tokens.position, tokens.entry)
     )
     rows = torch.where(there, rows, -1)
-    return Stack(members=tuple(group), batch=joined(batches), rows=rows, position=position, entry=entry)
-
-
-def joined(batches: Sequence[Batch]) -> Batch:
-    """One-sequence batches as one; a tensor that they share stays as it is."""
-    first = batches[0]
-    if isinstance(first, Tensor):
-        shared = first.ndim == 0 or first.shape[0] != 1 or all(b.data_ptr() == first.data_ptr() for b in batches)
-        return first if shared else torch.cat(list(batches))
-    if isinstance(first, dict):
-        return {key: joined([batch[key] for batch in batches]) for key in first}
-    if isinstance(first, list | tuple):
-        parts = [joined(entries) for entries in zip(*batches, strict=True)]
-        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
-    return first
+    return Stack(members=tuple(group), batch=batch, rows=rows, position=position, entry=entry)

@@ -33,7 +33,7 @@ def summed(work: Workload) -> Workload:
     return replace(
         work,
         fn=of_first(work.fn),
-        sequences=list(zip(work.sequences, counted[:, None], strict=True)),
+        sequences=work.sequences.beside(counted),
         loss=_summed_loss(work.loss, work.tokens.num_targets),
         tokens=replace(tokens, position=torch.zeros_like(tokens.position)),
     )

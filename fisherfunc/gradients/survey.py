@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fisherfunc.gradients.losses import IGNORED, TokenLoss
 from fisherfunc.gradients.model_function import ModelFunction
-from fisherfunc.gradients.stacks import REFUSALS, joined, neighbours
-from fisherfunc.linalg.token_grams import Tokens
+from fisherfunc.gradients.sequences import Sequences
+from fisherfunc.gradients.stacks import REFUSALS, neighbours
+from fisherfunc.linalg.tokens import Tokens, concatenated
 from fisherfunc.records.axes import Batch, Params
 
 MOST_TOGETHER = 1024
@@ -25,7 +26,7 @@ PARTS = 8
 def survey(
     fn: ModelFunction,
     params: Params,
-    sequences: Sequence[Batch],
+    sequences: Sequences,
     loss: TokenLoss,
     *,
     drop_nonfinite: bool = False,
@@ -43,11 +44,7 @@ def survey(
         ValueError: If no token is valid, shapes differ, a target is out of range, or a loss is not finite.
     """
     found = _surveyed(fn, params, sequences, loss)
-    tokens = Tokens(
-        sequence=torch.cat([t.sequence for t in found]),
-        position=torch.cat([t.position for t in found]),
-        loss=torch.cat([t.loss for t in found]),
-    )
+    tokens = concatenated(found)
     if tokens.loss.numel() == 0:
         raise ValueError(
             f"no valid token in {len(sequences)} sequences: a token counts if its target is not -100 and its position "
@@ -56,31 +53,31 @@ def survey(
     return _finite(tokens, drop_nonfinite)
 
 
-def _surveyed(fn: ModelFunction, params: Params, sequences: Sequence[Batch], loss: TokenLoss) -> list[Tokens]:
+def _surveyed(fn: ModelFunction, params: Params, sequences: Sequences, loss: TokenLoss) -> list[Tokens]:
     """Sequence by sequence; many small ones of one shape together, where that gives the losses that each has alone."""
     first, size = _tokens(fn, params, sequences[0], loss, 0)
     width = min(MOST_TOGETHER, BYTES_TOGETHER // max(size, 1))
     if width < FEWEST_TOGETHER:
-        return [first, *(_tokens(fn, params, s, loss, i)[0] for i, s in enumerate(sequences[1:], start=1))]
+        return [first, *(_tokens(fn, params, sequences[i], loss, i)[0] for i in range(1, len(sequences)))]
     found: list[Tokens] = []
     for group in neighbours(range(len(sequences)), sequences, width):
         together = _together(fn, params, sequences, loss, group) if len(group) >= FEWEST_TOGETHER else None
-        found += together or [_tokens(fn, params, sequences[index], loss, index)[0] for index in group]
+        each = (_tokens(fn, params, sequences[index], loss, index)[0] for index in group)
+        found += each if together is None else [together]
     return found
 
 
 def _together(
-    fn: ModelFunction, params: Params, sequences: Sequence[Batch], loss: TokenLoss, group: Sequence[int]
-) -> list[Tokens] | None:
+    fn: ModelFunction, params: Params, sequences: Sequences, loss: TokenLoss, group: Sequence[int]
+) -> Tokens | None:
     """The tokens of a group from one pass; None where the first, the last, or a random part has other losses alone."""
     ends = [_tokens(fn, params, sequences[index], loss, index)[0] for index in (group[0], group[-1])]
-    batch = joined([sequences[index] for index in group])
     try:
-        values, valid, _ = _evaluated(fn, params, batch, loss, group[0])
+        values, valid, targets, _ = _evaluated(fn, params, sequences.joined(group), loss, group[0])
         order = torch.randperm(len(group), generator=torch.Generator().manual_seed(group[0]))
         for part in order.tensor_split(PARTS):
-            some = joined([sequences[group[i]] for i in part.tolist()])
-            alone, counted, _ = _evaluated(fn, params, some, loss, group[0])
+            some = sequences.joined([group[i] for i in part.tolist()])
+            alone, counted, *_ = _evaluated(fn, params, some, loss, group[0])
             if len(values) != len(group) or not _same(alone[counted], values[part.to(values.device)][counted]):
                 return None
     except REFUSALS:  # one at a time then, which finds what is wrong, and where
@@ -88,12 +85,10 @@ def _together(
     if values.shape != valid.shape or len(values) != len(group):
         return None
     row, position = valid.nonzero().unbind(dim=1)
-    counts = valid.sum(dim=1).tolist()
     sequence = torch.tensor(list(group), device=row.device)[row]
-    parts = zip(sequence.split(counts), position.split(counts), values[valid].split(counts), strict=True)
-    found = [Tokens(sequence=s, position=p, loss=value) for s, p, value in parts]
-    same = all(_same(alone.loss, here.loss) for alone, here in zip(ends, (found[0], found[-1]), strict=True))
-    return found if same else None
+    target = None if targets is None else targets[row, position]
+    same = all(_same(end.loss, values[at][valid[at]]) for at, end in zip((0, -1), ends, strict=True))
+    return Tokens(sequence=sequence, position=position, loss=values[valid], target=target) if same else None
 
 
 def _same(alone: Tensor, here: Tensor) -> bool:
@@ -102,22 +97,24 @@ def _same(alone: Tensor, here: Tensor) -> bool:
     return alone.shape == here.shape and torch.allclose(alone, here, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
-def _tokens(fn: ModelFunction, params: Params, sequence: Batch, loss: TokenLoss, index: int) -> tuple[Tokens, int]:
+def _tokens(fn: ModelFunction, params: Params, batch: Batch, loss: TokenLoss, index: int) -> tuple[Tokens, int]:
     """The tokens of one sequence, and the bytes of its predictions."""
-    values, valid, size = _evaluated(fn, params, sequence, loss, index)
+    values, valid, targets, size = _evaluated(fn, params, batch, loss, index)
     if values.shape != valid.shape or values.ndim != 2 or values.shape[0] != 1:
         raise ValueError(
             f"loss {loss.name!r} expected losses and mask of one shape (1, s) for sequence {index}, "
             f"got {tuple(values.shape)} and {tuple(valid.shape)}"
         )
     position = valid[0].nonzero().squeeze(-1)
-    return Tokens(sequence=torch.full_like(position, index), position=position, loss=values[0, position]), size
+    target = None if targets is None else targets[0, position]
+    sequence = torch.full_like(position, index)
+    return Tokens(sequence=sequence, position=position, loss=values[0, position], target=target), size
 
 
 def _evaluated(
     fn: ModelFunction, params: Params, batch: Batch, loss: TokenLoss, index: int
-) -> tuple[Tensor, Tensor, int]:
-    """Losses, which of them count, and the bytes of the predictions."""
+) -> tuple[Tensor, Tensor, Tensor | None, int]:
+    """Losses, which of them count, the classes that are their targets, and the bytes of the predictions."""
     with torch.no_grad():
         targets = loss.targets(batch)
         predictions = loss.predictions(_output(fn, params, batch, index), batch)
@@ -125,7 +122,8 @@ def _evaluated(
         values = loss.negative_log_likelihood(predictions, targets)
     valid = loss.valid(batch)
     valid = torch.ones_like(values, dtype=torch.bool) if valid is None else valid
-    return values, valid, predictions.numel() * predictions.element_size()
+    classes = targets if loss.distribution == "categorical" else None
+    return values, valid, classes, predictions.numel() * predictions.element_size()
 
 
 def _output(fn: ModelFunction, params: Params, sequence: Batch, index: int) -> Any:

@@ -22,10 +22,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherfunc.gradients.batches import Aimed
 from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.predictive import predictive
 from fisherfunc.gradients.rows import runs
-from fisherfunc.gradients.sequences import Aimed
+from fisherfunc.gradients.sequences import Sequences, one_by_one
 from fisherfunc.gradients.summed import of_first
 from fisherfunc.gradients.workload import PassOptions, Workload
 from fisherfunc.linalg.which_fisher import EMPIRICAL, EXACT, check_center, check_sums, monte_carlo
@@ -121,7 +122,7 @@ def chosen(targets: Any, *, unit: str, center: bool = False) -> Targets:
     return found
 
 
-def _drawn(work: Workload, num_draws: int, seed: int) -> tuple[list[Aimed], Tensor]:
+def _drawn(work: Workload, num_draws: int, seed: int) -> tuple[Sequences, Tensor]:
     """The sequences with targets drawn at the positions of their tokens, and the targets of all tokens."""
     family = predictive(work.loss)
     sequences, found = [Aimed(sequence, torch.empty(0)) for sequence in work.sequences], []
@@ -136,7 +137,7 @@ def _drawn(work: Workload, num_draws: int, seed: int) -> tuple[list[Aimed], Tens
         found.append(drawn.flatten(0, 1))
     if len({drawn.shape[1:] for drawn in found}) > 1:
         raise ValueError(f"loss {work.loss.name!r}: samples have different numbers of outputs; make one run of each")
-    return sequences, torch.cat(found).to(work.tokens.sequence.device)
+    return one_by_one(sequences), torch.cat(found).to(work.tokens.sequence.device)
 
 
 def _at_targets(loss: TokenLoss, num_draws: int) -> TokenLoss:

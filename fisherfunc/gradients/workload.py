@@ -1,15 +1,15 @@
 """What a pass works on, and how: the two bundles that every route takes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.memory import free_bytes
 from fisherfunc.gradients.model_function import ModelFunction
+from fisherfunc.gradients.sequences import Sequences
 from fisherfunc.linalg.strips import Empty
 from fisherfunc.linalg.token_grams import Tokens
 from fisherfunc.records.axes import Batch, Params, Progress
@@ -29,7 +29,7 @@ class Workload:
 
     fn: ModelFunction
     params: Params
-    sequences: Sequence[Batch]
+    sequences: Sequences
     loss: TokenLoss
     tokens: Tokens
 
@@ -52,12 +52,12 @@ class Workload:
         """The sequence with the most tokens; of several, the one of the largest tensors."""
         counts = torch.bincount(self.tokens.sequence)
         most = (counts == counts.max()).nonzero().squeeze(-1).tolist()
-        return max((self.sequences[index] for index in most), key=_num_entries)
+        return self.sequences[max(most, key=self.sequences.num_entries)]
 
     @property
     def largest(self) -> Batch:
         """Of the sequences that have a token, the one of the largest tensors."""
-        return max((self.sequences[index] for index in self.tokens.sequence.unique().tolist()), key=_num_entries)
+        return self.sequences[max(self.tokens.sequence.unique().tolist(), key=self.sequences.num_entries)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,3 @@ class PassOptions:
     def limit(self, device: torch.device) -> int:
         """The memory limit in bytes."""
         return free_bytes(device) // 2 if self.memory_limit is None else self.memory_limit
-
-
-def _num_entries(batch: Batch) -> int:
-    return sum(leaf.numel() for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor))

@@ -4,7 +4,7 @@ A token has one row where its target is the observed one, and T rows, one after 
 draws, classes, or the outputs of a regression. Axis order: n rows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -58,6 +58,12 @@ class Tokens:
         """Every column changed alike."""
         changed: dict[str, Any] = {name: change(column) for name, column in self.columns.items()}
         return replace(self, **changed)
+
+
+def concatenated(parts: Sequence[Tokens]) -> Tokens:
+    """The rows of all parts, one after the other; they have the same columns."""
+    columns: dict[str, Any] = {name: torch.cat([part.columns[name] for part in parts]) for name in parts[0].columns}
+    return replace(parts[0], **columns)
 
 
 def check_whole(tokens: Tokens, index: Int[Tensor, " m"]) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fisherfunc.gradients.batches import cast
 from fisherfunc.gradients.directions import Eigenpairs, Eigenvectors, eigenpairs, eigenvectors
 from fisherfunc.gradients.directions.matching import names_of_block, restricted
 from fisherfunc.gradients.grams import token_grams
 from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.model_function import ModelFunction
-from fisherfunc.gradients.sequences import cast
 from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.models.functionalize import Selection, functionalize
 from fisherfunc.partitioning import by_layer, whole

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from fisherfunc.gradients import losses
+from fisherfunc.gradients.batches import cast
 from fisherfunc.gradients.grams import token_grams
 from fisherfunc.gradients.losses import TokenLoss, custom, infer
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.planning.run_plan import eigensolve_operations, solver_bytes
-from fisherfunc.gradients.sequences import cast, split
+from fisherfunc.gradients.sequences import split
 from fisherfunc.gradients.targets import Targets, chosen
 from fisherfunc.linalg.kernels import robust_eigh
 from fisherfunc.models.functionalize import Selection, functionalize

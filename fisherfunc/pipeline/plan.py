@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from fisherfunc.gradients.batches import cast
 from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.planning.calibrate import least_seconds
 from fisherfunc.gradients.planning.forecast import forecast
 from fisherfunc.gradients.planning.run_plan import RunPlan, timed, with_eigensolve
 from fisherfunc.gradients.prepare import check_options, prepared
-from fisherfunc.gradients.sequences import cast
 from fisherfunc.gradients.summed import summed
 from fisherfunc.gradients.targets import Targets, chosen
 from fisherfunc.gradients.workload import PassOptions

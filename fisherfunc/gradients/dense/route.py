@@ -60,7 +60,7 @@ def per_token_gradients(
     params, sequences = fn.at(params), split(batch)
     tokens, _ = survey(fn, params, sequences, loss)
     losses = losses_of(fn, params, sequences, loss)
-    first = losses[int(tokens.sequence[0])]
+    first = losses(int(tokens.sequence[0]))
     pullback.check_reach(first, params)
     method = pullback.choose(first, params)
     chunk_size = DEFAULT_CHUNK if chunk_size is None else chunk_size
@@ -114,7 +114,7 @@ def dense_grams(
     methods: set[str] = set()
     for done, slab in enumerate(plan.slabs):
         some = {columns.name: work.params[columns.name] for columns in slab}
-        method = pullback.choose(losses[int(work.tokens.sequence[0])], some)
+        method = pullback.choose(losses(int(work.tokens.sequence[0])), some)
         methods.add(method)
         finished = finished_grams(checkpoint, done, next(iter(some.values())))
         if finished is not None:
@@ -154,7 +154,7 @@ def plan_dense(work: Workload, options: PassOptions, *, coordinates: Coordinates
     """
     leaves = pullback.leaves_of(work.params)
     with torch.enable_grad(), SavedBytes(beside=leaves.values()) as saved:
-        losses_of(work.fn, work.params, [work.largest], work.loss)[0](leaves)
+        work.loss.values(work.fn.apply(leaves, work.largest), work.largest)
     footprint = Footprint(
         num_tokens=work.num_tokens,
         itemsize=max(p.element_size() for p in leaves.values()),

@@ -14,7 +14,7 @@ from torch import Tensor
 from fisherfunc.gradients.memory import SavedBytes
 from fisherfunc.gradients.pullback import LossesOf, leaves_of, strided
 from fisherfunc.gradients.rows import runs
-from fisherfunc.gradients.stacks import REFUSALS, joined, neighbours
+from fisherfunc.gradients.stacks import REFUSALS, neighbours
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.linalg.trees import inner, stacked
 from fisherfunc.records.axes import Params
@@ -89,7 +89,7 @@ def _pass(work: Workload, group: Sequence[int], rows: Mapping[int, Tensor]) -> P
     chosen = torch.cat([rows[member] for member in group])
     place = torch.cat([torch.full_like(rows[member], index) for index, member in enumerate(group)])
     position = work.tokens.position[chosen]
-    batch = joined([work.sequences[member] for member in group])
+    batch = work.sequences.joined(group)
 
     def losses(some: Params) -> Tensor:
         return work.loss.values(work.fn.apply({**work.params, **some}, batch), batch)[place, position]

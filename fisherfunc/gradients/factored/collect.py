@@ -15,7 +15,7 @@ from fisherfunc.gradients.factored._taps import Use
 from fisherfunc.gradients.factored.cuts import strays
 from fisherfunc.gradients.factored.groups import Taken
 from fisherfunc.gradients.factored.known import settle
-from fisherfunc.gradients.factored.pieces import Piece, inputs_by_place, kept_places, pieces_of
+from fisherfunc.gradients.factored.pieces import Piece, at_one_place, inputs_by_place, kept_places, pieces_of
 from fisherfunc.gradients.factored.rules import Map
 from fisherfunc.gradients.factored.starts import Start, starts
 from fisherfunc.gradients.factored.structure import Structure, Traced, Unsettled, apart, settled, trace
@@ -86,7 +86,8 @@ def _inputs(whole: Traced, taken: Taken, width: int) -> dict[tuple[str, int, int
     found = {}
     for use in whole.recording.uses:
         if taken.takes(use.name, use.number) and isinstance(use.role, Map):
-            for b, inputs in enumerate(inputs_by_place(use, width)):
+            everywhere = inputs_by_place(use, width)
+            for b, inputs in enumerate(() if at_one_place(everywhere) else everywhere):
                 found[use.name, use.number, b] = kept_places(inputs)[0]
     return found
 

@@ -148,7 +148,7 @@ def pieces_of(
     own = cotangents_by_place(use, cotangent, width)
     own, inputs = own.to(factor_dtype(own.dtype)), inputs_by_place(use, width)
     axis = use.role.axis if isinstance(use.role, Map) else 0
-    if own.shape[2] == 1 and inputs.is_floating_point():
+    if at_one_place(inputs):
         across = repeat(inputs[:, 0], "b e -> c b e", c=len(own))[there]
         left, right = (own[:, :, 0][there], across) if axis == 0 else (across, own[:, :, 0][there])
         point = PointFactors(left=left, right=right.to(left))
@@ -161,6 +161,11 @@ def pieces_of(
         part = SharedFactors(own=mine, shared=whole if begins_with(whole, shared) else shared, axis=axis)
         found.append(Piece(name=use.name, use=use.number, rows=rows[there[:, b], b], part=part, sequence=b))
     return found
+
+
+def at_one_place(inputs: Float[Tensor, "b s e"] | Int[Tensor, "b s"]) -> bool:
+    """Whether a linear map acts at one place of a sequence: its gradients are single products."""
+    return inputs.is_floating_point() and inputs.shape[1] == 1
 
 
 def kept_places(shared: Tensor) -> tuple[Tensor, Tensor | None]:

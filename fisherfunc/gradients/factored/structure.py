@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fisherfunc.gradients.batches import shortened
 from fisherfunc.gradients.factored._taps import Call, Directions, Reached, Recorder, Recording, Use
 from fisherfunc.gradients.factored.cuts import WHOLE_WAY, Leg
 from fisherfunc.gradients.factored.rules import Map
 from fisherfunc.gradients.factored.shortcuts import Origins
 from fisherfunc.gradients.pullback import leaves_of, reached_leaves
-from fisherfunc.gradients.sequences import shortened
-from fisherfunc.gradients.stacks import REFUSALS, joined
+from fisherfunc.gradients.stacks import REFUSALS
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.records.axes import Batch
 
@@ -123,7 +123,7 @@ def trace(
 
 def trace_part(work: Workload, members: Sequence[int], structure: Structure) -> Traced:
     """Some sequences together, up to the last linear map where there is one; for their values only."""
-    batch = joined([work.sequences[member] for member in members])
+    batch = work.sequences.joined(members)
     directions = replace(_directions(structure, len(members)), last=structure.head, shortcuts={})
     output, traced = _run(work, batch, structure, (), directions)
     if traced.recording.end is not None:

@@ -138,7 +138,7 @@ def _dense_parts(plan: DensePlan, work: Workload, options: PassOptions, bench: B
     losses = losses_of(work.fn, work.params, work.sequences, work.loss)
     count = int((work.tokens.sequence == work.tokens.sequence[0]).sum())
     first = work.select(torch.arange(min(plan.chunk_size, count)))
-    method = pullback.choose(losses[int(first.tokens.sequence[0])], some)
+    method = pullback.choose(losses(int(first.tokens.sequence[0])), some)
 
     def chunk() -> None:
         for _ in gradient_chunks(losses, some, first.tokens, method=method, chunk_size=plan.chunk_size):
