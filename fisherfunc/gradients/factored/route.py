@@ -8,22 +8,15 @@ each from a cut of the model on where there is one (passes.py).
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from fisherfunc.gradients.checkpoint import NOWHERE, Checkpoint
 from fisherfunc.gradients.dense.route import dense_grams, plan_dense
-from fisherfunc.gradients.factored.cuts import Levels
-from fisherfunc.gradients.factored.groups import everything
-from fisherfunc.gradients.factored.loads import check_room
 from fisherfunc.gradients.factored.passes import passed_grams
 from fisherfunc.gradients.factored.plan import FactoredPlan, plan_factored
 from fisherfunc.gradients.factored.structure import Structure, Unsettled, with_leaves
-from fisherfunc.gradients.self_check import gram_errors, wrong
-from fisherfunc.gradients.stacks import stacks_of
+from fisherfunc.gradients.factored.trial import wrong_on_a_few
 from fisherfunc.gradients.workload import PassOptions, Workload
-
-TRIED = 4
 
 
 class NotFactorable(Exception):  # noqa: N818 (no error: the dense route takes the model; the reason is recorded)
@@ -100,29 +93,6 @@ def planned(work: Workload, options: PassOptions, structure: Structure | None = 
             structure = with_leaves(plan.structure, bad, "its factors do not give its gradient")
         else:
             raise NotFactorable(f"the gradient of {bad[0]!r} differs from that of ordinary backward passes")
-
-
-def wrong_on_a_few(work: Workload, options: PassOptions, plan: FactoredPlan) -> list[str]:
-    """The parameters whose Grams of a few tokens, each on a prefix of its own, differ from ordinary backward passes.
-
-    The tokens are those of the fullest sequence, of its neighbour in a stack, and some at random.
-    """
-    fullest = int(work.tokens.sequence.bincount().argmax())
-    stacks = stacks_of(work.sequences, work.tokens, plan.width)
-    members = next(stack.members for stack in stacks if fullest in stack.members)
-    pair = sorted({fullest, members[-1]})
-    chosen = []
-    for member in pair:
-        mine = (work.tokens.sequence == member).nonzero().squeeze(-1)
-        chosen.append(mine[torch.linspace(0, len(mine) - 1, min(TRIED // len(pair), len(mine))).long().unique()])
-    chosen.append(torch.randperm(work.num_tokens, generator=torch.Generator().manual_seed(0))[:TRIED].to(chosen[0]))
-    few = work.select(torch.cat(chosen).unique())
-    trial = replace(plan, chunk_size=1)
-    if plan.slabbed or not plan.levels.cuts:
-        trial = replace(trial, groups=(everything(work.params),), levels=Levels())
-    grams = passed_grams(few, trial, replace(options, progress=None, labels=None))
-    room = check_room(options.limit(few.tokens.sequence.device))
-    return wrong(gram_errors(grams, few, room=room), work)
 
 
 def _add_slabbed(
