@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 from threading import Barrier
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.testing import assert_close
 from fisherfunc.linalg import threads
 from fisherfunc.linalg.factors import SharedFactors
 from fisherfunc.linalg.strips import Strip, add_strips, empty_strip
-from fisherfunc.linalg.threads import side_by_side
+from fisherfunc.linalg.threads import Workspace, side_by_side
 
 
 @pytest.fixture
@@ -22,6 +23,11 @@ def three() -> Iterator[None]:
     torch.set_num_threads(3)
     yield
     torch.set_num_threads(before)
+
+
+def small() -> dict[str, Any]:
+    """What tasks of two entries ask for."""
+    return {"size": 2, "like": torch.empty(0), "workspace": Workspace()}
 
 
 def strips_of(count: int) -> list[Strip]:
@@ -55,7 +61,7 @@ def test_tasks_that_run_at_once_write_to_memory_of_their_own(three, monkeypatch)
         together.wait()  # all three have written
         return space.clone()
 
-    found = list(side_by_side([partial(task, number) for number in range(6)], space=lambda: torch.empty(2)))
+    found = list(side_by_side([partial(task, number) for number in range(6)], **small()))
     assert [one.tolist() for one in found] == [[number, number] for number in range(6)]
     assert torch.get_num_threads() == 3
 
@@ -67,16 +73,22 @@ def test_threads_are_what_they_were_after_a_failure(three, monkeypatch):
         raise KeyError("fails")
 
     with pytest.raises(KeyError, match="fails"):
-        list(side_by_side([fails, fails], space=lambda: torch.empty(2)))
+        list(side_by_side([fails, fails], **small()))
     assert torch.get_num_threads() == 3
 
 
 def test_small_tasks_run_one_after_another_in_the_same_memory(three):
-    spaces = []
+    found = list(side_by_side([lambda mine: mine] * 3, **small()))
+    assert len({mine.data_ptr() for mine in found}) == 1
 
-    def space() -> Tensor:
-        spaces.append(torch.empty(2))
-        return spaces[-1]
 
-    found = list(side_by_side([lambda mine: mine.fill_(1).clone()] * 3, space=space))
-    assert len(found) == 3 and len(spaces) == 1
+def test_a_workspace_gives_the_same_memory_again_where_it_fits():
+    workspace, like = Workspace(), torch.empty(0)
+    first = workspace.pieces(2, 5, like)
+    assert len({piece.data_ptr() for piece in first}) == 2
+    for count, size in ((2, 5), (1, 5), (2, 3)):
+        again = workspace.pieces(count, size, like)
+        assert [piece.data_ptr() for piece in again] == [piece.data_ptr() for piece in first[:count]]
+    for count, size, other in ((3, 5, like), (2, 6, like), (2, 5, like.double())):
+        found = workspace.pieces(count, size, other)
+        assert len(found) == count and all(len(p) >= size and p.dtype == other.dtype for p in found)

@@ -18,12 +18,16 @@ from einops import rearrange
 from torch import Tensor
 
 from fisherfunc.linalg.factors import SharedFactors, inner_products
-from fisherfunc.linalg.threads import side_by_side
+from fisherfunc.linalg.threads import Workspace, side_by_side
 
 FEATURES = 256
 """The most features of a block."""
 SEGMENT = 8
 """Places of a row that are multiplied together: rows that end inside a segment are zero to its end."""
+TILE = 16
+"""Columns that a product is made of: the last of 63 take as long as 32 do, and most windows of a text have 2^k − 1."""
+LEFT = 6
+"""How many columns of zeros complete a tile; for more it is not worth it."""
 MIDDLE_BYTES = 2**24
 """What the middle product of some strips may take: a good part of the cache that cores share."""
 
@@ -96,19 +100,25 @@ def empty_strip(rows: slice, like: SharedFactors, *, empty: Empty | None = None)
     return Strip(rows=rows, shared=like.shared, axis=like.axis, width=width, own=own)
 
 
-def add_strips(gram: Tensor, strips: Sequence[Strip]) -> None:
+def add_strips(gram: Tensor, strips: Sequence[Strip], workspace: Workspace | None = None) -> None:
     """K += Σ over all pairs of strips of one weight and one axis. `gram` is written to.
 
     Cost for rows n, m and places s, t of each pair: 2 m s t d + 2 n m s d, less what lies beyond the reach of the rows.
+
+    Args:
+        gram: K.
+        strips: In the order of their rows.
+        workspace: Memory for middle products; of its own where None.
     """
     if not strips:
         return
     pairs = [(one, others) for i, one in enumerate(strips) for others in ((), *_groups(strips[:i], one))]
+    pairs.sort(key=lambda pair: sum(map(_num_rows, pair[1])), reverse=True)  # the longest first, themselves last
     tasks = [partial(_against, one, others) if others else partial(_itself, one) for one, others in pairs]
-    largest = max(one.own[0, 0].numel() * sum(s.own.shape[1] for s in others or (one,)) for one, others in pairs)
-    space = partial(strips[0].own.new_empty, largest)
-    for (one, others), found in zip(pairs, side_by_side(tasks, space=space), strict=True):
-        _add_block(gram, one, others, found.to(gram.dtype))
+    largest = max(one.own[0, 0].numel() * _whole_tiles(sum(map(_num_rows, others or (one,)))) for one, others in pairs)
+    found = side_by_side(tasks, size=largest, like=strips[0].own, workspace=workspace or Workspace())
+    for (one, others), block in zip(pairs, found, strict=True):
+        _add_block(gram, one, others, block.to(gram.dtype))
 
 
 def _add_block(gram: Tensor, one: Strip, others: Sequence[Strip], block: Tensor) -> None:
@@ -137,16 +147,16 @@ def _groups(strips: Sequence[Strip], one: Strip) -> Iterator[list[Strip]]:
 def _against(one: Strip, others: Sequence[Strip], space: Tensor) -> Tensor:
     """⟨own_n, (A Aᵀ) own_m⟩ for the rows of a strip and those of others, side by side. `space` is written to."""
     inner = [inner_products(one.shared, other.shared).to(one.own.dtype) for other in others]
-    counts = [other.own.shape[1] for other in others]
+    counts = list(map(_num_rows, others))
     middle = _middle(space, one, sum(counts))
-    block = _zeros(one, sum(counts))
+    block = _zeros(one, len(middle))
     segments = list(_segments(one.runs(), one.own.shape[2]))
     for k, own in enumerate(one.own):
-        for products, other, part in zip(inner, others, middle.split(counts), strict=True):
+        for products, other, part in zip(inner, others, middle[: sum(counts)].split(counts), strict=True):
             _multiply(products, other.own[k], other.runs(), part)
         for rows, places in segments:
             _add_product(block[rows], own[rows, places], middle[:, places])
-    return block
+    return block[:, : sum(counts)]
 
 
 def _itself(one: Strip, space: Tensor) -> Tensor:
@@ -155,8 +165,8 @@ def _itself(one: Strip, space: Tensor) -> Tensor:
     Of two rows the first covers fewer places, so that its own factor has less to be multiplied by.
     """
     inner = inner_products(one.shared, one.shared).to(one.own.dtype)
-    middle = _middle(space, one, one.own.shape[1])
-    block = _zeros(one, one.own.shape[1])
+    middle = _middle(space, one, _num_rows(one))
+    block = _zeros(one, len(middle))
     runs = one.runs()
     farthest = list(accumulate((places for _, _, places in runs), max))  # what rows up to here multiply by
     for own in one.own:
@@ -164,13 +174,24 @@ def _itself(one: Strip, space: Tensor) -> Tensor:
             _multiply(inner[:most], own, [(start, stop, places)], middle[:, :most])
         for start, stop, places in runs:
             _add_product(block[start:stop, start:], own[start:stop, :places], middle[start:, :places])
-    return block
+    return block[:, : _num_rows(one)]
 
 
 def _middle(space: Tensor, one: Strip, count: int) -> Tensor:
-    """Room for the middle products of some rows."""
-    shape = (count, *one.own.shape[2:])
-    return space[: math.prod(shape)].view(shape)
+    """Room for the middle products of some rows, and zeros after them that complete a tile."""
+    shape = (_whole_tiles(count), *one.own.shape[2:])
+    found = space[: math.prod(shape)].view(shape)
+    found[count:] = 0
+    return found
+
+
+def _whole_tiles(count: int) -> int:
+    missing = -count % TILE
+    return count + missing if missing <= LEFT else count
+
+
+def _num_rows(strip: Strip) -> int:
+    return strip.own.shape[1]
 
 
 def _segments(runs: Sequence[tuple[int, int, int]], places: int) -> Iterator[tuple[slice, slice]]:

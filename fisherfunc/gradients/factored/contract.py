@@ -17,6 +17,7 @@ from fisherfunc.linalg.by_id import add_by_id
 from fisherfunc.linalg.factors import PointFactors, SharedFactors, cross_gram, form_gradients
 from fisherfunc.linalg.gram import TILE
 from fisherfunc.linalg.strips import Empty, Strip, add_strips, empty_strip
+from fisherfunc.linalg.threads import Workspace
 from fisherfunc.linalg.triangle import add_points, add_rows
 
 PAGE = 4096
@@ -139,13 +140,14 @@ class Holder:
             and torch.equal(rows, points.left)
         )
 
-    def add_to(self, gram: Tensor, along: Tensor | None = None) -> None:
+    def add_to(self, gram: Tensor, workspace: Workspace | None = None, along: Tensor | None = None) -> None:
         """K += the Gram of all that was put; `gram` is written to.
 
         Cost that of `add_strips`, plus N² (d + e) for points and N² p for rows.
 
         Args:
             gram: K.
+            workspace: Memory for the contraction of strips.
             along: Of a holder that this one takes along.
 
         Raises:
@@ -161,8 +163,10 @@ class Holder:
             add_points(gram, everything, one, left_gram=along)
         by_axis = [[s for s in self._strips.values() if s.axis == axis] for axis in (0, 1)]
         for strips in by_axis:
-            ids_alone = bool(strips) and not any(strip.shared.is_floating_point() for strip in strips)
-            (add_by_id if ids_alone else add_strips)(gram, strips)
+            if strips and not any(strip.shared.is_floating_point() for strip in strips):
+                add_by_id(gram, strips)
+            else:
+                add_strips(gram, strips, workspace)
         for i, one in enumerate(points):
             for other in points[:i]:
                 _add_both(gram, everything, everything, cross_gram(one, other))

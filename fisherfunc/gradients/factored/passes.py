@@ -21,6 +21,7 @@ from fisherfunc.gradients.factored.structure import Unsettled
 from fisherfunc.gradients.memory import give_back
 from fisherfunc.gradients.stacks import stacks_of
 from fisherfunc.gradients.workload import PassOptions, Workload
+from fisherfunc.linalg.threads import Workspace
 
 
 def passed_grams(
@@ -85,12 +86,13 @@ def _passed(work: Workload, plan: FactoredPlan, options: PassOptions, checkpoint
 
 def _add_all(holders: dict[str, Holder], grams: Mapping[str, Tensor]) -> None:
     """Add the Gram of each to its own; of two that have a product in common, by one."""
+    workspace = Workspace()
     for name in list(holders):
         if name not in holders:
             continue
         taker = next((other for other, holder in holders.items() if holder.takes_along(holders[name])), None)
         if taker is None:
-            holders.pop(name).add_to(grams[name])
+            holders.pop(name).add_to(grams[name], workspace)
         else:
             del holders[name]
-            holders.pop(taker).add_to(grams[taker], along=grams[name])
+            holders.pop(taker).add_to(grams[taker], workspace, along=grams[name])
