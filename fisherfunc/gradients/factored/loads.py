@@ -217,13 +217,16 @@ def chunk_of(tally: Tally, *, causal: bool, per_slot: int, room: int) -> int:
     """Slots a batched backward pass.
 
     A forward pass for every c slots costs 1/c of their backward passes, and prefixes that are up to c positions too
-    long cost c/S of them: √S is least. Without prefixes more slots are better, up to a size.
+    long cost c/S of them: √S is least; but up to S/4 more slots are better than sequences side by side, which have to
+    be checked. Without prefixes more slots are better, up to a size.
     """
-    best = round(tally.num_slots**0.5) if causal else LARGEST_CHUNK // 2
-    return max(1, min(best, LARGEST_CHUNK, tally.num_slots, room // max(per_slot, 1)))
+    slots = tally.num_slots
+    best = max(round(slots**0.5), min(PLACES // slots, -(-slots // 4))) if causal else LARGEST_CHUNK // 2
+    most = max(1, min(best, LARGEST_CHUNK, slots, room // max(per_slot, 1)))
+    return -(-slots // -(-slots // most))  # as many chunks, all of about one size
 
 
 def stack_width(places: int, chunk_size: int, per_sequence: int, room: int) -> int:
     """Sequences that run together: enough for large matrix products, as many as there is room for."""
-    wanted = -(-(PLACES if chunk_size > 1 else PLACES_OF_SAMPLES) // (places * chunk_size))
+    wanted = round((PLACES if chunk_size > 1 else PLACES_OF_SAMPLES) / (places * chunk_size))
     return max(1, min(wanted, room // max(per_sequence, 1)))
