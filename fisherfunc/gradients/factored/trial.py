@@ -18,15 +18,11 @@ from fisherfunc.gradients.self_check import gram_errors, wrong
 from fisherfunc.gradients.stacks import stacks_of
 from fisherfunc.gradients.workload import PassOptions, Workload
 
-EACH = 4
-"""Tokens of a sequence, spread over it: two chunks."""
-SLOTS = 2
-
 
 def wrong_on_a_few(work: Workload, options: PassOptions, plan: FactoredPlan) -> list[str]:
     """The parameters whose Grams of a few tokens differ from those of ordinary backward passes.
 
-    Cost: at most three passes with two slots, and three ordinary forward and backward passes.
+    Cost: two passes, one of two slots, and at most three ordinary forward and backward passes.
 
     Args:
         work: What will be passed over.
@@ -34,7 +30,7 @@ def wrong_on_a_few(work: Workload, options: PassOptions, plan: FactoredPlan) -> 
         plan: How, and what is exploited.
     """
     few = work.select(_few(work, plan))
-    trial = replace(plan, chunk_size=min(SLOTS, plan.chunk_size))
+    trial = replace(plan, chunk_size=min(2, plan.chunk_size))
     if plan.slabbed or not plan.levels.cuts:
         trial = replace(trial, groups=(everything(work.params),), levels=Levels())
     grams = passed_grams(few, trial, replace(options, progress=None, labels=None))
@@ -43,15 +39,14 @@ def wrong_on_a_few(work: Workload, options: PassOptions, plan: FactoredPlan) -> 
 
 
 def _few(work: Workload, plan: FactoredPlan) -> Tensor:
-    """Rows of the fullest sequence, of a neighbour in its stack, and one at random of another sequence."""
+    """Two rows of the fullest sequence, inside it, of a neighbour in its stack too, and one of another sequence."""
     sequence = work.tokens.sequence
     fullest = int(sequence.bincount().argmax())
     stacks = stacks_of(work.sequences, work.tokens, plan.width)
     members = next(stack.members for stack in stacks if fullest in stack.members)
     pair = sorted({fullest, members[0] if fullest == members[-1] else members[-1]})
     rows = [(sequence == member).nonzero().squeeze(-1) for member in pair]
-    spread = [torch.linspace(0, len(mine) - 1, min(EACH, len(mine))).long().unique().to(mine) for mine in rows]
-    chosen = [mine[places] for mine, places in zip(rows, spread, strict=True)]
+    chosen = [mine[[len(mine) // 3, 2 * len(mine) // 3]] for mine in rows]
     others = (~torch.isin(sequence, torch.tensor(pair, device=sequence.device))).nonzero().squeeze(-1)
     picked = torch.randperm(len(others), generator=torch.Generator().manual_seed(0))[:1]
     return torch.cat([*chosen, others[picked.to(others.device)]]).unique()
