@@ -18,11 +18,15 @@ from fisherfunc.gradients.self_check import gram_errors, wrong
 from fisherfunc.gradients.stacks import stacks_of
 from fisherfunc.gradients.workload import PassOptions, Workload
 
+OTHERS = 1
+OTHERS_FROM_CUTS = 4
+"""Tokens of other sequences, at random: one that does not make a cut, as experts may, is seen before a long pass."""
+
 
 def wrong_on_a_few(work: Workload, options: PassOptions, plan: FactoredPlan) -> list[str]:
     """The parameters whose Grams of a few tokens differ from those of ordinary backward passes.
 
-    Cost: two passes, one of two slots, and at most three ordinary forward and backward passes.
+    Cost: a pass of two slots and some of one, and an ordinary forward and backward pass a sequence of the tokens.
 
     Args:
         work: What will be passed over.
@@ -39,7 +43,7 @@ def wrong_on_a_few(work: Workload, options: PassOptions, plan: FactoredPlan) -> 
 
 
 def _few(work: Workload, plan: FactoredPlan) -> Tensor:
-    """Two rows of the fullest sequence, inside it, of a neighbour in its stack too, and one of another sequence."""
+    """Two rows of the fullest sequence, inside it, of a neighbour in its stack too, and some of others."""
     sequence = work.tokens.sequence
     fullest = int(sequence.bincount().argmax())
     stacks = stacks_of(work.sequences, work.tokens, plan.width)
@@ -48,5 +52,6 @@ def _few(work: Workload, plan: FactoredPlan) -> Tensor:
     rows = [(sequence == member).nonzero().squeeze(-1) for member in pair]
     chosen = [mine[[len(mine) // 3, 2 * len(mine) // 3]] for mine in rows]
     others = (~torch.isin(sequence, torch.tensor(pair, device=sequence.device))).nonzero().squeeze(-1)
-    picked = torch.randperm(len(others), generator=torch.Generator().manual_seed(0))[:1]
+    picked = torch.randperm(len(others), generator=torch.Generator().manual_seed(0))
+    picked = picked[: OTHERS_FROM_CUTS if plan.levels.cuts else OTHERS]
     return torch.cat([*chosen, others[picked.to(others.device)]]).unique()
