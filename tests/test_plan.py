@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from fisherfunc.gradients.planning import forecast
 from fisherfunc.linalg.token_grams import Tokens
 
 WIDTH, WORDS, LENGTH = 16, 23, 12
+planning = import_module("fisherfunc.pipeline.plan")  # `plan` is the function, too
 
 
 class Language(nn.Module):
@@ -264,3 +266,17 @@ def test_a_plan_survives_json_and_the_file_of_grams(tmp_path):
     assert ff.TokenGrams.load(tmp_path / "grams.safetensors").metadata["plan"] == grams.metadata["plan"]
     plan = planned(model, batch).to_dict()
     assert json.loads(json.dumps(plan, allow_nan=False)) == plan
+
+
+@pytest.mark.parametrize(("num_units", "square", "cube"), [(5120, 4e-8, 2e-11), (5120, 0.0, 2e-11), (300, 4e-8, 2e-11)])
+def test_seconds_of_an_eigensolve_are_those_of_two_solves_carried_on(num_units, square, cube, monkeypatch):
+    monkeypatch.setattr(planning, "_solving_seconds", lambda size, *_: square * size**2 + cube * size**3)
+    rate = planning._eigensolve_rate(num_units, torch.float64, torch.device("cpu"))
+    assert 4 / 3 * num_units**3 / rate == pytest.approx(square * num_units**2 + cube * num_units**3, rel=1e-9)
+
+
+def test_noise_never_makes_an_eigensolve_grow_with_the_square_alone(monkeypatch):
+    monkeypatch.setattr(planning, "_solving_seconds", lambda size, *_: 0.03 if size == planning.SOLVED else 0.02)
+    rate = planning._eigensolve_rate(10 * planning.SOLVED, torch.float64, torch.device("cpu"))
+    seconds = 4 / 3 * (10 * planning.SOLVED) ** 3 / rate
+    assert seconds == pytest.approx(0.03 * (0.875 * 10**2 + 0.125 * 10**3))

@@ -24,6 +24,8 @@ from fisherfunc.records.axes import Batch
 
 SOLVED = 768
 """The largest matrix that the calibration solves."""
+LEAST_CUBIC = 0.125
+"""The least of its time that is taken to grow with the cube of the size: a difference of two times is no better."""
 
 
 @torch.inference_mode(mode=False)
@@ -102,9 +104,19 @@ def plan(
 
 
 def _eigensolve_rate(num_units: int, dtype: torch.dtype, device: torch.device) -> float:
-    """Operations a second of an eigensolve, 4/3 N³ of them."""
-    count = min(num_units, SOLVED)
-    rows = torch.randn(count, count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    """Operations a second of an eigensolve, 4/3 N³ of them.
+
+    Half of these wait for memory where the matrix is small: seconds are a N² + b N³, by solves of two sizes.
+    """
+    size = min(num_units, SOLVED)
+    taken, times = _solving_seconds(size, dtype, device), num_units / size
+    share = 1.0
+    if times > 1.0:
+        share = min(1.0, max(LEAST_CUBIC, 2.0 - 8.0 * _solving_seconds(size // 2, dtype, device) / taken))
+    return 4.0 / 3.0 * num_units**3 / (taken * ((1.0 - share) * times**2 + share * times**3))
+
+
+def _solving_seconds(size: int, dtype: torch.dtype, device: torch.device) -> float:
+    rows = torch.randn(size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     gram, kernel = (rows @ rows.mT).to(device), robust_eigh(dtype=dtype, device=device)
-    taken = least_seconds(lambda: kernel(gram, num_params=count, precision=torch.float32), device)
-    return 4.0 / 3.0 * count**3 / taken
+    return least_seconds(lambda: kernel(gram, num_params=size, precision=torch.float32), device)
