@@ -135,3 +135,18 @@ def test_rows_that_were_never_put_count_as_zero():
     gram = torch.zeros(4, 4, dtype=torch.float64)
     add_strips(gram, strips)
     assert_close(gram, cross_gram(whole, whole), atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize("rows", [9, 10, 15, 16, 17])
+def test_columns_that_complete_a_tile_change_nothing(rows):
+    generator = torch.Generator().manual_seed(rows)
+    strips, gradient = [], []
+    for number in range(3):
+        own = torch.randn(rows, 4, SHAPE[0], generator=generator, dtype=torch.float64)
+        part = SharedFactors(own=own, shared=torch.randn(4, SHAPE[1], generator=generator, dtype=own.dtype), axis=0)
+        strips.append(empty_strip(slice(number * rows, (number + 1) * rows), part))
+        strips[-1].put(0, own)
+        gradient.append(gradients(part).flatten(1))
+    gram, formed = torch.zeros(3 * rows, 3 * rows, dtype=torch.float64), torch.cat(gradient)
+    add_strips(gram, strips)
+    assert_close(gram, formed @ formed.T, atol=1e-10, rtol=0)
