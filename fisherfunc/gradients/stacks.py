@@ -62,6 +62,13 @@ def stacks_of(sequences: Sequences, tokens: Tokens, width: int) -> Iterator[Stac
         yield _stack(group, sequences.joined(group), [next(bounds) for _ in group], tokens)
 
 
+def around_fullest(sequences: Sequences, tokens: Tokens, width: int) -> tuple[int, list[int]]:
+    """The sequence with the most tokens, and the members of the stack that it runs in."""
+    fullest = int(tokens.sequence.bincount().argmax())
+    members = tokens.sequence.unique_consecutive().tolist()
+    return fullest, next(group for group in neighbours(members, sequences, width) if fullest in group)
+
+
 def neighbours(members: Iterable[int], sequences: Sequences, width: int) -> Iterator[list[int]]:
     """Members in groups of at most `width`, each of one shape."""
     group: list[int] = []

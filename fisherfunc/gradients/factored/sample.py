@@ -16,7 +16,7 @@ from fisherfunc.gradients.factored.estimate import Spans, spans_of
 from fisherfunc.gradients.factored.groups import Taken, everything
 from fisherfunc.gradients.factored.pieces import Piece
 from fisherfunc.gradients.factored.plan import FactoredPlan
-from fisherfunc.gradients.stacks import Stack, stacks_of
+from fisherfunc.gradients.stacks import Stack, around_fullest, stacks_of
 from fisherfunc.gradients.workload import Workload
 
 BUDGET_S = 0.4
@@ -36,7 +36,7 @@ def sampled_seconds(work: Workload, plan: FactoredPlan, rate: float) -> float:
         plan: How.
         rate: Operations a second of a matrix product, by which the sample is kept short.
     """
-    members = next(s for s in stacks_of(work.sequences, work.tokens, plan.width) if _has_fullest(s, work)).members
+    _, members = around_fullest(work.sequences, work.tokens, plan.width)
     slots = _affordable(work, plan, len(members), rate)
     few = work.select(_rows(work, members, slots, plan.structure.causal))
     stack = next(iter(stacks_of(few.sequences, few.tokens, plan.width)))
@@ -56,10 +56,6 @@ def sampled_seconds(work: Workload, plan: FactoredPlan, rate: float) -> float:
     chunks = last / units * _units(work, there, causal=plan.structure.causal)
     again = LATER if plan.passes_from_cuts else 1.0
     return (1 + again * (len(plan.groups) - 1)) * before * scale + _repeats(plan) * chunks
-
-
-def _has_fullest(stack: Stack, work: Workload) -> bool:
-    return int(work.tokens.sequence.bincount().argmax()) in stack.members
 
 
 def _repeats(plan: FactoredPlan) -> float:

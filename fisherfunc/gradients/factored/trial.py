@@ -15,7 +15,7 @@ from fisherfunc.gradients.factored.loads import check_room
 from fisherfunc.gradients.factored.passes import passed_grams
 from fisherfunc.gradients.factored.plan import FactoredPlan
 from fisherfunc.gradients.self_check import gram_errors, wrong
-from fisherfunc.gradients.stacks import stacks_of
+from fisherfunc.gradients.stacks import around_fullest
 from fisherfunc.gradients.workload import PassOptions, Workload
 
 OTHERS = 1
@@ -45,9 +45,7 @@ def wrong_on_a_few(work: Workload, options: PassOptions, plan: FactoredPlan) -> 
 def _few(work: Workload, plan: FactoredPlan) -> Tensor:
     """Two rows of the fullest sequence, inside it, of a neighbour in its stack too, and some of others."""
     sequence = work.tokens.sequence
-    fullest = int(sequence.bincount().argmax())
-    stacks = stacks_of(work.sequences, work.tokens, plan.width)
-    members = next(stack.members for stack in stacks if fullest in stack.members)
+    fullest, members = around_fullest(work.sequences, work.tokens, plan.width)
     pair = sorted({fullest, members[0] if fullest == members[-1] else members[-1]})
     rows = [(sequence == member).nonzero().squeeze(-1) for member in pair]
     chosen = [mine[[len(mine) // 3, 2 * len(mine) // 3]] for mine in rows]
