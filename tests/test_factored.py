@@ -202,6 +202,12 @@ def test_chunks_of_one_sequence_run_on_prefixes_of_their_own(name, monkeypatch):
     assert max(errors.values()) < 1e-9, errors
 
 
+def test_shortcuts_lead_past_functions_and_not_past_views():
+    structure, _ = probe(workload(*build("gpt2"), "causal_lm"))
+    assert len(structure.shortcuts) >= 2
+    assert all(name.endswith("mlp.c_proj.weight") for name, _ in structure.shortcuts)
+
+
 class Unbatched(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
+from fisherfunc.gradients.factored.arguments import exchanged, leaves_among
 from fisherfunc.gradients.factored.rules import TRANSPOSES, Convolution, Map, Role, explained
 from fisherfunc.gradients.factored.shortcuts import Origins, elementwise_origins, is_elementwise, shortened_path
 
@@ -151,6 +151,7 @@ class Recorder(TorchFunctionMode):
         self._names = {id(tensor): (name, False) for name, tensor in parameters.items()}
         self._constants = {id(tensor): tensor.detach() for tensor in parameters.values()}
         self._nodes: dict[Any, tuple[str, int]] = {}
+        self._outputs: dict[tuple[str, int], Tensor] = {}
         self._counts: Counter[str] = Counter()
         self._call: Call = ("", 0, 0)
         self._below_floor = self._directions.known is not None
@@ -193,13 +194,14 @@ class Recorder(TorchFunctionMode):
             return result
         return known.detach().requires_grad_().clone()  # no leaf: the model may write to it
 
-    def _watched(self, args: Any, kwargs: Any) -> Counter[str]:
-        """How often each parameter is among the arguments."""
+    def _watched(self, args: Any, kwargs: Any) -> list[str]:
+        """The parameters among the arguments, each as often as it is there."""
         names = self._names
-        flat = [*args, *kwargs.values()]
-        if any(isinstance(arg, list | tuple | dict) for arg in flat):
-            flat = pytree.tree_leaves(flat)
-        return Counter(names[id(leaf)][0] for leaf in flat if id(leaf) in names)
+        return [names[id(leaf)][0] for leaf in leaves_among((*args, *kwargs.values())) if id(leaf) in names]
+
+    def _roles(self, func: Any, args: Any, kwargs: Any) -> list[tuple[Tensor, Role]]:
+        """What a rule knows of the watched parameters among the arguments."""
+        return [(tensor, role) for tensor, role in explained(func, args, kwargs) if id(tensor) in self._names]
 
     def _alias(self, original: Tensor, transpose: Any) -> Tensor:
         transposed = transpose(original)
@@ -209,18 +211,19 @@ class Recorder(TorchFunctionMode):
         self._constants[id(transposed)] = transpose(self._constants[id(original)])
         return transposed
 
-    def _recorded(self, func: Any, args: Any, kwargs: Any, names: Counter[str]) -> Any:
+    def _recorded(self, func: Any, args: Any, kwargs: Any, names: list[str]) -> Any:
         """Run `func` and record what it did with the named parameters; returns what the model is to go on with."""
-        roles = [(t, r) for t, r in explained(func, args, kwargs) if id(t) in self._names]
+        roles = self._roles(func, args, kwargs)
         for tensor, role in roles:
-            args, kwargs = self._on_the_way_in(tensor, role, args, kwargs)
-        roles = [(t, r) for t, r in explained(func, args, kwargs) if id(t) in self._names] if roles else []
-        constants = {id(tensor): self._constants[id(tensor)] for tensor, _ in roles}
-        if constants:
-            args, kwargs = pytree.tree_map(lambda leaf: constants.get(id(leaf), leaf), (args, kwargs))
+            if isinstance(role, Map) and role.multiplies:
+                shortcut = self._on_the_way_in(tensor, role.source)
+                if shortcut is not None:
+                    args, kwargs = exchanged(args, kwargs, {id(role.source): shortcut})
+                    roles = self._roles(func, args, kwargs)
+        args, kwargs = exchanged(args, kwargs, {id(tensor): self._constants[id(tensor)] for tensor, _ in roles})
         blank = _blank(roles) if self._below_floor else None
         result = func(*args, **kwargs) if blank is None else blank
-        if id(result) in self._names or not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(result)):
+        if id(result) in self._names or not any(isinstance(leaf, Tensor) for leaf in leaves_among([result])):
             return result
         known: Counter[str] = Counter()
         if roles and _is_recordable(result):
@@ -228,31 +231,29 @@ class Recorder(TorchFunctionMode):
                 result, roles = self._widen(result), [(tensor, self._widened(role)) for tensor, role in roles]
             for tensor, role in roles:
                 known[self._put(tensor, role, result)] += 1
-        for name in names - known:  # also where one of two roles in one call is explained, as in W @ W
+        for name in Counter(names) - known:  # also where one of two roles in one call is explained, as in W @ W
             self.recording.unknown[name] = getattr(func, "__name__", str(func))
         written_to = bool(self._directions.protected & set(names)) or (known and result.is_leaf)  # no leaf can be
         return result.clone() if written_to else result
 
-    def _on_the_way_in(self, tensor: Tensor, role: Role, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """End the pass, or put a shortcut into the arguments, where the directions say so."""
-        if not isinstance(role, Map) or not role.multiplies:
-            return args, kwargs
-        key = (self._names[id(tensor)][0], self._counts[self._names[id(tensor)][0]])
+    def _on_the_way_in(self, tensor: Tensor, source: Tensor) -> Tensor | None:
+        """End the pass, or find a shortcut to what a linear map is about to receive, where the directions say so."""
+        name = self._names[id(tensor)][0]
+        key = (name, self._counts[name])
         if key == self._directions.last:
-            self.recording.end = role.source
+            self.recording.end = source
             raise Reached
         origins = self._directions.shortcuts.get(key)
         if origins is None or self._below_floor:
-            return args, kwargs
-        outputs = [use.output for use in self.recording.uses if (use.name, use.number) in origins]
-        straight = elementwise_origins(role.source, self._nodes) == origins and (
-            not self._directions.verify or is_elementwise(role.source, outputs)
+            return None
+        outputs = [self._outputs[origin] for origin in sorted(origins) if origin in self._outputs]
+        straight = elementwise_origins(source, self._nodes) == origins and (
+            not self._directions.verify or is_elementwise(source, outputs)
         )
-        source = shortened_path(role.source, outputs) if straight else None
-        if source is None:
+        found = shortened_path(source, outputs) if straight else None
+        if found is None:
             self.recording.crooked.add(key)
-            return args, kwargs
-        return pytree.tree_map(lambda leaf: source if leaf is role.source else leaf, (args, kwargs))
+        return found
 
     def _widen(self, shared: Tensor) -> Tensor:
         return shared.expand(self._directions.width, *shared.shape[1:])
@@ -276,6 +277,7 @@ class Recorder(TorchFunctionMode):
         use = Use(name=name, size=tensor.numel(), number=number, output=result, version=result._version, role=role)
         self.recording.uses.append(use)
         self._nodes[torch.autograd.graph.get_gradient_edge(result).node] = (name, number)
+        self._outputs[name, number] = result
         return name
 
 

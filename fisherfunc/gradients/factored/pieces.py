@@ -142,23 +142,32 @@ def pieces_of(
     """
     width = rows.shape[1]
     there = rows >= 0
+    everywhere = bool(there.all())
+
+    def flat(values: Tensor) -> Tensor:  # a copy only where some slots have no token
+        return values.flatten(0, 1) if everywhere else values[there]
+
     grouped = isinstance(use.role, Convolution) and use.role.groups > 1
     if compact or grouped or isinstance(use.role, Shift | Scale):
-        return [Piece(name=use.name, use=0, rows=rows[there], part=formed(use, cotangent, width)[there])]
+        return [Piece(name=use.name, use=0, rows=flat(rows), part=flat(formed(use, cotangent, width)))]
     own = cotangents_by_place(use, cotangent, width)
     own, inputs = own.to(factor_dtype(own.dtype)), inputs_by_place(use, width)
     axis = use.role.axis if isinstance(use.role, Map) else 0
     if at_one_place(inputs):
-        across = repeat(inputs[:, 0], "b e -> c b e", c=len(own))[there]
-        left, right = (own[:, :, 0][there], across) if axis == 0 else (across, own[:, :, 0][there])
+        across = flat(repeat(inputs[:, 0], "b e -> c b e", c=len(own)))
+        left, right = (flat(own[:, :, 0]), across) if axis == 0 else (across, flat(own[:, :, 0]))
         point = PointFactors(left=left, right=right.to(left))
-        return [Piece(name=use.name, use=use.number, rows=rows[there], part=point)]
+        return [Piece(name=use.name, use=use.number, rows=flat(rows), part=point)]
     found = []
     for b in range(width):
         shared, kept = kept_places(inputs[b])
-        mine = own[there[:, b], b] if kept is None else own[there[:, b], b][:, kept]
+        mine = own[:, b] if everywhere else own[there[:, b], b]
         whole = keep.get((use.name, use.number, b), shared)
-        part = SharedFactors(own=mine, shared=whole if begins_with(whole, shared) else shared, axis=axis)
+        part = SharedFactors(
+            own=mine if kept is None else mine[:, kept],
+            shared=whole if begins_with(whole, shared) else shared,
+            axis=axis,
+        )
         found.append(Piece(name=use.name, use=use.number, rows=rows[there[:, b], b], part=part, sequence=b))
     return found
 

@@ -6,9 +6,11 @@ inputs are elementwise functions. Every other sequence is held against all of it
 that run together reach one another is for separate.py.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from fisherfunc.gradients.factored._taps import Recording
 from fisherfunc.gradients.factored.places import own_cotangents
@@ -61,13 +63,20 @@ def _is_causal(work: Workload, structure: Structure, traced: Traced) -> bool:
 
 
 def _shortcuts(recording: Recording) -> dict[tuple[str, int], Origins]:
-    """The uses whose inputs are elementwise functions of the outputs of earlier ones."""
+    """The uses whose inputs are elementwise functions of the outputs of earlier ones, and no mere views of them."""
     nodes = {torch.autograd.graph.get_gradient_edge(u.output).node: (u.name, u.number) for u in recording.uses}
     outputs = {(use.name, use.number): use.output for use in recording.uses}
     found = {}
     for use in recording.uses:
         if use.multiplies and vectors(use).grad_fn is not None:
-            origins = elementwise_origins(vectors(use), nodes)
-            if origins and is_elementwise(vectors(use), [outputs[origin] for origin in origins]):
+            origins = elementwise_origins(vectors(use), nodes) or frozenset()
+            sources = [outputs[origin] for origin in origins]
+            if sources and not _is_view(vectors(use), sources) and is_elementwise(vectors(use), sources):
                 found[use.name, use.number] = origins
     return found
+
+
+def _is_view(tensor: Tensor, sources: Sequence[Tensor]) -> bool:
+    """Whether it shares its memory with one of the sources: nothing is computed on the way to it."""
+    memory = tensor.untyped_storage().data_ptr()
+    return any(source.untyped_storage().data_ptr() == memory for source in sources)
