@@ -20,7 +20,7 @@ from torch import Tensor
 from fisherfunc.linalg.factors import SharedFactors, inner_products
 from fisherfunc.linalg.threads import Workspace, side_by_side
 
-FEATURES = 256
+FEATURES = 384
 """The most features of a block."""
 SEGMENT = 8
 """Places of a row that are multiplied together: rows that end inside a segment are zero to its end."""
@@ -28,7 +28,7 @@ TILE = 16
 """Columns that a product is made of: the last of 63 take as long as 32 do, and most windows of a text have 2^k − 1."""
 LEFT = 6
 """How many columns of zeros complete a tile; for more it is not worth it."""
-MIDDLE_BYTES = 2**24
+MIDDLE_BYTES = 2**25
 """What the middle product of some strips may take: a good part of the cache that cores share."""
 
 

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from fisherfunc.gradients.model_function import ModelFunction, ordinary
+from fisherfunc.gradients.module_calls import watch
 from fisherfunc.models.recomputation import kept_activations
 from fisherfunc.models.unfinished import undone
 from fisherfunc.records.axes import Batch
@@ -87,9 +88,11 @@ def _private_copy(model: nn.Module) -> nn.Module:
         ) from error
     if getattr(getattr(private, "config", None), "_experts_implementation", None) not in (None, "eager"):
         private.set_experts_implementation("eager")  # grouped products have no batching rule, and no float64
-    for module in private.modules():
+    for name, module in private.named_modules():
         module._backward_hooks.clear()
         module._backward_pre_hooks.clear()
+        if module is not private and not isinstance(module, torch.jit.ScriptModule):
+            watch(name, module)
     private.eval()
     return private
 
@@ -149,7 +152,8 @@ def _check_differentiable(name: str, parameter: Tensor) -> None:
 def _caller(private: nn.Module) -> Callable[[dict[str, Tensor], Batch], Any]:
     accepted = inspect.signature(private.forward).parameters
     fixed = {"use_cache": False} if "use_cache" in accepted else {}
-    recurrent = any(isinstance(module, nn.RNNBase) for module in private.modules())
+    modules = list(private.modules())
+    recurrent = any(isinstance(module, nn.RNNBase) for module in modules)
     rescaled = _rescaled(private)
 
     def call(tensors: dict[str, Tensor], batch: Batch) -> Any:
@@ -157,7 +161,7 @@ def _caller(private: nn.Module) -> Callable[[dict[str, Tensor], Batch], Any]:
         tensors = {name: t.clone() if name in rescaled else t for name, t in tensors.items()}
         device = next(iter(tensors.values())).device
         plain = _plain_recurrence() if recurrent else nullcontext()
-        with _same_draws(device), sdpa_kernel(SDPBackend.MATH), kept_activations(), plain, undone(private):
+        with _same_draws(device), sdpa_kernel(SDPBackend.MATH), kept_activations(), plain, undone(modules):
             return torch.func.functional_call(private, tensors, arguments, {**fixed, **keywords})
 
     return call

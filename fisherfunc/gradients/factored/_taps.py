@@ -2,12 +2,13 @@
 
 While a model runs, every torch function that receives a parameter is seen. Where a rule knows its role (rules.py), the
 output is kept in the autograd graph and what it was made from beside it: they, and the cotangent of the output, are the
-parameter's gradient. A parameter that is used in any other way is reported, not guessed at.
+parameter's gradient. A parameter that is used in any other way is reported, not guessed at. Modules that are called are
+seen on request, and passed over where nothing of them is needed (skips.py).
 """
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,123 +16,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from fisherfunc.gradients.factored.arguments import exchanged, leaves_among
+from fisherfunc.gradients.factored.recording import Directions, Reached, Recording, Use
 from fisherfunc.gradients.factored.rules import TRANSPOSES, Convolution, Map, Role, explained
-from fisherfunc.gradients.factored.shortcuts import Origins, elementwise_origins, is_elementwise, shortened_path
-
-
-@dataclass(frozen=True, kw_only=True)
-class Use:
-    """One use of a parameter.
-
-    Attributes:
-        name: The parameter.
-        size: How many entries it has.
-        number: How many uses of the same parameter came before it.
-        output: What the function returned, in the graph.
-        version: Of `output`, to see whether it was written to later.
-        role: What the function did with the parameter.
-    """
-
-    name: str
-    size: int
-    number: int
-    output: Tensor
-    version: int
-    role: Role
-
-    @property
-    def multiplies(self) -> bool:
-        """Whether it is a linear map of vectors."""
-        return isinstance(self.role, Map) and self.role.multiplies
-
-
-Call = tuple[str, int, int]
-"""A call of a torch function that returns one tensor in the graph: the last use before it, a parameter and which use of
-it, and how many calls after that. Other calls may come and go with the length of a sequence or its mask."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Made:
-    """A tensor that a torch function made.
-
-    Attributes:
-        call: Which call it was.
-        shape: Of the tensor.
-        num_bytes: Of its entries.
-    """
-
-    call: Call
-    shape: tuple[int, ...]
-    num_bytes: int
-
-
-@dataclass
-class Recording:
-    """What was seen of one forward pass.
-
-    Attributes:
-        uses: Of the parameters that were watched, in order.
-        unknown: Parameters used in a way that no rule knows, and the function that did.
-        end: Where the pass was cut short: the input of the last linear map, or a cut.
-        crooked: The uses whose inputs were to be reached by a shortcut that does not hold.
-        made: {graph node and which output of it: what was made}, where asked for.
-        cut: The cut that was asked for, and its version.
-        values: {call: what it made, and its version}, where asked for.
-    """
-
-    uses: list[Use] = field(default_factory=list)
-    unknown: dict[str, str] = field(default_factory=dict)
-    end: Tensor | None = None
-    crooked: set[tuple[str, int]] = field(default_factory=set)
-    made: dict[tuple[Any, int], Made] = field(default_factory=dict)
-    cut: tuple[Tensor, int] | None = None
-    values: dict[Call, tuple[Tensor, int]] = field(default_factory=dict)
-
-    def overwritten(self) -> set[str]:
-        """Parameters whose output was changed in place after it was kept."""
-        return {use.name for use in self.uses if use.output._version != use.version}
-
-    def cut_tensor(self) -> Tensor | None:
-        """The cut that was asked for; None where it was not made, or changed in place later."""
-        return self.cut[0] if self.cut is not None and self.cut[0]._version == self.cut[1] else None
-
-
-class Reached(BaseException):
-    """Ends a forward pass where the rest is not needed; no error, so no handler of the model may take it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Directions:
-    """What the recorder does beside looking.
-
-    Attributes:
-        protected: Parameters whose outputs the model writes to: it gets copies of them to write to.
-        widened: Parameters whose outputs are one for all sequences of a stack: each sequence gets its own.
-        width: The sequences of the stack.
-        shortcuts: {use: the uses that its input is an elementwise function of} (see shortcuts.py).
-        verify: Whether to test that these functions are elementwise.
-        last: The use of the last linear map, where the pass is to end before it.
-        stop: The call after which the pass is to end.
-        keep: The call whose tensor is to be kept as a cut.
-        note: Whether to say what every call made.
-        values: The calls of which to keep the values.
-        floor: A call whose value is known: the pass goes on from it. Linear maps before it are neither computed nor
-            recorded: only what leads to this value is wrong then.
-        known: The value.
-    """
-
-    protected: frozenset[str] = frozenset()
-    widened: frozenset[str] = frozenset()
-    width: int = 1
-    shortcuts: Mapping[tuple[str, int], Origins] = field(default_factory=dict)
-    verify: bool = True
-    last: tuple[str, int] | None = None
-    stop: Call | None = None
-    keep: Call | None = None
-    note: bool = False
-    values: frozenset[Call] = frozenset()
-    floor: Call | None = None
-    known: Tensor | None = None
+from fisherfunc.gradients.factored.shortcuts import elementwise_origins, is_elementwise, shortened_path
+from fisherfunc.gradients.factored.skips import Call, Made, ModuleCall, blank, returned_by
 
 
 class Recorder(TorchFunctionMode):
@@ -154,6 +42,7 @@ class Recorder(TorchFunctionMode):
         self._outputs: dict[tuple[str, int], Tensor] = {}
         self._counts: Counter[str] = Counter()
         self._call: Call = ("", 0, 0)
+        self._num_calls = self._num_modules = 0
         self._below_floor = self._directions.known is not None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -171,20 +60,53 @@ class Recorder(TorchFunctionMode):
 
     def _on_the_way_out(self, result: Tensor) -> Tensor:
         """Count the call; keep what it made, put what is known in its place, or end the pass: as the directions say."""
-        self._call = (*self._call[:2], self._call[2] + 1)
+        self._call, self._num_calls = (*self._call[:2], self._call[2] + 1), self._num_calls + 1
         if self._below_floor and self._call == self._directions.floor:
             self._below_floor = False
             result = self._known_instead(result)
         if self._call in self._directions.values:
             self.recording.values[self._call] = (result, result._version)
         if self._directions.note and result.grad_fn is not None:
-            made = Made(call=self._call, shape=tuple(result.shape), num_bytes=result.numel() * result.element_size())
-            self.recording.made.setdefault((result.grad_fn, result.output_nr), made)
+            self.recording.made.setdefault((result.grad_fn, result.output_nr), self._made(result))
         if self._call == self._directions.keep:
             self.recording.cut = (result, result._version)
         if self._call == self._directions.stop:
             self.recording.end = result
             raise Reached
+        return result
+
+    def _made(self, result: Tensor) -> Made:
+        return Made(
+            call=self._call,
+            number=self._num_calls,
+            shape=tuple(result.shape),
+            dtype=str(result.dtype),
+            num_bytes=result.numel() * result.element_size(),
+        )
+
+    def answer(self, name: str, run: Callable[[], Any]) -> Any:
+        """Run a module of the model; where it is to be skipped, go on as if that had been done."""
+        known = self._directions.known
+        skipped = self._directions.skipped.get(name) if self._below_floor else None
+        if skipped is not None and skipped.returned is not None and known is not None:
+            self._counts.update(skipped.uses)
+            self._call = skipped.call
+            return blank(skipped.returned, known)
+        if not self._directions.note:
+            return run()
+        began, before = self._num_modules, self._counts.copy()
+        self._num_modules += 1
+        result = run()
+        call = ModuleCall(
+            name=name,
+            began=began,
+            others=self._num_modules - began - 1,
+            number=self._num_calls,
+            call=self._call,
+            uses=dict(self._counts - before),
+            returned=returned_by(result),
+        )
+        self.recording.modules.append(call)
         return result
 
     def _known_instead(self, result: Tensor) -> Tensor:

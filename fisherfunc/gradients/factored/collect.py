@@ -11,11 +11,11 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from fisherfunc.gradients.factored._taps import Use
 from fisherfunc.gradients.factored.cuts import strays
 from fisherfunc.gradients.factored.groups import Taken
 from fisherfunc.gradients.factored.known import settle
 from fisherfunc.gradients.factored.pieces import Piece, at_one_place, inputs_by_place, kept_places, pieces_of
+from fisherfunc.gradients.factored.recording import Use
 from fisherfunc.gradients.factored.rules import Map
 from fisherfunc.gradients.factored.starts import Start, starts
 from fisherfunc.gradients.factored.structure import Structure, Traced, Unsettled, apart, settled, trace

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisherfunc.gradients.factored._taps import Call, Made, Use
+from fisherfunc.gradients.factored.recording import Use
+from fisherfunc.gradients.factored.skips import Call, Made, ModuleCall
 
 Key = tuple[str, int]
 """A parameter and which use of it; −1 for a leaf of the graph."""
@@ -47,12 +48,14 @@ class Levels:
         of: The level of each use and leaf; all are level 0 where there are no cuts.
         cut_bytes: Of the largest cut tensor.
         carried: {parameter of the output layer that is looked up by ids below: what is held of it after level 0}.
+        skipped: {cut: the modules that need not be called where it is known}.
     """
 
     cuts: tuple[Call, ...] = ()
     of: Mapping[Key, int] = field(default_factory=dict)
     cut_bytes: int = 0
     carried: Mapping[str, Carried] = field(default_factory=dict)
+    skipped: Mapping[Call, tuple[ModuleCall, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +66,13 @@ class Leg:
         start: The call that makes the cut where it starts; at the losses where None.
         end: The call that makes the cut whose cotangents it keeps; none where None.
         floor: The call that makes a cut below all that is wanted: what leads to it need not be run again.
+        skipped: {module: its call}, of those below the floor.
     """
 
     start: Call | None = None
     end: Call | None = None
     floor: Call | None = None
+    skipped: Mapping[str, ModuleCall] = field(default_factory=dict)
 
 
 WHOLE_WAY = Leg()

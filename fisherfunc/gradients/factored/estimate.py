@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from fisherfunc.gradients.factored._taps import Use
 from fisherfunc.gradients.factored.loads import Tally, strip_operations
 from fisherfunc.gradients.factored.pieces import features_of, num_places
+from fisherfunc.gradients.factored.recording import Use
 from fisherfunc.gradients.factored.rules import Convolution, Map, Scale, Shift
 from fisherfunc.gradients.factored.structure import Structure, Traced, apart
 from fisherfunc.linalg.token_grams import Tokens

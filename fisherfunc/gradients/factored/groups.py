@@ -144,11 +144,13 @@ def leg_of(groups: Sequence[Group], number: int, levels: Levels) -> Leg:
     start = groups[number].start
     following = groups[number + 1].start if number + 1 < len(groups) else start
     lowest = max(level for _, level in groups[number].items)
-    floor = max(lowest, following - 1)
+    deepest = max(lowest, following - 1)
+    floor = levels.cuts[deepest] if deepest < len(levels.cuts) else None
     return Leg(
         start=levels.cuts[start - 1] if start else None,
         end=levels.cuts[following - 1] if following > start else None,
-        floor=levels.cuts[floor] if floor < len(levels.cuts) else None,
+        floor=floor,
+        skipped={} if floor is None else {call.name: call for call in levels.skipped.get(floor, ())},
     )
 
 

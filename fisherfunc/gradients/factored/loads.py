@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fisherfunc.gradients.factored._taps import Use
 from fisherfunc.gradients.factored.cuts import Carried
 from fisherfunc.gradients.factored.pieces import factor_dtype, features_of, is_lookup, num_places
+from fisherfunc.gradients.factored.recording import Use
 from fisherfunc.gradients.factored.rules import Convolution, Scale, Shift
 from fisherfunc.gradients.factored.structure import Structure, Traced, apart
 from fisherfunc.gradients.self_check import parts

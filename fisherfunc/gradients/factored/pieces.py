@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from fisherfunc.gradients.factored._taps import Use
+from fisherfunc.gradients.factored.recording import Use
 from fisherfunc.gradients.factored.rules import Convolution, Map, Scale, Shift
 from fisherfunc.gradients.factored.structure import close
 from fisherfunc.linalg.factors import PointFactors, SharedFactors

@@ -24,6 +24,7 @@ from fisherfunc.gradients.factored.pieces import num_places
 from fisherfunc.gradients.factored.probe import probe
 from fisherfunc.gradients.factored.rules import Shift
 from fisherfunc.gradients.factored.separate import sequences_apart
+from fisherfunc.gradients.factored.skips import skippable
 from fisherfunc.gradients.factored.structure import (
     Structure,
     Traced,
@@ -182,7 +183,12 @@ def _levels(traced: Traced, structure: Structure) -> Levels:
     targets = {(use.name, use.number): use.output for use in below}
     targets |= {(name, -1): leaf for name, leaf in traced.leaves.items()}
     found = levels_of(end, traced.recording.made, targets, places=places)
-    return replace(found, of={**found.of, **{(use.name, use.number): 0 for use in at_head}})
+    cuts = [made for made in traced.recording.made.values() if made.call in found.cuts]
+    return replace(
+        found,
+        of={**found.of, **{(use.name, use.number): 0 for use in at_head}},
+        skipped={cut.call: tuple(skippable(traced.recording.modules, cut)) for cut in cuts},
+    )
 
 
 def _once_at_the_top(name: str, levels: Levels) -> bool:

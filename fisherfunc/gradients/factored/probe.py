@@ -12,8 +12,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fisherfunc.gradients.factored._taps import Recording
 from fisherfunc.gradients.factored.places import own_cotangents
+from fisherfunc.gradients.factored.recording import Recording
 from fisherfunc.gradients.factored.rules import Map
 from fisherfunc.gradients.factored.shortcuts import Origins, elementwise_origins, is_elementwise
 from fisherfunc.gradients.factored.structure import (

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from fisherfunc.gradients.batches import shortened
-from fisherfunc.gradients.factored._taps import Call, Directions, Reached, Recorder, Recording, Use
+from fisherfunc.gradients.factored._taps import Recorder
 from fisherfunc.gradients.factored.cuts import WHOLE_WAY, Leg
+from fisherfunc.gradients.factored.recording import Directions, Reached, Recording, Use
 from fisherfunc.gradients.factored.rules import Map
 from fisherfunc.gradients.factored.shortcuts import Origins
+from fisherfunc.gradients.factored.skips import Call
+from fisherfunc.gradients.module_calls import answered_by
 from fisherfunc.gradients.pullback import leaves_of, reached_leaves
 from fisherfunc.gradients.stacks import REFUSALS
 from fisherfunc.gradients.workload import Workload
@@ -106,7 +109,7 @@ def trace(
         Unsettled: If the cuts of the leg are not made.
     """
     directions = replace(_directions(structure, width), stop=leg.start, keep=leg.end, note=note)
-    directions = replace(directions, values=values, floor=leg.floor, known=known)
+    directions = replace(directions, values=values, floor=leg.floor, known=known, skipped=leg.skipped)
     output, traced = _run(work, batch, structure, leaves, directions)
     end = traced.recording.end
     if (leg.start is None) != (end is None) or (leg.end is None) != (traced.recording.cut_tensor() is None):
@@ -154,7 +157,8 @@ def trace_prefix(
     at_head = leg.start is None
     directions = replace(_directions(structure, width), verify=False, stop=leg.start, keep=leg.end)
     directions = replace(directions, last=structure.head if at_head else None)
-    directions = replace(directions, floor=leg.floor, known=None if known is None else known[:, :length])
+    above = None if known is None else known[:, :length]
+    directions = replace(directions, floor=leg.floor, known=above, skipped=leg.skipped)
     try:
         _, traced = _run(work, prefix, structure, leaves, directions)
     except REFUSALS:  # a length that the model is not made for; the whole sequence is as right
@@ -190,7 +194,7 @@ def _run(
     watched = leaves_of({name: work.params[name] for name in work.params if name in structure.factored})
     recorder = Recorder(watched, directions)
     output = None
-    with torch.enable_grad(), recorder, suppress(Reached):
+    with torch.enable_grad(), recorder, answered_by(recorder.answer), suppress(Reached):
         output = work.fn.apply({**constants, **watched, **leaf}, batch)
     return output, Traced(losses=torch.empty(0), recording=recorder.recording, leaves=leaf, watched=watched)
 
