@@ -8,6 +8,7 @@ from odd_modules import ODD, Body, perceptron, samples
 from oracle import gradient_rows, gram_errors
 from torch import nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from watching import changes, snapshot
 from zoo import build
 
@@ -106,6 +107,22 @@ def test_backward_hooks_are_not_called_and_forward_hooks_are():
     model[0].register_forward_hook(lambda *_: called.append("forward"))
     grams(model, samples())
     assert set(called) == {"forward"}
+
+
+def test_no_parameter_is_copied_and_other_tensors_are():
+    copied = []
+
+    class Watching(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if func is torch.Tensor.clone:
+                copied.append(tuple(args[0].shape))
+            return func(*args, **(kwargs or {}))
+
+    model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5))
+    model.other = [torch.zeros(7)]
+    with Watching():
+        ff.functionalize(model)
+    assert copied == [(7,)]
 
 
 def test_a_non_leaf_tensor_in_a_container_of_the_module_is_no_obstacle():

@@ -99,10 +99,9 @@ def _private_copy(model: nn.Module) -> nn.Module:
 
 def _shared_tensors(model: nn.Module) -> dict[int, Any]:
     """A memo for deepcopy: parameters and buffers stay themselves, other tensors are cloned, in a graph or not."""
-    others = (
-        leaf for module in model.modules() for leaf in pytree.tree_leaves(vars(module)) if isinstance(leaf, Tensor)
-    )
-    return {id(t): t.clone() for t in others} | {id(t): t for t in (*model.parameters(), *model.buffers())}
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    leaves = (leaf for module in model.modules() for leaf in pytree.tree_leaves(vars(module)))
+    return shared | {id(t): t.clone() for t in leaves if isinstance(t, Tensor) and id(t) not in shared}
 
 
 def _selected(parameters: Mapping[str, nn.Parameter], selection: Selection) -> list[str]:
