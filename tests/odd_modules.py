@@ -1,5 +1,6 @@
 """Modules that a loop of backward passes takes in its stride: five inputs, three classes, float64."""
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -40,6 +41,40 @@ class TwoNames(Body):
 
     def between(self, x):
         return self.again(x)
+
+
+class Static(nn.Module):
+    @staticmethod
+    def forward(x):
+        return x * torch.sigmoid(x)
+
+
+class StaticInside(Body):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = Static()
+
+    def between(self, x):
+        return self.inside(x)
+
+
+class CopiedInside(Body):
+    """A layer whose copy runs with another weight."""
+
+    def between(self, x):
+        other = copy.deepcopy(self.head)
+        other._parameters.clear()
+        other.weight, other.bias = 2 * self.layer.weight, self.layer.bias
+        return other(x)
+
+
+class CompiledInside(Body):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = torch.compile(nn.Sequential(nn.Linear(5, 5), nn.Tanh()), backend="eager")
+
+    def between(self, x):
+        return self.inside(x)
 
 
 class TiedParameter(Body):
@@ -235,6 +270,9 @@ ODD: dict[str, Callable[[], nn.Module]] = {
     kind.__name__: lambda kind=kind: kind().double()
     for kind in (
         TwoNames,
+        StaticInside,
+        CopiedInside,
+        CompiledInside,
         TiedParameter,
         ReadByParent,
         InAPythonList,

@@ -1,7 +1,7 @@
 """Modules below the floor of a pass are not called, and nothing that is needed of them is lost."""
 
+import copy
 import gc
-import inspect
 import weakref
 from collections import Counter
 
@@ -15,10 +15,12 @@ from zoo import build
 
 from fisherfunc.gradients.factored import _taps
 from fisherfunc.gradients.factored import plan as plans
+from fisherfunc.gradients.factored.calls import Made
 from fisherfunc.gradients.factored.probe import probe
-from fisherfunc.gradients.factored.skips import Made, ModuleCall, Returned, blank, returned_by, skippable
+from fisherfunc.gradients.factored.recording import Directions
+from fisherfunc.gradients.factored.skips import ModuleCall, Returned, instead_of, returned_by, skippable
 from fisherfunc.gradients.factored.structure import trace
-from fisherfunc.gradients.module_calls import answered_by, watch
+from fisherfunc.gradients.module_calls import HOOK, answered_by, watch_parts
 
 CALLS = Counter()
 
@@ -69,9 +71,9 @@ def test_modules_are_skipped_on_prefixes_too(monkeypatch):
 
     def counted(returned, known):
         lengths.add(known.shape[1])
-        return blank(returned, known)
+        return instead_of(returned, known)
 
-    monkeypatch.setattr(_taps, "blank", counted)
+    monkeypatch.setattr(_taps, "instead_of", counted)
     model, batch = build("gpt2", dtype=torch.float64)
     result = grams(model, batch, "causal_lm", chunk_size=2)
     assert result.metadata["passes_from_cuts"] > 0
@@ -118,8 +120,8 @@ def test_what_a_module_leaves_behind_is_not_missed(variant, monkeypatch):
     assert max(errors.values()) < 1e-10, errors
 
 
-CUT = Made(call=("w", 0, 3), number=9, shape=(1, 7, 4), dtype="torch.float32", num_bytes=112)
-HIDDEN = Returned(shapes=((1, 7, 5), None), dtype="torch.float32", alone=False)
+CUT = Made(call=("w", 0, 3), number=9, shape=(1, 7, 4), kind="torch.float32 on cpu", num_bytes=112)
+HIDDEN = Returned(shapes=((1, 7, 5), None), kind="torch.float32 on cpu", alone=False)
 
 
 def call(name, began, others, number, returned=HIDDEN):
@@ -137,9 +139,9 @@ def test_of_modules_inside_each_other_the_outermost_that_ends_before_the_cut_is_
     "returned",
     [
         None,
-        Returned(shapes=((1, 6, 5),), dtype="torch.float32", alone=True),
-        Returned(shapes=((2, 7, 5),), dtype="torch.float32", alone=True),
-        Returned(shapes=((1, 7, 5),), dtype="torch.float64", alone=True),
+        Returned(shapes=((1, 6, 5),), kind="torch.float32 on cpu", alone=True),
+        Returned(shapes=((2, 7, 5),), kind="torch.float32 on cpu", alone=True),
+        Returned(shapes=((1, 7, 5),), kind="torch.float64 on cpu", alone=True),
     ],
 )
 def test_modules_that_return_something_else_are_called(returned):
@@ -153,43 +155,87 @@ def test_modules_that_are_called_twice_are_called():
 def test_what_can_be_replaced_is_tensors_in_the_graph():
     h = torch.zeros(1, 7, 5, requires_grad=True)
     assert returned_by((h, None)) == HIDDEN
-    assert returned_by(h) == Returned(shapes=((1, 7, 5),), dtype="torch.float32", alone=True)
+    assert returned_by(h) == Returned(shapes=((1, 7, 5),), kind="torch.float32 on cpu", alone=True)
     for other in (None, (None,), (h, h.detach()), (h, 3), [h], (h, h.double()), {"h": h}):
         assert returned_by(other) is None
 
 
-def test_blanks_have_the_places_of_what_is_known():
-    h, nothing = blank(HIDDEN, torch.ones(2, 3, 4))
-    assert nothing is None and h.shape == (2, 3, 5) and not h.any() and h.requires_grad and not h.is_leaf
-    alone = blank(Returned(shapes=((1, 5, 2),), dtype="torch.float32", alone=True), torch.ones(3, 4))
-    assert alone.shape == (3, 5, 2)
+def test_what_is_put_instead_has_the_places_of_what_is_known():
+    h, nothing = instead_of(HIDDEN, torch.ones(2, 3, 4))
+    assert nothing is None and h.shape == (2, 3, 5) and h.isnan().all() and h.requires_grad and not h.is_leaf
+    alone = instead_of(Returned(shapes=((1, 5),), kind="torch.float32 on cpu", alone=True), torch.ones(3, 4))
+    assert alone.shape == (3, 5)
+
+
+class Halting(nn.Module):
+    """A step that is done again until it has gone far enough: more often for some samples than for others."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.step, self.last, self.head = (nn.Linear(6, size).double() for size in (6, 6, 6, 3))
+
+    def forward(self, x):
+        h, gone = self.first(x), 0.0
+        while not gone >= 1:
+            h = h + self.step(h).softmax(-1)
+            gone += 0.6 if bool((x[:, :1] > 0).any()) else 1.0
+        return self.head(h + self.last(h).softmax(-1))
+
+
+def test_a_module_that_is_called_more_often_for_some_sequences_is_no_obstacle(monkeypatch):
+    unchecked(monkeypatch)
+    model, batch = Halting(), samples()
+    result = grams(model, batch, "classification")
+    errors = gram_errors(result.grams, gradient_rows(model, "classification", batch), floor=1e-16)
+    assert result.metadata["passes"] > 1 and max(errors.values()) < 1e-10, errors
+
+
+def test_a_module_is_skipped_once():
+    directions = Directions(known=torch.ones(1, 7, 4), skipped={"a": call("a", 0, 0, 2)})
+    recorder = _taps.Recorder({}, directions)
+    recorder.answer("a", lambda: None)
+    with pytest.raises(LookupError, match="'a' was called once"):
+        recorder.answer("a", lambda: None)
 
 
 def test_a_watched_module_is_as_it_was_but_where_it_is_answered():
     model = nn.Sequential(nn.Linear(2, 2))
-    layer, x = model[0], torch.ones(1, 2)
-    expected, signature = layer(x), inspect.signature(layer.forward)
-    watch("0", layer)
-    assert torch.equal(layer(x), expected) and inspect.signature(layer.forward) == signature
+    x = torch.ones(1, 2)
+    expected, forward = model(x), model[0].forward
+    watch_parts(model)
+    assert torch.equal(model(x), expected) and model[0].forward == forward
     with pytest.raises(KeyError), answered_by(lambda name, run: {"0": run()}["1"]):
-        layer(x)
+        model(x)
     with answered_by(lambda name, run: (name, run())):
         name, value = model(x)
         assert name == "0" and torch.equal(value, expected)
-    assert torch.equal(layer(x), expected)
+    assert torch.equal(model(x), expected)
 
 
-def test_watching_keeps_no_module_alive_and_leaves_a_forward_method_of_its_own():
-    layer = nn.Linear(2, 2)
-    layer.forward = own = lambda x: x
-    watch("own", layer)
-    assert layer.forward is own
-    layer = nn.Linear(2, 2)
-    watch("watched", layer)
-    gone = weakref.ref(layer)
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_copies_of_a_watched_module_are_themselves(copied):
+    model, x = nn.Sequential(nn.Linear(2, 2)), torch.ones(1, 2)
+    watch_parts(model)
+    other = copied(model[0])
+    other.weight = nn.Parameter(2 * model[0].weight)
+    with answered_by(lambda name, run: pytest.fail(name)):
+        assert torch.equal(other(x), nn.functional.linear(x, other.weight, model[0].bias))
+
+
+def test_watching_keeps_no_module_alive():
+    model = nn.Sequential(nn.Linear(2, 2))
+    watch_parts(model)
+    gone = weakref.ref(model[0])
     gc.disable()
     try:
-        del layer
+        del model
         assert gone() is None
     finally:
         gc.enable()
+
+
+def test_what_is_replicated_as_a_whole_is_left_alone():
+    model = nn.Sequential(nn.DataParallel(nn.Sequential(nn.Linear(2, 2))), nn.Tanh())
+    watch_parts(model)
+    assert [name for name, module in model.named_modules() if HOOK in vars(module)] == ["1"]

@@ -1,19 +1,23 @@
 """Calls of the modules inside a model, seen by whoever asks to: it runs them, or answers in their place.
 
-The private copy of a module (models/functionalize.py) has `watched` forward methods; nothing else is changed by them.
+The private copy of a module (models/functionalize.py) has its parts `watched`. That takes the hook which torch has for
+modules that are compiled in place: their forward methods stay as they are, and copies of them are not watched.
 """
 
-import inspect
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 from torch import nn
 
+HOOK = "_compiled_call_impl"
+"""The attribute of a module that torch calls instead of it."""
+
 Answer = Callable[[str, Callable[[], Any]], Any]
-"""(the module's name in the model, what its forward method would do) → what the caller gets."""
+"""(the module's name in the model, what a call of it would do) → what the caller gets."""
 
 _answer: ContextVar[Answer | None] = ContextVar("answer", default=None)
 
@@ -28,22 +32,28 @@ def answered_by(answer: Answer) -> Iterator[None]:
         _answer.reset(token)
 
 
-def watch(name: str, module: nn.Module) -> None:
-    """Have the calls of a module answered where that is asked for; one whose forward method is its own is left alone.
+def watch_parts(model: nn.Module) -> None:
+    """Have the calls of all modules inside a model answered where that is asked for.
 
-    Args:
-        name: What it is called.
-        module: It does not keep itself alive by this.
+    Left alone are those that have that hook already, that are TorchScript, or that are replicated with all inside.
     """
-    if "forward" in vars(module):
-        return
-    plain, itself = type(module).forward, weakref.ref(module)
+    as_a_whole = (torch.jit.ScriptModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
+    above: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        if isinstance(module, as_a_whole):
+            above += (f"{name}.",)
+        elif name and not name.startswith(above) and HOOK not in vars(module):
+            _watch(name, module)
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        answer = _answer.get()
+
+def _watch(name: str, module: nn.Module) -> None:
+    itself = weakref.ref(module)  # a module does not keep itself alive
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        answer, me = _answer.get(), itself()
+        assert me is not None
         if answer is None:
-            return plain(itself(), *args, **kwargs)
-        return answer(name, lambda: plain(itself(), *args, **kwargs))
+            return me._call_impl(*args, **kwargs)
+        return answer(name, lambda: me._call_impl(*args, **kwargs))
 
-    forward.__signature__ = inspect.signature(module.forward)  # type: ignore[attr-defined]
-    module.forward = forward
+    setattr(module, HOOK, called)

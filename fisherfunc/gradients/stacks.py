@@ -16,8 +16,17 @@ from fisherfunc.gradients.sequences import Sequences
 from fisherfunc.linalg.token_grams import Tokens
 from fisherfunc.records.axes import Batch
 
-REFUSALS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What a model may raise where it is given a length, or a number of sequences, that it is not made for."""
+REFUSALS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a model may raise where it is given a length, a number of sequences, or values, that it is not made for."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from fisherfunc.gradients.model_function import ModelFunction, ordinary
-from fisherfunc.gradients.module_calls import watch
+from fisherfunc.gradients.module_calls import HOOK, watch_parts
 from fisherfunc.models.recomputation import kept_activations
 from fisherfunc.models.unfinished import undone
 from fisherfunc.records.axes import Batch
@@ -88,11 +88,12 @@ def _private_copy(model: nn.Module) -> nn.Module:
         ) from error
     if getattr(getattr(private, "config", None), "_experts_implementation", None) not in (None, "eager"):
         private.set_experts_implementation("eager")  # grouped products have no batching rule, and no float64
-    for name, module in private.named_modules():
+    for module in private.modules():
         module._backward_hooks.clear()
         module._backward_pre_hooks.clear()
-        if module is not private and not isinstance(module, torch.jit.ScriptModule):
-            watch(name, module)
+        if hasattr(module, "_orig_mod"):  # compiled, which no transform of ours goes through
+            setattr(module, HOOK, module._orig_mod.__call__)
+    watch_parts(private)
     private.eval()
     return private
 
@@ -151,8 +152,7 @@ def _check_differentiable(name: str, parameter: Tensor) -> None:
 def _caller(private: nn.Module) -> Callable[[dict[str, Tensor], Batch], Any]:
     accepted = inspect.signature(private.forward).parameters
     fixed = {"use_cache": False} if "use_cache" in accepted else {}
-    modules = list(private.modules())
-    recurrent = any(isinstance(module, nn.RNNBase) for module in modules)
+    recurrent = any(isinstance(module, nn.RNNBase) for module in private.modules())
     rescaled = _rescaled(private)
 
     def call(tensors: dict[str, Tensor], batch: Batch) -> Any:
@@ -160,7 +160,7 @@ def _caller(private: nn.Module) -> Callable[[dict[str, Tensor], Batch], Any]:
         tensors = {name: t.clone() if name in rescaled else t for name, t in tensors.items()}
         device = next(iter(tensors.values())).device
         plain = _plain_recurrence() if recurrent else nullcontext()
-        with _same_draws(device), sdpa_kernel(SDPBackend.MATH), kept_activations(), plain, undone(modules):
+        with _same_draws(device), sdpa_kernel(SDPBackend.MATH), kept_activations(), plain, undone(private):
             return torch.func.functional_call(private, tensors, arguments, {**fixed, **keywords})
 
     return call

@@ -5,7 +5,7 @@ a cache that the model would have reset at the end of the call would otherwise b
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,9 +16,9 @@ OWN = frozenset(vars(nn.Module()))
 
 
 @contextmanager
-def undone(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Put the attributes of modules back, and the entries of lists, dictionaries and sets, on any exception."""
-    before = [(vars(module), _copies(vars(module))) for module in modules]
+def undone(module: nn.Module) -> Iterator[None]:
+    """Put the attributes of all submodules back, and the entries of lists, dictionaries and sets, on any exception."""
+    before = [(vars(part), _copies(vars(part))) for part in module.modules()]
     try:
         yield
     except BaseException:

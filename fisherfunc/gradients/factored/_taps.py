@@ -9,6 +9,7 @@ seen on request, and passed over where nothing of them is needed (skips.py).
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from math import nan
 from typing import Any
 
 import torch
@@ -16,10 +17,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from fisherfunc.gradients.factored.arguments import exchanged, leaves_among
+from fisherfunc.gradients.factored.calls import Call, made_by
 from fisherfunc.gradients.factored.recording import Directions, Reached, Recording, Use
 from fisherfunc.gradients.factored.rules import TRANSPOSES, Convolution, Map, Role, explained
 from fisherfunc.gradients.factored.shortcuts import elementwise_origins, is_elementwise, shortened_path
-from fisherfunc.gradients.factored.skips import Call, Made, ModuleCall, blank, returned_by
+from fisherfunc.gradients.factored.skips import ModuleCall, instead_of, returned_by
 
 
 class Recorder(TorchFunctionMode):
@@ -43,6 +45,7 @@ class Recorder(TorchFunctionMode):
         self._counts: Counter[str] = Counter()
         self._call: Call = ("", 0, 0)
         self._num_calls = self._num_modules = 0
+        self._skipped: set[str] = set()
         self._below_floor = self._directions.known is not None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -67,7 +70,8 @@ class Recorder(TorchFunctionMode):
         if self._call in self._directions.values:
             self.recording.values[self._call] = (result, result._version)
         if self._directions.note and result.grad_fn is not None:
-            self.recording.made.setdefault((result.grad_fn, result.output_nr), self._made(result))
+            made = made_by(self._call, self._num_calls, result)
+            self.recording.made.setdefault((result.grad_fn, result.output_nr), made)
         if self._call == self._directions.keep:
             self.recording.cut = (result, result._version)
         if self._call == self._directions.stop:
@@ -75,23 +79,10 @@ class Recorder(TorchFunctionMode):
             raise Reached
         return result
 
-    def _made(self, result: Tensor) -> Made:
-        return Made(
-            call=self._call,
-            number=self._num_calls,
-            shape=tuple(result.shape),
-            dtype=str(result.dtype),
-            num_bytes=result.numel() * result.element_size(),
-        )
-
     def answer(self, name: str, run: Callable[[], Any]) -> Any:
         """Run a module of the model; where it is to be skipped, go on as if that had been done."""
-        known = self._directions.known
-        skipped = self._directions.skipped.get(name) if self._below_floor else None
-        if skipped is not None and skipped.returned is not None and known is not None:
-            self._counts.update(skipped.uses)
-            self._call = skipped.call
-            return blank(skipped.returned, known)
+        if self._below_floor and name in self._directions.skipped:
+            return self._skip(self._directions.skipped[name])
         if not self._directions.note:
             return run()
         began, before = self._num_modules, self._counts.copy()
@@ -108,6 +99,15 @@ class Recorder(TorchFunctionMode):
         )
         self.recording.modules.append(call)
         return result
+
+    def _skip(self, module: ModuleCall) -> Any:
+        if module.name in self._skipped:  # a loop that ends by what it returns would not end
+            raise LookupError(f"module {module.name!r} was called once, and is called again")
+        assert module.returned is not None and self._directions.known is not None
+        self._skipped.add(module.name)
+        self._counts.update(module.uses)
+        self._call = module.call
+        return instead_of(module.returned, self._directions.known)
 
     def _known_instead(self, result: Tensor) -> Tensor:
         """What is known of the floor, where no graph leads on; another shape is left: its values will not be right."""
@@ -143,8 +143,8 @@ class Recorder(TorchFunctionMode):
                     args, kwargs = exchanged(args, kwargs, {id(role.source): shortcut})
                     roles = self._roles(func, args, kwargs)
         args, kwargs = exchanged(args, kwargs, {id(tensor): self._constants[id(tensor)] for tensor, _ in roles})
-        blank = _blank(roles) if self._below_floor else None
-        result = func(*args, **kwargs) if blank is None else blank
+        unknown = _unknown(roles) if self._below_floor else None
+        result = func(*args, **kwargs) if unknown is None else unknown
         if id(result) in self._names or not any(isinstance(leaf, Tensor) for leaf in leaves_among([result])):
             return result
         known: Counter[str] = Counter()
@@ -203,11 +203,11 @@ class Recorder(TorchFunctionMode):
         return name
 
 
-def _blank(roles: list[tuple[Tensor, Role]]) -> Tensor | None:
-    """Zeros in the shape of the output of a linear map of vectors, if that is what the roles say."""
+def _unknown(roles: list[tuple[Tensor, Role]]) -> Tensor | None:
+    """NaN in the shape of the output of a linear map of vectors, if that is what the roles say."""
     for tensor, role in roles:
         if isinstance(role, Map) and role.multiplies:
-            return role.source.new_zeros(*role.source.shape[:-1], tensor.shape[role.axis])
+            return role.source.new_full((*role.source.shape[:-1], tensor.shape[role.axis]), nan)
     return None
 
 

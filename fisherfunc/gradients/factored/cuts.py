@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fisherfunc.gradients.factored.calls import Call, Made
 from fisherfunc.gradients.factored.recording import Use
-from fisherfunc.gradients.factored.skips import Call, Made, ModuleCall
+from fisherfunc.gradients.factored.skips import ModuleCall
 
 Key = tuple[str, int]
 """A parameter and which use of it; −1 for a leaf of the graph."""

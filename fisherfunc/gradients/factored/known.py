@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fisherfunc.gradients.factored.calls import Call
 from fisherfunc.gradients.factored.cuts import Leg, Levels, strays
 from fisherfunc.gradients.factored.pieces import inputs_by_place, is_lookup
 from fisherfunc.gradients.factored.recording import Use
 from fisherfunc.gradients.factored.separate import sequences_apart
-from fisherfunc.gradients.factored.skips import Call
 from fisherfunc.gradients.factored.structure import Structure, Traced, Unsettled, close, settled, trace
 from fisherfunc.gradients.stacks import Stack
 from fisherfunc.gradients.workload import Workload

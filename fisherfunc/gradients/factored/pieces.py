@@ -161,7 +161,7 @@ def pieces_of(
     found = []
     for b in range(width):
         shared, kept = kept_places(inputs[b])
-        mine = own[:, b] if everywhere else own[there[:, b], b]
+        mine = own[:, b].contiguous() if everywhere else own[there[:, b], b]
         whole = keep.get((use.name, use.number, b), shared)
         part = SharedFactors(
             own=mine if kept is None else mine[:, kept],

@@ -10,7 +10,7 @@ from fisherfunc.gradients.dense.slabs import DensePlan
 from fisherfunc.gradients.factored.cuts import Levels, levels_of
 from fisherfunc.gradients.factored.divide import Needs, from_cuts, from_the_losses
 from fisherfunc.gradients.factored.estimate import Cost, costs, spans_of
-from fisherfunc.gradients.factored.groups import Group, Taken
+from fisherfunc.gradients.factored.groups import Group, Taken, leg_of
 from fisherfunc.gradients.factored.loads import (
     carried_bytes,
     check_bytes,
@@ -135,11 +135,13 @@ def plan_factored(work: Workload, options: PassOptions, *, structure: Structure 
         )
         found = from_cuts(needs, levels, found) or found
     spans = spans_of(work.tokens, found.chunk_size, causal=structure.causal)
+    floors = {leg_of(found.groups, number, found.levels).floor for number in range(len(found.groups))}
+    skipped = {cut: calls for cut, calls in found.levels.skipped.items() if cut in floors}
     return FactoredPlan(
         structure=structure,
         chunk_size=found.chunk_size,
         width=found.width,
-        levels=found.levels,
+        levels=replace(found.levels, skipped=skipped),
         groups=found.groups,
         costs=costs(traced, structure, work.num_params, tally, spans=spans, held=held, slabbed=found.slabbed),
         slabbed=found.slabbed,

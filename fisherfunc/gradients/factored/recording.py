@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
+from fisherfunc.gradients.factored.calls import Call, Made
 from fisherfunc.gradients.factored.rules import Map, Role
 from fisherfunc.gradients.factored.shortcuts import Origins
-from fisherfunc.gradients.factored.skips import Call, Made, ModuleCall
+from fisherfunc.gradients.factored.skips import ModuleCall
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,7 @@ class Directions:
         note: Whether to say what every call made, and which modules were called.
         values: The calls of which to keep the values.
         floor: A call whose value is known: the pass goes on from it. Linear maps before it are neither computed nor
-            recorded: only what leads to this value is wrong then.
+            recorded: what leads to this value, and that alone, is NaN then.
         known: The value.
         skipped: {module: its call}: below the floor it is not called.
     """

@@ -1,53 +1,33 @@
 """Modules below the floor of a pass: they are not called again, as all that comes of them is known.
 
-Which they are is seen in one recorded pass. That nothing else of them is needed is not assumed: every pass must come,
-where it ends, to the values that the whole model came to (known.py).
+Which they are is seen in one recorded pass. That nothing else of them is needed is not assumed: what they would return
+is NaN, and every pass must come, where it ends, to the values that the whole model came to (known.py).
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import nan
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Call = tuple[str, int, int]
-"""A call of a torch function that returns one tensor in the graph: the last use before it, a parameter and which use of
-it, and how many calls after that. Other calls may come and go with the length of a sequence or its mask."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Made:
-    """A tensor that a torch function made.
-
-    Attributes:
-        call: Which call it was.
-        number: How many calls there were up to it.
-        shape: Of the tensor.
-        dtype: Of its entries, as `str` gives it.
-        num_bytes: Of its entries.
-    """
-
-    call: Call
-    number: int
-    shape: tuple[int, ...]
-    dtype: str
-    num_bytes: int
+from fisherfunc.gradients.factored.calls import Call, Made, kind_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Returned:
-    """What a module returned: tensors in the graph, of one dtype.
+    """What a module returned: tensors in the graph, of one kind.
 
     Attributes:
         shapes: Of each; None for None.
-        dtype: Of all, as `str` gives it.
+        kind: Of their entries, and where these are.
         alone: Whether it is one tensor, and no tuple.
     """
 
     shapes: tuple[tuple[int, ...] | None, ...]
-    dtype: str
+    kind: str
     alone: bool
 
 
@@ -75,16 +55,16 @@ class ModuleCall:
 
 
 def returned_by(result: Any) -> Returned | None:
-    """What a module returned, where blanks can take its place."""
+    """What a module returned, where something else can take its place."""
     values = result if type(result) is tuple else (result,)
     tensors = [value for value in values if isinstance(value, Tensor)]
-    dtypes = {str(tensor.dtype) for tensor in tensors}
-    if len(dtypes) != 1 or not all(value is None or isinstance(value, Tensor) for value in values):
+    kinds = set(map(kind_of, tensors))
+    if len(kinds) != 1 or not all(value is None or isinstance(value, Tensor) for value in values):
         return None
     if not all(tensor.requires_grad for tensor in tensors):  # a mask, say: passes above the floor may need it
         return None
     shapes = tuple(None if value is None else tuple(value.shape) for value in values)
-    return Returned(shapes=shapes, dtype=dtypes.pop(), alone=result is not values)
+    return Returned(shapes=shapes, kind=kinds.pop(), alone=result is not values)
 
 
 def skippable(calls: Iterable[ModuleCall], cut: Made) -> list[ModuleCall]:
@@ -107,21 +87,25 @@ def _like(returned: Returned | None, cut: Made) -> bool:
     leading = _leading(len(cut.shape))
     return (
         returned is not None
-        and returned.dtype == cut.dtype
-        and all(shape is None or shape[:leading] == cut.shape[:leading] for shape in returned.shapes)
+        and returned.kind == cut.kind
+        and all(
+            shape is None or (shape[:leading] == cut.shape[:leading] and _leading(len(shape)) == leading)
+            for shape in returned.shapes
+        )
     )
 
 
-def blank(returned: Returned, known: Tensor) -> Any:
-    """Zeros in the place of what a module would return, for as many sequences and places as what is known has."""
+def instead_of(returned: Returned, known: Tensor) -> Any:
+    """NaN in the place of what a module would return, for as many sequences and places as what is known has."""
     leading = known.shape[: _leading(known.ndim)]
     with torch._C.DisableTorchFunction():  # nobody is to see these calls
-        zeros = tuple(
-            None if shape is None else known.new_zeros((*leading, *shape[len(leading) :])).requires_grad_().clone()
+        found = tuple(
+            None if shape is None else known.new_full((*leading, *shape[len(leading) :]), nan).requires_grad_().clone()
             for shape in returned.shapes
         )
-    return zeros[0] if returned.alone else zeros
+    return found[0] if returned.alone else found
 
 
 def _leading(ndim: int) -> int:
+    """How many axes are of sequences and places: of samples without places there is one."""
     return 2 if ndim > 2 else 1

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from fisherfunc.gradients.batches import shortened
 from fisherfunc.gradients.factored._taps import Recorder
+from fisherfunc.gradients.factored.calls import Call
 from fisherfunc.gradients.factored.cuts import WHOLE_WAY, Leg
 from fisherfunc.gradients.factored.recording import Directions, Reached, Recording, Use
 from fisherfunc.gradients.factored.rules import Map
 from fisherfunc.gradients.factored.shortcuts import Origins
-from fisherfunc.gradients.factored.skips import Call
 from fisherfunc.gradients.module_calls import answered_by
 from fisherfunc.gradients.pullback import leaves_of, reached_leaves
 from fisherfunc.gradients.stacks import REFUSALS
