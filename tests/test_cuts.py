@@ -160,7 +160,7 @@ def test_no_linear_map_below_the_floor_of_a_pass_is_computed(monkeypatch):
 
 
 class Leaking(Tower):
-    """What its first block gives reaches the output past every cut at times: its value, or gradient, or neither yet."""
+    """What its first block gives reaches the output past every cut: at times its value, or gradient; or neither yet."""
 
     def __init__(self, variant):
         super().__init__(variant)
@@ -169,10 +169,10 @@ class Leaking(Tower):
     def forward(self, x):
         first = self.blocks[0](x)[:, :3]
         h = super().forward(x)
-        if not bool((x[:, :1] > 0).any()):
-            return h
         if self.variant == "gate":  # closed, so that no value shows what its gradient is made of
             return h + self.gate * first.detach()
+        if not bool((x[:, :1] > 0).any()):
+            return h
         return h + first.detach() if self.variant == "value" else h + first - first.detach()
 
 
