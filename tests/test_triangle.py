@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from oracle import gradient_rows, gram_errors
 from torch import nn
 from torch.testing import assert_close
+from zoo import CASES, build
 
 import fisherfunc as ff
 from fisherfunc.gradients.factored import contract
@@ -23,15 +24,19 @@ def test_tiles_sum_to_the_products(rows, left, right, seed):
     begin = begin[:, None] + begin  # what is there is added to
     of_left, of_right = points.left @ points.left.mT, points.right @ points.right.mT
     alone, both, beside, formed = (begin.clone() for _ in range(4))
+    over, beside_over = (torch.full_like(begin, torch.nan) for _ in range(2))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triangle, "ROWS", 3)
         patch.setattr(triangle, "TILE", 2)
         triangle.add_points(alone, torch.arange(rows), points)
         triangle.add_points(both, torch.arange(rows), points, left_gram=beside)
+        triangle.add_points(over, torch.arange(rows), points, left_gram=beside_over, over=True)
         triangle.add_rows(formed, points.left)
     for found, product in ((alone, of_left * of_right), (both, of_left * of_right), (beside, of_left)):
         assert_close(found, begin + product, atol=1e-12, rtol=0)
     assert_close(formed, begin + of_left, atol=1e-12, rtol=0)
+    assert_close(over, of_left * of_right, atol=1e-12, rtol=0)
+    assert_close(beside_over, of_left, atol=1e-12, rtol=0)
 
 
 class Biased(nn.Module):
@@ -70,3 +75,32 @@ def test_a_bias_takes_the_product_of_its_weight(bias, factor, own_products, bloc
     else:
         whole = torch.cat(list(rows.values()), dim=1)
         assert_close(grams.block(), whole @ whole.mT, atol=1e-9, rtol=1e-9)
+
+
+@pytest.fixture
+def memory_of_nan():
+    """What is allocated and not written to is NaN."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.mark.parametrize("blocks", [None, ff.by_layer, ff.by_module, ff.whole])
+@pytest.mark.parametrize("kind", ["linear maps", "convolutions", "language model"])
+def test_no_gram_has_anything_in_it_that_was_not_put_there(kind, blocks, memory_of_nan):
+    if kind == "language model":
+        (model, batch), loss = build("gpt2", dtype=torch.float64), "causal_lm"
+    else:
+        model = Biased(bias=True, factor=1.0) if kind == "linear maps" else CASES["cnn"].build()
+        model, loss = model.double(), "classification"
+        batch = (torch.randn(9, 40, dtype=torch.float64), torch.arange(9) % 3)
+        if kind == "convolutions":
+            batch = build("cnn", dtype=torch.float64)[1]
+    fn = ff.functionalize(model)
+    found = ff.token_grams(fn, fn.params, batch, getattr(ff.losses, loss)(), blocks=blocks).grams
+    rows = gradient_rows(model, loss, batch)
+    labels = {name: (name,) for name in rows} if blocks is None else ff.partition(list(rows), blocks)
+    expected = {label: torch.cat([rows[name] for name in names], dim=1) for label, names in labels.items()}
+    assert max(gram_errors(found, expected, floor=1e-16).values()) < 1e-9

@@ -33,10 +33,12 @@ def add_points(
     points: PointFactors,
     *,
     left_gram: Float[Tensor, "n n"] | None = None,
+    over: bool = False,
 ) -> None:
     """K += (L Lᵀ) ∘ (R Rᵀ) at the rows and columns of `index`. Cost M² (d + e) operations. `gram` is written to.
 
-    Where `left_gram` is given, L Lᵀ is added to it as well, at no further cost; then `index` is all rows in order.
+    Where `left_gram` is given, L Lᵀ is added to it as well, at no further cost. With `over`, both are written over, not
+    added to. Either asks for an `index` of all rows in order.
     """
 
     def product(some: slice, others: slice) -> Iterator[Tensor]:
@@ -46,21 +48,28 @@ def add_points(
         yield found.mul_(points.right[some] @ points.right[others].mT)
 
     if len(index) == len(gram):  # all rows in order
-        _add_lower([gram] if left_gram is None else [left_gram, gram], product)
+        _add_lower([gram] if left_gram is None else [left_gram, gram], product, over=over)
     else:
         block = torch.zeros(len(index), len(index), dtype=gram.dtype, device=gram.device)
         _add_lower([block], product)
         gram[index[:, None], index] += block
 
 
-def _add_lower(grams: Sequence[Tensor], products: Callable[[slice, slice], Iterable[Tensor]]) -> None:
-    """Add a symmetric matrix to each, given by their tiles; each is taken before the next one is made."""
+def _add_lower(
+    grams: Sequence[Tensor], products: Callable[[slice, slice], Iterable[Tensor]], *, over: bool = False
+) -> None:
+    """Add a symmetric matrix to each, or write it over, given by tiles; each is taken before the next one is made."""
     count = len(grams[0])
     for start in range(0, count, ROWS):
         some = slice(start, min(start + ROWS, count))
         for first in range(0, some.stop, ROWS):
             others = slice(first, min(first + ROWS, some.stop))
             for gram, tile in zip(grams, products(some, others), strict=True):
-                gram[some, others] += tile
+                places = [(some, others, tile)]
                 if others.start != some.start:
-                    gram[others, some] += tile.mT.contiguous()
+                    places.append((others, some, tile.mT.contiguous()))
+                for rows, columns, part in places:
+                    if over:
+                        gram[rows, columns] = part
+                    else:
+                        gram[rows, columns] += part

@@ -140,7 +140,9 @@ class Holder:
             and torch.equal(rows, points.left)
         )
 
-    def add_to(self, gram: Tensor, workspace: Workspace | None = None, along: Tensor | None = None) -> None:
+    def add_to(
+        self, gram: Tensor, workspace: Workspace | None = None, along: Tensor | None = None, *, over: bool = False
+    ) -> None:
         """K += the Gram of all that was put; `gram` is written to.
 
         Cost that of `add_strips`, plus N² (d + e) for points and N² p for rows.
@@ -149,18 +151,22 @@ class Holder:
             gram: K.
             workspace: Memory for the contraction of strips.
             along: Of a holder that this one takes along.
+            over: Whether nothing is in `gram` and `along` yet, not even zeros.
 
         Raises:
             NotLookedUp: If a row was looked up that was not kept.
         """
         everything = torch.arange(self._num_rows, device=gram.device)
         points = list(self._points.values())
+        if over and self._points_alone() is None:
+            gram.zero_()
+            over = False
         if self._rows is not None:
             add_rows(gram, self._rows)
         if self._own is not None:
             gram += self._own
         for one in points if self._own is None else ():
-            add_points(gram, everything, one, left_gram=along)
+            add_points(gram, everything, one, left_gram=along, over=over)
         by_axis = [[s for s in self._strips.values() if s.axis == axis] for axis in (0, 1)]
         for strips in by_axis:
             if strips and not any(strip.shared.is_floating_point() for strip in strips):

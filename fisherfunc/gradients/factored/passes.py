@@ -4,7 +4,7 @@ A parameter is held until the last group that takes uses of it. So the Gram of a
 the input embedding is made at the end.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -72,11 +72,11 @@ def _passed(work: Workload, plan: FactoredPlan, options: PassOptions, checkpoint
             for name in closed:
                 holders.pop(name, None)
             continue
-        for label in map(options.label, closed):
-            if label not in grams:
-                shape = (work.num_tokens, work.num_tokens)
-                grams[label] = torch.zeros(shape, dtype=options.gram_dtype, device=like.device)
-        _add_all({name: holders.pop(name) for name in closed}, {name: grams[options.label(name)] for name in closed})
+        new = dict.fromkeys(label for label in map(options.label, closed) if label not in grams)
+        for label in new:
+            shape = (work.num_tokens, work.num_tokens)
+            grams[label] = torch.empty(shape, dtype=options.gram_dtype, device=like.device)
+        _add_all({name: holders.pop(name) for name in closed}, grams, options.label, set(new))
         checkpoint.write(stage_of(number), {label: grams[label] for label in {*map(options.label, closed)}}, {})
         for earlier in range(number + 1):  # pieces of what is still held stay
             if plan.groups[earlier].names.isdisjoint(later):
@@ -84,15 +84,36 @@ def _passed(work: Workload, plan: FactoredPlan, options: PassOptions, checkpoint
     return grams
 
 
-def _add_all(holders: dict[str, Holder], grams: Mapping[str, Tensor]) -> None:
-    """Add the Gram of each to its own; of two that have a product in common, by one."""
+def _add_all(
+    holders: dict[str, Holder], grams: Mapping[str, Tensor], label: Callable[[str], str], new: set[str]
+) -> None:
+    """Add the Gram of each to that of its label; of two that have a product in common, by one.
+
+    Args:
+        holders: By parameter; they are let go.
+        grams: By label.
+        label: Parameter → label.
+        new: The labels of those with nothing in them yet, not even zeros.
+    """
     workspace = Workspace()
     for name in list(holders):
         if name not in holders:
             continue
         taker = next((other for other, holder in holders.items() if holder.takes_along(holders[name])), None)
         if taker is None:
-            holders.pop(name).add_to(grams[name], workspace)
+            over = _written_over([label(name)], grams, new)
+            holders.pop(name).add_to(grams[label(name)], workspace, over=over)
         else:
             del holders[name]
-            holders.pop(taker).add_to(grams[taker], workspace, along=grams[name])
+            over = _written_over([label(taker), label(name)], grams, new)
+            holders.pop(taker).add_to(grams[label(taker)], workspace, along=grams[label(name)], over=over)
+
+
+def _written_over(labels: Sequence[str], grams: Mapping[str, Tensor], new: set[str]) -> bool:
+    """Whether these Grams are two, or one, with nothing in them yet; else they have at least zeros then."""
+    over = new.issuperset(labels) and len(set(labels)) == len(labels)
+    if not over:
+        for label in new.intersection(labels):
+            grams[label].zero_()
+    new.difference_update(labels)
+    return over
