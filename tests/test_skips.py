@@ -58,7 +58,10 @@ def test_a_module_runs_once_to_know_its_value_and_for_passes_that_want_it(monkey
 
 def test_most_of_a_transformer_is_skipped():
     model, batch = build("gpt2", dtype=torch.float64)
-    skipped = levels_of_model(model, batch).skipped
+    work = workload(model, batch, "causal_lm")
+    structure, _ = probe(work)
+    traced = trace(work, work.longest, structure, leaves=structure.dense, note=True)
+    skipped = plans._skipped(traced, plans._levels(traced, structure).cuts)
     names = {cut[0]: [call.name.removeprefix("transformer.") for call in calls] for cut, calls in skipped.items()}
     below = ["wte", "wpe", "drop"]
     assert names["transformer.h.0.attn.c_proj.bias"] == [*below, "h.0.ln_1", "h.0.attn"]
@@ -78,13 +81,6 @@ def test_modules_are_skipped_on_prefixes_too(monkeypatch):
     result = grams(model, batch, "causal_lm", chunk_size=2)
     assert result.metadata["passes_from_cuts"] > 0
     assert max(lengths) == batch["input_ids"].shape[1] and len(lengths) >= 3
-
-
-def levels_of_model(model, batch):
-    """How a model is cut where it must be taken in groups."""
-    work = workload(model, batch, "causal_lm")
-    structure, _ = probe(work)
-    return plans._levels(trace(work, work.longest, structure, leaves=structure.dense, note=True), structure)
 
 
 class Forgetful(Tower):

@@ -41,7 +41,6 @@ class Recorder(TorchFunctionMode):
         self._names = {id(tensor): (name, False) for name, tensor in parameters.items()}
         self._constants = {id(tensor): tensor.detach() for tensor in parameters.values()}
         self._nodes: dict[Any, tuple[str, int]] = {}
-        self._outputs: dict[tuple[str, int], Tensor] = {}
         self._counts: Counter[str] = Counter()
         self._call: Call = ("", 0, 0)
         self._num_calls = self._num_modules = 0
@@ -168,7 +167,7 @@ class Recorder(TorchFunctionMode):
         origins = self._directions.shortcuts.get(key)
         if origins is None or self._below_floor:
             return None
-        outputs = [self._outputs[origin] for origin in sorted(origins) if origin in self._outputs]
+        outputs = [use.output for use in self.recording.uses if (use.name, use.number) in origins]
         straight = elementwise_origins(source, self._nodes) == origins and (
             not self._directions.verify or is_elementwise(source, outputs)
         )
@@ -199,7 +198,6 @@ class Recorder(TorchFunctionMode):
         use = Use(name=name, size=tensor.numel(), number=number, output=result, version=result._version, role=role)
         self.recording.uses.append(use)
         self._nodes[torch.autograd.graph.get_gradient_edge(result).node] = (name, number)
-        self._outputs[name, number] = result
         return name
 
 

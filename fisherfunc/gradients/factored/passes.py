@@ -72,11 +72,11 @@ def _passed(work: Workload, plan: FactoredPlan, options: PassOptions, checkpoint
             for name in closed:
                 holders.pop(name, None)
             continue
-        new = dict.fromkeys(label for label in map(options.label, closed) if label not in grams)
+        new = {*map(options.label, closed)} - grams.keys()
         for label in new:
             shape = (work.num_tokens, work.num_tokens)
             grams[label] = torch.empty(shape, dtype=options.gram_dtype, device=like.device)
-        _add_all({name: holders.pop(name) for name in closed}, grams, options.label, set(new))
+        _add_all({name: holders.pop(name) for name in closed}, grams, options.label, new)
         checkpoint.write(stage_of(number), {label: grams[label] for label in {*map(options.label, closed)}}, {})
         for earlier in range(number + 1):  # pieces of what is still held stay
             if plan.groups[earlier].names.isdisjoint(later):

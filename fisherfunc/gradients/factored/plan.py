@@ -1,12 +1,13 @@
 """The plan of a factored pass: what is exploited, what runs together, and what it needs."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 
 from fisherfunc.gradients.dense.slabs import DensePlan
+from fisherfunc.gradients.factored.calls import Call
 from fisherfunc.gradients.factored.cuts import Levels, levels_of
 from fisherfunc.gradients.factored.divide import Needs, from_cuts, from_the_losses
 from fisherfunc.gradients.factored.estimate import Cost, costs, spans_of
@@ -24,7 +25,7 @@ from fisherfunc.gradients.factored.pieces import num_places
 from fisherfunc.gradients.factored.probe import probe
 from fisherfunc.gradients.factored.rules import Shift
 from fisherfunc.gradients.factored.separate import sequences_apart
-from fisherfunc.gradients.factored.skips import skippable
+from fisherfunc.gradients.factored.skips import ModuleCall, skippable
 from fisherfunc.gradients.factored.structure import (
     Structure,
     Traced,
@@ -136,12 +137,11 @@ def plan_factored(work: Workload, options: PassOptions, *, structure: Structure 
         found = from_cuts(needs, levels, found) or found
     spans = spans_of(work.tokens, found.chunk_size, causal=structure.causal)
     floors = {leg_of(found.groups, number, found.levels).floor for number in range(len(found.groups))}
-    skipped = {cut: calls for cut, calls in found.levels.skipped.items() if cut in floors}
     return FactoredPlan(
         structure=structure,
         chunk_size=found.chunk_size,
         width=found.width,
-        levels=replace(found.levels, skipped=skipped),
+        levels=replace(found.levels, skipped=_skipped(traced, floors)),
         groups=found.groups,
         costs=costs(traced, structure, work.num_params, tally, spans=spans, held=held, slabbed=found.slabbed),
         slabbed=found.slabbed,
@@ -185,12 +185,13 @@ def _levels(traced: Traced, structure: Structure) -> Levels:
     targets = {(use.name, use.number): use.output for use in below}
     targets |= {(name, -1): leaf for name, leaf in traced.leaves.items()}
     found = levels_of(end, traced.recording.made, targets, places=places)
-    cuts = [made for made in traced.recording.made.values() if made.call in found.cuts]
-    return replace(
-        found,
-        of={**found.of, **{(use.name, use.number): 0 for use in at_head}},
-        skipped={cut.call: tuple(skippable(traced.recording.modules, cut)) for cut in cuts},
-    )
+    return replace(found, of={**found.of, **{(use.name, use.number): 0 for use in at_head}})
+
+
+def _skipped(traced: Traced, floors: Container[Call | None]) -> dict[Call, tuple[ModuleCall, ...]]:
+    """The modules that need not be called where one of these cuts is known."""
+    cuts = [made for made in traced.recording.made.values() if made.call in floors]
+    return {cut.call: tuple(skippable(traced.recording.modules, cut)) for cut in cuts}
 
 
 def _once_at_the_top(name: str, levels: Levels) -> bool:
