@@ -170,7 +170,9 @@ def test_pieces_come_back_with_layout_sharing_and_order():
             name="v", use=0, rows=rows, part=SharedFactors(own=torch.randn(2, 3, 4), shared=wide, axis=0), sequence=1
         ),
         Piece(name="e", use=2, rows=rows, part=SharedFactors(own=torch.randn(2, 3, 4), shared=ids[1], axis=1)),
-        Piece(name="p", use=-1, rows=rows, part=PointFactors(left=base[:4].view(2, 2), right=base[:2].view(2, 1))),
+        Piece(
+            name="p", use=-1, rows=rows, part=PointFactors(own=base[:4].view(2, 2), shared=base[:2].view(2, 1), axis=1)
+        ),
         Piece(name="b", use=0, rows=rows, part=torch.randn(2, 9).bfloat16()),
         Piece(name="none", use=0, rows=rows[:0], part=torch.zeros(0, 9)),
     ]

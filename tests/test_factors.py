@@ -14,7 +14,7 @@ from fisherfunc.linalg.factors import PointFactors, SharedFactors, cross_gram, f
 from fisherfunc.linalg.strips import add_strips, empty_strip
 
 SHAPE = (5, 7)
-KINDS = ["linear", "conv1d", "embedding", "point"]
+KINDS = ["linear", "conv1d", "embedding", "point", "point of conv1d", "points of one input"]
 
 
 def factors(kind: str, seed: int, *, rows: int = 3, places: int = 4) -> SharedFactors | PointFactors:
@@ -31,14 +31,22 @@ def factors(kind: str, seed: int, *, rows: int = 3, places: int = 4) -> SharedFa
     if kind == "embedding":
         ids = torch.randint(out, (places,), generator=generator)
         return SharedFactors(own=normal(rows, places, into), shared=ids, axis=1)
-    return PointFactors(left=normal(rows, out), right=normal(rows, into))
+    if kind == "point of conv1d":
+        return PointFactors(own=normal(rows, into), shared=normal(rows, out), axis=1)
+    if kind == "points of one input":
+        index = torch.arange(rows) // 2
+        return PointFactors(own=normal(rows, out), shared=normal(rows, into), axis=0, index=index)
+    return PointFactors(own=normal(rows, out), shared=normal(rows, into), axis=0)
 
 
 def gradients(part: SharedFactors | PointFactors) -> torch.Tensor:
     """Each row's gradient by autograd through the map that its kind stands for."""
     weight = torch.zeros(SHAPE, dtype=torch.float64, requires_grad=True)
     if isinstance(part, PointFactors):
-        losses = torch.einsum("ni,ij,nj->n", part.left, weight, part.right)
+        inputs = part.shared if part.index is None else part.shared[part.index]
+        losses = torch.einsum(
+            "ni,ij,nj->n", *((part.own, weight, inputs) if part.axis == 0 else (inputs, weight, part.own))
+        )
     elif part.axis == 0:
         losses = torch.einsum("nsi,ij,sj->n", part.own, weight, part.shared[: part.own.shape[1]])
     else:
@@ -60,6 +68,24 @@ def test_cross_grams_equal_inner_products_of_gradients(one, other):
     rows, columns = factors(one, 1), factors(other, 2, rows=4, places=6)
     expected = gradients(rows).flatten(1) @ gradients(columns).flatten(1).T
     assert_close(cross_gram(rows, columns).double(), expected, atol=1e-11, rtol=0)
+
+
+@given(counts=st.lists(st.integers(1, 6), min_size=1, max_size=5), seed=st.integers(0, 1000))
+def test_equal_inputs_of_neighbours_are_held_once(counts, seed):
+    generator = torch.Generator().manual_seed(seed)
+    each = torch.randint(3, (len(counts), 4), generator=generator).double()
+    shared = each.repeat_interleave(torch.tensor(counts), dim=0)
+    own = torch.randn(len(shared), 2, generator=generator, dtype=torch.float64)
+    found = PointFactors(own=own, shared=shared, axis=0).merged()
+    distinct = shared.unique_consecutive(dim=0)
+    assert torch.equal(found.inputs, shared) and torch.equal(found.own, own)
+    assert torch.equal(found.shared, distinct if 2 * len(distinct) <= len(shared) else shared)
+    assert found.merged() is found or found.index is None
+
+
+def test_inputs_that_are_no_numbers_are_never_equal():
+    points = PointFactors(own=torch.ones(4, 2), shared=torch.full((4, 3), torch.nan), axis=0)
+    assert points.merged() is points
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv1d", "embedding"])

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fisherfunc as ff
+from fisherfunc.gradients import survey as surveys
 from fisherfunc.gradients.factored import plan as plans
+from fisherfunc.gradients.memory import SavedBytes
 from fisherfunc.gradients.sequences import split
 from fisherfunc.gradients.survey import survey
 
@@ -103,6 +105,21 @@ def test_the_losses_of_samples_that_reach_each_other_are_those_of_each_alone():
     tokens, _ = survey(fn, fn.params, split((x, y)), ff.losses.classification())
     logits = torch.cat([model(row[None]) for row in x]).detach()
     torch.testing.assert_close(tokens.loss, functional.cross_entropy(logits, y, reduction="none"))
+
+
+def test_samples_of_large_activations_are_surveyed_few_at_a_time(monkeypatch):
+    widths = []
+    model = Net(lambda h, rare: (widths.append(len(h)), h)[1])
+    fn = ff.functionalize(model)
+    with SavedBytes(beside=model.parameters()) as saved:
+        model(samples()[0][:1])
+    found = {}
+    for most in (COUNT, 18):
+        widths.clear()
+        monkeypatch.setattr(surveys, "BYTES_TOGETHER", most * saved.total)
+        found[most], _ = survey(fn, fn.params, split(samples()), ff.losses.classification())
+        assert max(widths) == most
+    torch.testing.assert_close(found[COUNT].loss, found[18].loss)
 
 
 class Tempered(Net):

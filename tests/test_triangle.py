@@ -13,30 +13,45 @@ import fisherfunc as ff
 from fisherfunc.gradients.factored import contract
 from fisherfunc.linalg import triangle
 from fisherfunc.linalg.factors import PointFactors
+from fisherfunc.linalg.triangle import Term, add_points
 
 
 @given(rows=st.integers(1, 9), left=st.integers(1, 4), right=st.integers(1, 4), seed=st.integers(0, 1000))
 def test_tiles_sum_to_the_products(rows, left, right, seed):
     generator = torch.Generator().manual_seed(seed)
-    normal = [torch.randn(rows, width, generator=generator, dtype=torch.float64) for width in (left, right)]
-    points = PointFactors(left=normal[0], right=normal[1])
+    own, shared, other = (
+        torch.randn(rows, width, generator=generator, dtype=torch.float64) for width in (left, right, right)
+    )
+    index = torch.randint(2, (rows,), generator=generator).cumsum(0).clamp(max=rows - 1)  # some rows share an input
+    points = PointFactors(own=own, shared=shared, axis=0)
+    indexed = PointFactors(own=own, shared=other, axis=0, index=index)
     begin = torch.arange(rows, dtype=torch.float64)
     begin = begin[:, None] + begin  # what is there is added to
-    of_left, of_right = points.left @ points.left.mT, points.right @ points.right.mT
-    alone, both, beside, formed = (begin.clone() for _ in range(4))
-    over, beside_over = (torch.full_like(begin, torch.nan) for _ in range(2))
+    of_own, of_points = own @ own.mT, (own @ own.mT) * (shared @ shared.mT)
+    of_indexed = (own @ own.mT) * (other[index] @ other[index].mT)
+    alone, beside, both, formed = (begin.clone() for _ in range(4))
+    fresh, fresh_beside, fresh_both = (torch.full_like(begin, torch.nan) for _ in range(3))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triangle, "ROWS", 3)
         patch.setattr(triangle, "TILE", 2)
-        triangle.add_points(alone, torch.arange(rows), points)
-        triangle.add_points(both, torch.arange(rows), points, left_gram=beside)
-        triangle.add_points(over, torch.arange(rows), points, left_gram=beside_over, over=True)
-        triangle.add_rows(formed, points.left)
-    for found, product in ((alone, of_left * of_right), (both, of_left * of_right), (beside, of_left)):
-        assert_close(found, begin + product, atol=1e-12, rtol=0)
-    assert_close(formed, begin + of_left, atol=1e-12, rtol=0)
-    assert_close(over, of_left * of_right, atol=1e-12, rtol=0)
-    assert_close(beside_over, of_left, atol=1e-12, rtol=0)
+        add_points([])
+        add_points([Term(points=points, gram=alone, own_gram=beside)])
+        add_points([Term(points=points, gram=both), Term(points=indexed, gram=both, own_gram=both)])
+        terms = [Term(points=indexed, gram=fresh, own_gram=fresh_beside)]
+        terms += [Term(points=one, gram=fresh_both, own_gram=fresh_both) for one in (points, indexed)]
+        add_points(terms, new=[fresh, fresh_beside, fresh_both])
+        triangle.add_rows(formed, own)
+    expected = [
+        (alone, begin + of_points),
+        (beside, begin + of_own),
+        (both, begin + of_points + of_indexed + of_own),
+        (formed, begin + of_own),
+        (fresh, of_indexed),
+        (fresh_beside, of_own),
+        (fresh_both, of_points + of_indexed + 2 * of_own),
+    ]
+    for found, product in expected:
+        assert_close(found, product, atol=1e-12, rtol=0)
 
 
 class Biased(nn.Module):

@@ -10,15 +10,18 @@ import torch
 from torch import Tensor
 
 from fisherfunc.gradients.losses import IGNORED, TokenLoss
+from fisherfunc.gradients.memory import SavedBytes
 from fisherfunc.gradients.model_function import ModelFunction
+from fisherfunc.gradients.pullback import leaves_of
 from fisherfunc.gradients.sequences import Sequences
 from fisherfunc.gradients.stacks import REFUSALS, neighbours
 from fisherfunc.linalg.tokens import Tokens, concatenated
 from fisherfunc.records.axes import Batch, Params
 
-MOST_TOGETHER = 1024
+MOST_TOGETHER = 2048
 FEWEST_TOGETHER = 16
-BYTES_TOGETHER = 2**24
+BYTES_TOGETHER = 2**26
+"""What sequences that run together would save for a backward pass, at most."""
 PARTS = 8
 """How many random parts of a group run without each other, to see whether its sequences reach each other."""
 
@@ -55,29 +58,35 @@ def survey(
 
 def _surveyed(fn: ModelFunction, params: Params, sequences: Sequences, loss: TokenLoss) -> list[Tokens]:
     """Sequence by sequence; many small ones of one shape together, where that gives the losses that each has alone."""
-    first, size = _tokens(fn, params, sequences[0], loss, 0)
-    width = min(MOST_TOGETHER, BYTES_TOGETHER // max(size, 1))
-    if width < FEWEST_TOGETHER:
-        return [first, *(_tokens(fn, params, sequences[i], loss, i)[0] for i in range(1, len(sequences)))]
     found: list[Tokens] = []
-    for group in neighbours(range(len(sequences)), sequences, width):
+    for group in neighbours(range(len(sequences)), sequences, _width(fn, params, sequences, loss)):
         together = _together(fn, params, sequences, loss, group) if len(group) >= FEWEST_TOGETHER else None
-        each = (_tokens(fn, params, sequences[index], loss, index)[0] for index in group)
+        each = (_tokens(fn, params, sequences[index], loss, index) for index in group)
         found += each if together is None else [together]
     return found
+
+
+def _width(fn: ModelFunction, params: Params, sequences: Sequences, loss: TokenLoss) -> int:
+    """How many sequences may run together, by what the largest would save for a backward pass."""
+    if len(sequences) < FEWEST_TOGETHER:
+        return 1
+    largest, leaves = max(range(len(sequences)), key=sequences.num_entries), leaves_of(params)
+    with torch.enable_grad(), SavedBytes(beside=leaves.values()) as saved:
+        loss.predictions(_output(fn, leaves, sequences[largest], largest), sequences[largest])
+    return max(1, min(MOST_TOGETHER, BYTES_TOGETHER // max(saved.total, 1)))
 
 
 def _together(
     fn: ModelFunction, params: Params, sequences: Sequences, loss: TokenLoss, group: Sequence[int]
 ) -> Tokens | None:
     """The tokens of a group from one pass; None where the first, the last, or a random part has other losses alone."""
-    ends = [_tokens(fn, params, sequences[index], loss, index)[0] for index in (group[0], group[-1])]
+    ends = [_tokens(fn, params, sequences[index], loss, index) for index in (group[0], group[-1])]
     try:
-        values, valid, targets, _ = _evaluated(fn, params, sequences.joined(group), loss, group[0])
+        values, valid, targets = _evaluated(fn, params, sequences.joined(group), loss, group[0])
         order = torch.randperm(len(group), generator=torch.Generator().manual_seed(group[0]))
         for part in order.tensor_split(PARTS):
             some = sequences.joined([group[i] for i in part.tolist()])
-            alone, counted, *_ = _evaluated(fn, params, some, loss, group[0])
+            alone, counted, _ = _evaluated(fn, params, some, loss, group[0])
             if len(values) != len(group) or not _same(alone[counted], values[part.to(values.device)][counted]):
                 return None
     except REFUSALS:  # one at a time then, which finds what is wrong, and where
@@ -97,9 +106,9 @@ def _same(alone: Tensor, here: Tensor) -> bool:
     return alone.shape == here.shape and torch.allclose(alone, here, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
-def _tokens(fn: ModelFunction, params: Params, batch: Batch, loss: TokenLoss, index: int) -> tuple[Tokens, int]:
-    """The tokens of one sequence, and the bytes of its predictions."""
-    values, valid, targets, size = _evaluated(fn, params, batch, loss, index)
+def _tokens(fn: ModelFunction, params: Params, batch: Batch, loss: TokenLoss, index: int) -> Tokens:
+    """The tokens of one sequence."""
+    values, valid, targets = _evaluated(fn, params, batch, loss, index)
     if values.shape != valid.shape or values.ndim != 2 or values.shape[0] != 1:
         raise ValueError(
             f"loss {loss.name!r} expected losses and mask of one shape (1, s) for sequence {index}, "
@@ -108,13 +117,13 @@ def _tokens(fn: ModelFunction, params: Params, batch: Batch, loss: TokenLoss, in
     position = valid[0].nonzero().squeeze(-1)
     target = None if targets is None else targets[0, position]
     sequence = torch.full_like(position, index)
-    return Tokens(sequence=sequence, position=position, loss=values[0, position], target=target), size
+    return Tokens(sequence=sequence, position=position, loss=values[0, position], target=target)
 
 
 def _evaluated(
     fn: ModelFunction, params: Params, batch: Batch, loss: TokenLoss, index: int
-) -> tuple[Tensor, Tensor, Tensor | None, int]:
-    """Losses, which of them count, the classes that are their targets, and the bytes of the predictions."""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Losses, which of them count, and the classes that are their targets."""
     with torch.no_grad():
         targets = loss.targets(batch)
         predictions = loss.predictions(_output(fn, params, batch, index), batch)
@@ -123,7 +132,7 @@ def _evaluated(
     valid = loss.valid(batch)
     valid = torch.ones_like(values, dtype=torch.bool) if valid is None else valid
     classes = targets if loss.distribution == "categorical" else None
-    return values, valid, classes, predictions.numel() * predictions.element_size()
+    return values, valid, classes
 
 
 def _output(fn: ModelFunction, params: Params, sequence: Batch, index: int) -> Any:

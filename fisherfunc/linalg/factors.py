@@ -2,17 +2,19 @@
 
 A weight W used as y = x Wᵀ gives token n the gradient G_n = Σ_s δ_{n,s} ⊗ a_s: output cotangents δ of its own, inputs a
 that all tokens of the sequence share. So ⟨G_n, G_m⟩ = Σ_{s,t} (δ_{n,s}·δ_{m,t}) (a_s·a_t). Where each token has one
-place and inputs of its own, G_n = r_n ⊗ h_n and K = (R Rᵀ) ∘ (H Hᵀ).
+place, G_n = δ_n ⊗ a_n and K = (Δ Δᵀ) ∘ (A Aᵀ).
 
 Axis order: own factors `(n, s, d)`, shared factors `(s, e)` or ids `(s,)` for one-hot rows. `axis` says which axis of
 the weight the own factor lies along: 0 for `nn.Linear` (out, in), 1 for `Conv1D` (in, out) and embeddings (ids, d).
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from einops import einsum, rearrange
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
+from torch.nn import functional
 
 from fisherfunc.records.record import record
 
@@ -32,12 +34,37 @@ class SharedFactors:
     axis: int
 
 
-@record()
+@record(static=("axis",))
 class PointFactors:
-    """G_n = left_n ⊗ right_n: one place a row, `left` along axis 0 of the weight."""
+    """G_n = own_n ⊗ shared_i: one place a row.
 
-    left: Float[Tensor, "n d"]
-    right: Float[Tensor, "n e"]
+    Attributes:
+        own: What each row has for itself.
+        shared: The inputs.
+        axis: The axis of the weight that `own` lies along.
+        index: Which input each row has, in ascending order; its own where None.
+    """
+
+    own: Float[Tensor, "n d"]
+    shared: Float[Tensor, "m e"]
+    axis: int
+    index: Int[Tensor, " n"] | None = None
+
+    @property
+    def inputs(self) -> Float[Tensor, "n e"]:
+        """The input of each row."""
+        return self.shared if self.index is None else self.shared[self.index]
+
+    def merged(self) -> "PointFactors":
+        """The same, equal inputs of rows that follow each other as one: those of several targets of one sample.
+
+        Where that leaves more than half of them nothing is changed.
+        """
+        other = (self.shared[1:] != self.shared[:-1]).any(dim=1)
+        if self.index is not None or 2 * (1 + int(other.sum())) > len(self.shared):
+            return self
+        index = functional.pad(other.cumsum(0), (1, 0))
+        return replace(self, shared=self.shared[functional.pad(other, (1, 0), value=True)], index=index)
 
 
 Factors = SharedFactors | PointFactors
@@ -62,10 +89,10 @@ def form_gradients(factors: Factors, shape: Sequence[int]) -> Float[Tensor, "n i
         factors: The factors.
         shape: Of the weight, which gives the length of one-hot rows.
     """
+    shared = factors.inputs if isinstance(factors, PointFactors) else _covered(factors)
     if isinstance(factors, PointFactors):
-        return einsum(factors.left, factors.right, "n i, n j -> n i j")
-    shared = _covered(factors)
-    if shared.ndim == 2:
+        formed = einsum(factors.own, shared, "n d, n e -> n d e")
+    elif shared.ndim == 2:
         formed = einsum(factors.own, shared, "n s d, s e -> n d e")
     else:
         formed = factors.own.new_zeros(factors.own.shape[0], shape[1 - factors.axis], factors.own.shape[2])
@@ -104,12 +131,15 @@ def _project(own: Float[Tensor, "n s d"], shared: Tensor) -> Float[Tensor, "n s 
 
 
 def _point_gram(rows: PointFactors, columns: PointFactors) -> Float[Tensor, "n m"]:
-    return (rows.left @ columns.left.mT) * (rows.right @ columns.right.mT)
+    one, other = (rows.own, rows.inputs), (columns.own, columns.inputs)
+    if rows.axis != columns.axis:
+        other = other[::-1]
+    return (one[0] @ other[0].mT) * (one[1] @ other[1].mT)
 
 
 def _point_cross(rows: PointFactors, columns: SharedFactors) -> Float[Tensor, "n m"]:
     """Σ_t (x_n·own_{m,t}) (y_n·shared_t), with x the point factor along the axis of `own`, y the other."""
-    along, across = (rows.left, rows.right) if columns.axis == 0 else (rows.right, rows.left)
+    along, across = (rows.own, rows.inputs) if columns.axis == rows.axis else (rows.inputs, rows.own)
     shared = _covered(columns)
     weights = across[:, shared] if shared.ndim == 1 else across @ shared.mT
     return einsum(columns.own @ along.mT, weights, "m t n, n t -> n m")

@@ -3,73 +3,105 @@
 Products are in the dtype of the rows (at least float32), sums over wide rows in that of the Gram. Axis order `(n, p)`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from fisherfunc.linalg.factors import PointFactors
 from fisherfunc.linalg.gram import TILE
 
-ROWS = 512
+ROWS = 384
 
 
 def add_rows(gram: Float[Tensor, "n n"], rows: Float[Tensor, "n p"]) -> None:
     """K += G Gᵀ. Cost N² P operations. `gram` is written to."""
-
-    def product(some: slice, others: slice) -> list[Tensor]:
+    for some, others in _tiles(len(gram)):
         total = gram.new_zeros(some.stop - some.start, others.stop - others.start)
         for tile in range(0, rows.shape[1], TILE):
             total += rows[some, tile : tile + TILE] @ rows[others, tile : tile + TILE].mT
-        return [total]
+        gram[some, others] += total
+        _mirror(gram, some, others)
 
-    _add_lower([gram], product)
 
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """What points add to Grams.
 
-def add_points(
-    gram: Float[Tensor, "n n"],
-    index: Int[Tensor, " m"],
-    points: PointFactors,
-    *,
-    left_gram: Float[Tensor, "n n"] | None = None,
-    over: bool = False,
-) -> None:
-    """K += (L Lᵀ) ∘ (R Rᵀ) at the rows and columns of `index`. Cost M² (d + e) operations. `gram` is written to.
-
-    Where `left_gram` is given, L Lᵀ is added to it as well, at no further cost. With `over`, both are written over, not
-    added to. Either asks for an `index` of all rows in order.
+    Attributes:
+        points: (Δ, A).
+        gram: To this one, (Δ Δᵀ) ∘ (A Aᵀ).
+        own_gram: To this one, Δ Δᵀ, at no further cost; it may be the same. None where it is not wanted.
     """
 
-    def product(some: slice, others: slice) -> Iterator[Tensor]:
-        found = points.left[some] @ points.left[others].mT
-        if left_gram is not None:
-            yield found
-        yield found.mul_(points.right[some] @ points.right[others].mT)
+    points: PointFactors
+    gram: Float[Tensor, "n n"]
+    own_gram: Float[Tensor, "n n"] | None = None
 
-    if len(index) == len(gram):  # all rows in order
-        _add_lower([gram] if left_gram is None else [left_gram, gram], product, over=over)
-    else:
-        block = torch.zeros(len(index), len(index), dtype=gram.dtype, device=gram.device)
-        _add_lower([block], product)
-        gram[index[:, None], index] += block
+    def products(self, some: slice, others: slice, space: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each Gram and what is added to a tile of it, which holds until the next is asked for. `space` is written to.
+
+        Args:
+            some: Rows.
+            others: Columns.
+            space: `(2, k)` for two tiles.
+        """
+        shape = (some.stop - some.start, others.stop - others.start)
+        own, inputs = (part[: shape[0] * shape[1]].view(shape) for part in space)
+        torch.mm(self.points.own[some], self.points.own[others].mT, out=own)
+        self._inputs(some, others, inputs)
+        if self.own_gram is self.gram:
+            inputs += 1
+        elif self.own_gram is not None:
+            yield self.own_gram, own
+        yield self.gram, own.mul_(inputs)
+
+    def _inputs(self, some: slice, others: slice, out: Tensor) -> None:
+        """A Aᵀ at a tile: of inputs that several rows have, once. `out` is written to."""
+        shared, index = self.points.shared, self.points.index
+        if index is None:
+            torch.mm(shared[some], shared[others].mT, out=out)
+            return
+        first, second = index[some], index[others]
+        product = shared[first[0] : first[-1] + 1] @ shared[second[0] : second[-1] + 1].mT
+        torch.index_select(product.index_select(0, first - first[0]), 1, second - second[0], out=out)
 
 
-def _add_lower(
-    grams: Sequence[Tensor], products: Callable[[slice, slice], Iterable[Tensor]], *, over: bool = False
-) -> None:
-    """Add a symmetric matrix to each, or write it over, given by tiles; each is taken before the next one is made."""
-    count = len(grams[0])
+def add_points(terms: Sequence[Term], *, new: Sequence[Tensor] = ()) -> None:
+    """Add what all terms come to, tile by tile, so that a Gram of several terms is written once. Grams are written to.
+
+    Cost N² (d + e) operations a term, N² d + M² e where there are M inputs.
+
+    Args:
+        terms: With Grams of one size.
+        new: Those of the Grams with nothing in them yet, not even zeros.
+    """
+    grams = {id(gram): gram for term in terms for gram in (term.gram, term.own_gram) if gram is not None}
+    spaces = {term.points.own.dtype: term.points.own for term in terms}
+    spaces = {dtype: like.new_empty(2, min(ROWS, len(like)) ** 2) for dtype, like in spaces.items()}
+    for some, others in _tiles(len(terms[0].gram)) if terms else ():
+        unset = set(map(id, new))
+        for term in terms:
+            for gram, tile in term.products(some, others, spaces[term.points.own.dtype]):
+                if id(gram) in unset:
+                    gram[some, others] = tile
+                    unset.remove(id(gram))
+                else:
+                    gram[some, others] += tile
+        for gram in grams.values():
+            _mirror(gram, some, others)
+
+
+def _tiles(count: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of the tiles of a lower triangle."""
     for start in range(0, count, ROWS):
         some = slice(start, min(start + ROWS, count))
         for first in range(0, some.stop, ROWS):
-            others = slice(first, min(first + ROWS, some.stop))
-            for gram, tile in zip(grams, products(some, others), strict=True):
-                places = [(some, others, tile)]
-                if others.start != some.start:
-                    places.append((others, some, tile.mT.contiguous()))
-                for rows, columns, part in places:
-                    if over:
-                        gram[rows, columns] = part
-                    else:
-                        gram[rows, columns] += part
+            yield some, slice(first, min(first + ROWS, some.stop))
+
+
+def _mirror(gram: Tensor, some: slice, others: slice) -> None:
+    if others.start != some.start:
+        gram[others, some] = gram[some, others].mT

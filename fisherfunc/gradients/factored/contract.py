@@ -6,6 +6,7 @@ formed rows. Gradients of several uses add, so their Gram has all cross terms.
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -18,7 +19,7 @@ from fisherfunc.linalg.factors import PointFactors, SharedFactors, cross_gram, f
 from fisherfunc.linalg.gram import TILE
 from fisherfunc.linalg.strips import Empty, Strip, add_strips, empty_strip
 from fisherfunc.linalg.threads import Workspace
-from fisherfunc.linalg.triangle import add_points, add_rows
+from fisherfunc.linalg.triangle import Term, add_points, add_rows
 
 PAGE = 4096
 """Bytes that a system gives out at a time."""
@@ -74,15 +75,15 @@ class Holder:
             ids: In ascending order.
             dtype: Of the Gram.
         """
-        points = self._points_alone()
+        points = self.points_alone()
         if points is None:
             return
-        self._own = points.left.new_zeros(self._num_rows, self._num_rows, dtype=dtype)
-        add_points(self._own, torch.arange(self._num_rows, device=ids.device), points)
-        kept = PointFactors(left=points.left[:, ids], right=points.right)
+        self._own = points.own.new_empty(self._num_rows, self._num_rows, dtype=dtype)
+        add_points([Term(points=points.merged(), gram=self._own)], new=[self._own])
+        kept = replace(points, own=points.own[:, ids])
         self._ids, self._points = ids, dict.fromkeys(self._points, kept)
 
-    def _points_alone(self) -> PointFactors | None:
+    def points_alone(self) -> PointFactors | None:
         """The points of a single use, where nothing else is held and no part of their Gram was made."""
         if self._rows is not None or self._strips or self._own is not None or len(self._points) != 1:
             return None
@@ -100,10 +101,10 @@ class Holder:
     def _put_points(self, piece: Piece, part: PointFactors) -> None:
         """Points lie where all of them will: joined later, they would take twice their memory."""
         if piece.use not in self._points:
-            empty = [side.new_zeros(self._num_rows, side.shape[1]) for side in (part.left, part.right)]
-            self._points[piece.use] = PointFactors(left=empty[0], right=empty[1])
+            own, shared = (side.new_zeros(self._num_rows, side.shape[1]) for side in (part.own, part.shared))
+            self._points[piece.use] = PointFactors(own=own, shared=shared, axis=part.axis)
         points = self._points[piece.use]
-        points.left[piece.rows], points.right[piece.rows] = part.left, part.right
+        points.own[piece.rows], points.shared[piece.rows] = part.own, part.shared
 
     def _put_shared(self, piece: Piece, part: SharedFactors, stack: Stack) -> None:
         if not len(piece.rows) or not len(part.shared):  # all ids are padding
@@ -125,24 +126,20 @@ class Holder:
         self._spaces[use] = left[size:]
         return left[:size].view(*shape)
 
-    def takes_along(self, other: "Holder") -> bool:
-        """Whether the Gram of another one is made on the way to this one's.
+    def is_own_of(self, points: PointFactors) -> bool:
+        """Whether all that is held are rows that are the own factors of some points.
 
-        So it is where its rows are the left sides of the points here, and nothing else is held in either: those of a
-        bias, beside the weight of a linear map that acts at one place.
+        Those of a bias are, beside the weight of a linear map that acts at one place.
         """
-        points, rows = self._points_alone(), None if other._strips or other._points else other._rows
         return (
-            points is not None
-            and rows is not None
-            and rows.dtype == points.left.dtype
-            and rows.shape[1] <= TILE  # wider ones are summed in the dtype of the Gram
-            and torch.equal(rows, points.left)
+            self._rows is not None
+            and not (self._strips or self._points)
+            and self._rows.dtype == points.own.dtype
+            and self._rows.shape[1] <= TILE  # wider ones are summed in the dtype of the Gram
+            and torch.equal(self._rows, points.own)
         )
 
-    def add_to(
-        self, gram: Tensor, workspace: Workspace | None = None, along: Tensor | None = None, *, over: bool = False
-    ) -> None:
+    def add_to(self, gram: Tensor, workspace: Workspace | None = None) -> None:
         """K += the Gram of all that was put; `gram` is written to.
 
         Cost that of `add_strips`, plus N² (d + e) for points and N² p for rows.
@@ -150,23 +147,18 @@ class Holder:
         Args:
             gram: K.
             workspace: Memory for the contraction of strips.
-            along: Of a holder that this one takes along.
-            over: Whether nothing is in `gram` and `along` yet, not even zeros.
 
         Raises:
             NotLookedUp: If a row was looked up that was not kept.
         """
         everything = torch.arange(self._num_rows, device=gram.device)
         points = list(self._points.values())
-        if over and self._points_alone() is None:
-            gram.zero_()
-            over = False
         if self._rows is not None:
             add_rows(gram, self._rows)
         if self._own is not None:
             gram += self._own
-        for one in points if self._own is None else ():
-            add_points(gram, everything, one, left_gram=along, over=over)
+        else:
+            add_points([Term(points=one.merged(), gram=gram) for one in points])
         by_axis = [[s for s in self._strips.values() if s.axis == axis] for axis in (0, 1)]
         for strips in by_axis:
             if strips and not any(strip.shared.is_floating_point() for strip in strips):
@@ -210,17 +202,14 @@ def _is_lookup(part: object) -> bool:
 
 def _formed(part: PointFactors | SharedFactors, size: int) -> Iterator[tuple[slice, Tensor]]:
     """The gradients that factors stand for, some rows at a time: what meets formed rows of the same parameter."""
-    own = part.left if isinstance(part, PointFactors) else part.own
     step = max(1, FORMED // size)
-    for first in range(0, len(own), step):
+    features = part.own.shape[-1]
+    shape = (features, size // features) if part.axis == 0 else (size // features, features)
+    for first in range(0, len(part.own), step):
         some = slice(first, first + step)
+        few: PointFactors | SharedFactors = replace(part, own=part.own[some])
         if isinstance(part, PointFactors):
-            few: PointFactors | SharedFactors = PointFactors(left=part.left[some], right=part.right[some])
-            shape = (part.left.shape[1], part.right.shape[1])
-        else:
-            few = SharedFactors(own=own[some], shared=part.shared, axis=part.axis)
-            features = own.shape[-1]
-            shape = (features, size // features) if part.axis == 0 else (size // features, features)
+            few = replace(part, own=part.own[some], shared=part.shared[some])
         yield some, form_gradients(few, shape).flatten(1)
 
 

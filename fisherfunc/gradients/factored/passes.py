@@ -4,7 +4,7 @@ A parameter is held until the last group that takes uses of it. So the Gram of a
 the input embedding is made at the end.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -22,6 +22,7 @@ from fisherfunc.gradients.memory import give_back
 from fisherfunc.gradients.stacks import stacks_of
 from fisherfunc.gradients.workload import PassOptions, Workload
 from fisherfunc.linalg.threads import Workspace
+from fisherfunc.linalg.triangle import Term, add_points
 
 
 def passed_grams(
@@ -87,33 +88,34 @@ def _passed(work: Workload, plan: FactoredPlan, options: PassOptions, checkpoint
 def _add_all(
     holders: dict[str, Holder], grams: Mapping[str, Tensor], label: Callable[[str], str], new: set[str]
 ) -> None:
-    """Add the Gram of each to that of its label; of two that have a product in common, by one.
+    """Add the Gram of each to that of its label; those of points all together.
 
     Args:
         holders: By parameter; they are let go.
         grams: By label.
         label: Parameter → label.
-        new: The labels of those with nothing in them yet, not even zeros.
+        new: The labels of Grams with nothing in them yet, not even zeros.
     """
+    terms = _terms(holders, lambda name: grams[label(name)])
+    add_points(terms, new=[grams[name] for name in new])
+    written = {id(gram) for term in terms for gram in (term.gram, term.own_gram)}
+    for name in new:
+        if id(grams[name]) not in written:
+            grams[name].zero_()
     workspace = Workspace()
     for name in list(holders):
-        if name not in holders:
-            continue
-        taker = next((other for other, holder in holders.items() if holder.takes_along(holders[name])), None)
-        if taker is None:
-            over = _written_over([label(name)], grams, new)
-            holders.pop(name).add_to(grams[label(name)], workspace, over=over)
-        else:
+        holders.pop(name).add_to(grams[label(name)], workspace)
+
+
+def _terms(holders: dict[str, Holder], gram: Callable[[str], Tensor]) -> list[Term]:
+    """The points of those that hold nothing else; of two that have a product in common, by one. They are let go."""
+    found = []
+    for name, points in [(name, holder.points_alone()) for name, holder in holders.items()]:
+        if points is not None:
             del holders[name]
-            over = _written_over([label(taker), label(name)], grams, new)
-            holders.pop(taker).add_to(grams[label(taker)], workspace, along=grams[label(name)], over=over)
-
-
-def _written_over(labels: Sequence[str], grams: Mapping[str, Tensor], new: set[str]) -> bool:
-    """Whether these Grams are two, or one, with nothing in them yet; else they have at least zeros then."""
-    over = new.issuperset(labels) and len(set(labels)) == len(labels)
-    if not over:
-        for label in new.intersection(labels):
-            grams[label].zero_()
-    new.difference_update(labels)
-    return over
+            along = next((other for other, holder in holders.items() if holder.is_own_of(points)), None)
+            own_gram = None if along is None else gram(along)
+            found.append(Term(points=points.merged(), gram=gram(name), own_gram=own_gram))
+            if along is not None:
+                del holders[along]
+    return found

@@ -154,9 +154,8 @@ def pieces_of(
     own, inputs = own.to(factor_dtype(own.dtype)), inputs_by_place(use, width)
     axis = use.role.axis if isinstance(use.role, Map) else 0
     if at_one_place(inputs):
-        across = flat(repeat(inputs[:, 0], "b e -> c b e", c=len(own)))
-        left, right = (flat(own[:, :, 0]), across) if axis == 0 else (across, flat(own[:, :, 0]))
-        point = PointFactors(left=left, right=right.to(left))
+        shared = flat(repeat(inputs[:, 0], "b e -> c b e", c=len(own)))
+        point = PointFactors(own=flat(own[:, :, 0]), shared=shared.to(own), axis=axis)
         return [Piece(name=use.name, use=use.number, rows=flat(rows), part=point)]
     found = []
     for b in range(width):

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-BITS = 2**14 - 1
-"""What is drawn anew in each quarter of a random number below 2^62."""
+BITS = 14
+"""Drawn anew in each quarter of a random number below 2^62."""
+BIAS = 127
+"""Of the exponent in the bits of a number in float32; the sign comes before it, 23 digits after it."""
 
 
 def random_powers(shape: Sequence[int], exponents: range, generator: torch.Generator) -> Tensor:
@@ -20,5 +22,8 @@ def random_powers(shape: Sequence[int], exponents: range, generator: torch.Gener
     """
     count = math.prod(shape)
     drawn = torch.randint(2**62, (-(-count // 4),), generator=generator)  # drawing is slow: each gives four numbers
-    values = torch.tensor([sign * 2.0**k for k in exponents for sign in (1, -1)])
-    return values[(drawn.view(torch.int16)[:count] & BITS).long() % len(values)].reshape(tuple(shape))
+    number = drawn.view(torch.int16)[:count].int().bitwise_and_(2**BITS - 1)
+    number = number.mul_(2 * len(exponents)).bitwise_right_shift_(BITS)  # from 0 to 2 len(exponents) - 1
+    sign = number << 31
+    power = number.bitwise_right_shift_(1).add_(BIAS + exponents.start).bitwise_left_shift_(23)
+    return power.bitwise_or_(sign).view(torch.float32).reshape(tuple(shape))

@@ -59,13 +59,15 @@ def _gradients_apart(
         return True
     if any(output.ndim == 0 or output.shape[0] % width for output in outputs):
         return False
-    probe = torch.randn(together.shape, generator=generator).to(together)
+    # No two entries are equal, and few numbers are drawn.
+    of_sequence, of_entry = (torch.randn(n, generator=generator) for n in (width, together.numel() // width))
+    probe = torch.outer(of_sequence, of_entry).to(together)
     largest = LARGEST_POWER if torch.finfo(together.dtype).max > WIDE else SMALL_POWER
     weights = random_powers((width,), range(-largest, largest + 1), generator).to(together)
-    weighted = (probe.reshape(width, -1) * weights[:, None]).reshape(together.shape)
+    cotangents = [c.reshape(together.shape) for c in (probe, probe * weights[:, None])]
     plain, scaled = (
         torch.autograd.grad(together, outputs, cotangent, retain_graph=True, allow_unused=True)
-        for cotangent in (probe, weighted)
+        for cotangent in cotangents
     )
     return all(
         one is None or other is None or _scales(one.reshape(width, -1), other.reshape(width, -1), weights)

@@ -6,6 +6,7 @@ pass over many tokens then multiplies by it instead of going through every opera
 diagonal is tested on a random cotangent, for every sequence.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ from fisherfunc.gradients.factored.powers import random_powers
 Origins = frozenset[tuple[str, int]]
 """Uses, by parameter and number."""
 
-LARGEST_POWER = 6
+POWERS = (range(4), range(7))
+"""Of a row of a random cotangent, and of an entry of all rows: few numbers are drawn."""
 
 
 def shortened_path(source: Tensor, outputs: Sequence[Tensor]) -> Tensor | None:
@@ -40,12 +42,15 @@ def shortened_path(source: Tensor, outputs: Sequence[Tensor]) -> Tensor | None:
 def is_elementwise(source: Tensor, outputs: Sequence[Tensor]) -> bool:
     """Whether the Jacobian of `source` by each output is diagonal, as far as a random cotangent shows.
 
-    Its entries are powers of two, so that a diagonal Jacobian gives the product with the slopes to the last bit.
+    Its entries are powers of two, so that a diagonal Jacobian gives the product with the slopes to the last bit. Two
+    that meet have the same with a probability of at most 1/8.
     """
     if any(y.numel() != source.numel() for y in outputs):
         return False
     generator = torch.Generator().manual_seed(0)
-    probe = random_powers(source.shape, range(LARGEST_POWER + 1), generator).to(source)
+    counts = (source.shape[0], math.prod(source.shape[1:])) if source.ndim else (1, 1)
+    powers = [random_powers((n,), p, generator).to(source) for n, p in zip(counts, POWERS, strict=True)]
+    probe = torch.outer(*powers).reshape(source.shape)
     slopes, found = (_pulled_back(source, outputs, c) for c in (torch.ones_like(source), probe))
     return all(
         slope is not None and pulled is not None and _close(pulled, slope * probe.reshape(slope.shape))

@@ -161,12 +161,12 @@ def _below_head(work: Workload, structure: Structure, stack: Stack, at_logits: T
 def _head_pieces(whole: Traced, structure: Structure, stack: Stack, at_logits: Tensor, taken: Taken) -> Iterator[Piece]:
     there = stack.rows >= 0
     sequence = torch.arange(stack.width, device=there.device).expand_as(stack.rows)[there]
-    left = at_logits.to(factor_dtype(at_logits.dtype))
+    own = at_logits.to(factor_dtype(at_logits.dtype))
     for use in apart(whole.recording, structure)[0]:
         if not taken.takes(use.name, use.number):
             continue
-        part: PointFactors | Tensor = left
+        part: PointFactors | Tensor = own
         if isinstance(use.role, Map):
-            right = by_sequence(use.role.source.detach(), stack.width)[sequence, stack.position[there]]
-            part = PointFactors(left=left, right=right.to(left))
+            shared = by_sequence(use.role.source.detach(), stack.width)[sequence, stack.position[there]]
+            part = PointFactors(own=own, shared=shared.to(own), axis=use.role.axis)
         yield Piece(name=use.name, use=-1 if isinstance(use.role, Map) else 0, rows=stack.rows[there], part=part)

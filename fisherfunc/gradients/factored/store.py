@@ -132,7 +132,7 @@ def _described(piece: Piece, put: Callable[[Tensor], int]) -> dict[str, Any]:
     if isinstance(part, SharedFactors):
         kind, parts, axis = "shared", [put(part.own), put(part.shared)], part.axis
     elif isinstance(part, PointFactors):
-        kind, parts, axis = "point", [put(part.left), put(part.right)], 0
+        kind, parts, axis = "point", [put(part.own), put(part.shared)], part.axis
     else:
         kind, parts, axis = "rows", [put(part)], 0
     found = {"name": piece.name, "use": piece.use, "sequence": piece.sequence, "rows": put(piece.rows)}
@@ -145,7 +145,7 @@ def _piece(entry: Mapping[str, Any], views: Sequence[Tensor]) -> Piece:
     if entry["kind"] == "shared":
         part = SharedFactors(own=first, shared=more[0], axis=entry["axis"])
     elif entry["kind"] == "point":
-        part = PointFactors(left=first, right=more[0])
+        part = PointFactors(own=first, shared=more[0], axis=entry["axis"])
     rows = views[entry["rows"]]
     return Piece(name=entry["name"], use=entry["use"], rows=rows, part=part, sequence=entry["sequence"])
 

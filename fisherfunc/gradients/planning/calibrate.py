@@ -14,7 +14,7 @@ from fisherfunc.gradients.factored.loads import strip_operations
 from fisherfunc.linalg.factors import PointFactors, SharedFactors
 from fisherfunc.linalg.gram import TILE
 from fisherfunc.linalg.strips import add_strips, empty_strip
-from fisherfunc.linalg.triangle import add_points, add_rows
+from fisherfunc.linalg.triangle import Term, add_points, add_rows
 
 BUDGET_S = 0.1
 MOST_ROWS = 768
@@ -94,9 +94,9 @@ def row_rate(bench: Bench, num_params: int) -> float:
 def point_rate(bench: Bench, d: int, e: int) -> float:
     """Operations a second from points to a Gram, N² (d + e) of them."""
     d, e = min(d, TILE), min(e, TILE)
-    points = PointFactors(left=bench.random(bench.rows, d), right=bench.random(bench.rows, e))
-    index, gram = torch.arange(bench.rows, device=bench.device), bench.gram()
-    spent = least_seconds(lambda: add_points(gram, index, points), bench.device)
+    points = PointFactors(own=bench.random(bench.rows, d), shared=bench.random(bench.rows, e), axis=0)
+    term = Term(points=points, gram=bench.gram())
+    spent = least_seconds(lambda: add_points([term]), bench.device)
     return float(bench.rows**2) * (d + e) / spent
 
 
