@@ -14,7 +14,7 @@ from typing import Any
 import fisherfunc as ff
 from benchmarks.stopwatch import Stopwatch
 from fisherfunc.gradients import grams
-from fisherfunc.gradients.factored import collect, contract, known, route, starts
+from fisherfunc.gradients.factored import collect, contract, known, passes, route, starts
 
 _END = object()
 
@@ -60,7 +60,7 @@ SECTIONS = (
     Section(owner=collect, name="pieces_of", title=FACTORS),
     Section(owner=contract.Holder, name="put", title=FACTORS),
     Section(owner=contract.Holder, name="settle", title=CONTRACTION),
-    Section(owner=contract.Holder, name="add_to", title=CONTRACTION),
+    Section(owner=passes, name="_add_all", title=CONTRACTION),
     Section(owner=route, name="passed_grams", title="around these: Grams of zeros, stacks joined, memory let go"),
     Section(owner=route, name="plan_dense", title=_DENSE),
     Section(owner=route, name="dense_grams", title=_DENSE),

@@ -27,14 +27,14 @@ class Options:
             the sequence's other rows would share, is not timed. All rows and their Grams where None.
         dtype: Of the pass.
         memory_limit: In bytes.
-        by_layer: Whether Grams are accumulated by layer, not by tensor.
+        blocks: What Grams are accumulated by: "tensor", "layer", or "whole" for that of the full matrix alone.
     """
 
     spectra: bool = False
     rows: tuple[int, ...] | None = None
     dtype: str = "float32"
     memory_limit: int | None = None
-    by_layer: bool = False
+    blocks: str = "tensor"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,13 +9,15 @@ import fisherfunc as ff
 from benchmarks.contenders.common import FULL, Answer, Options, Work
 from benchmarks.tasks import Task
 
+GIVES = {"tensor": "Grams by tensor", "layer": "Grams by layer", "whole": "Gram of the full matrix"}
+
 
 def prepare(task: Task, options: Options) -> Work:
     """The factored route on a task."""
     loss = loss_of(task)
     dtype = getattr(torch, options.dtype)
     labels = {name: label for label, names in task.blocks.items() for name in names}
-    unit, blocks = ("layer", labels.__getitem__) if options.by_layer else ("tensor", None)
+    blocks = {"tensor": None, "layer": labels.__getitem__, "whole": ff.whole}[options.blocks]
 
     def run() -> tuple[Any, Any]:
         fn = ff.functionalize(task.model).to(dtype=dtype)
@@ -25,7 +27,7 @@ def prepare(task: Task, options: Options) -> Work:
     return Work(
         run=run,
         answer=lambda found: _answer(task, *found),
-        gives=f"Grams by {unit}" + (", all spectra by layer and of the full matrix" if options.spectra else ""),
+        gives=GIVES[options.blocks] + (", all spectra by layer and of the full matrix" if options.spectra else ""),
     )
 
 
@@ -40,7 +42,7 @@ def loss_of(task: Task) -> ff.losses.TokenLoss:
 
 
 def _answer(task: Task, grams: Any, result: Any) -> Answer:
-    parts = {label: (label,) for label in grams.grams} if grams.labels else task.blocks
+    parts = {label: (label,) for label in grams.grams if label in task.blocks} if grams.labels else task.blocks
     blocks: dict[str, Tensor] = {label: grams.block(names) for label, names in parts.items()}
     spectra = None
     if result is not None:
