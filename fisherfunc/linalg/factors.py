@@ -11,12 +11,16 @@ the weight the own factor lies along: 0 for `nn.Linear` (out, in), 1 for `Conv1D
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from einops import einsum, rearrange
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional
 
 from fisherfunc.records.record import record
+
+ROWS = 512
+"""So many are compared at a time."""
 
 
 @record(static=("axis",))
@@ -60,7 +64,8 @@ class PointFactors:
 
         Where that leaves more than half of them nothing is changed.
         """
-        other = (self.shared[1:] != self.shared[:-1]).any(dim=1)
+        pairs = zip(self.shared[1:].split(ROWS), self.shared[:-1].split(ROWS), strict=True)
+        other = torch.cat([(row != before).any(dim=1) for row, before in pairs])
         if self.index is not None or 2 * (1 + int(other.sum())) > len(self.shared):
             return self
         index = functional.pad(other.cumsum(0), (1, 0))
