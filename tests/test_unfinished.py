@@ -1,10 +1,13 @@
-"""Passes that are cut short at the output layer leave nothing behind in the model, whatever it does around a layer."""
+"""Passes leave nothing behind: in the model, also where they are cut short at the output layer; and no graph."""
+
+import gc
 
 import pytest
 import torch
 from oracle import gradient_rows, gram_errors
 from test_factored import grams
 from test_factored_odd import Tokens, token_batch
+from zoo import build
 
 import fisherfunc as ff
 from fisherfunc.gradients.factored import plan as plans
@@ -71,6 +74,30 @@ def test_a_pass_that_is_cut_short_leaves_nothing_behind(kind):
     assert result.metadata["route"] == "factored"
     errors = gram_errors(result.grams, gradient_rows(model, "causal_lm", batch), floor=1e-16)
     assert max(errors.values()) < 1e-10, errors
+
+
+def graph_nodes() -> int:
+    """How many nodes of graphs there are, after whatever is garbage went."""
+    gc.collect()
+    return sum("Backward" in type(something).__name__ for something in gc.get_objects())
+
+
+CALLS = {
+    "factored": ff.fisher_spectrum,
+    "dense": lambda model, batch: ff.fisher_spectrum(model, batch, route="dense"),
+    "sequences": lambda model, batch: ff.fisher_spectrum(model, batch, unit="sequence"),
+    "plan": ff.plan,
+    "eigenvectors": ff.fisher_eigenvectors,
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_no_graph_outlives_its_call(call):
+    model, batch = build("gpt2")
+    CALLS[call](model, batch)
+    before = graph_nodes()
+    CALLS[call](model, batch)
+    assert graph_nodes() == before
 
 
 def test_a_call_that_fails_leaves_no_attribute_behind():

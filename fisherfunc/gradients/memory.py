@@ -39,9 +39,9 @@ class SavedBytes:
             if tensor.layout == torch.strided and tensor.untyped_storage().data_ptr() not in there:
                 self._alive.append(tensor.detach())
                 self._sizes[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
-            return tensor
+            return tensor.detach()  # what a graph has made leads back to it: it would hold itself, for good
 
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(pack, torch.Tensor.detach)
 
     def __enter__(self) -> "SavedBytes":
         self._hooks.__enter__()
