@@ -250,3 +250,20 @@ def test_every_use_is_in_one_group_and_groups_go_down(held, budget, data):
         assert max(level for _, level in group.items) <= following.start or leg_of(groups, number, levels).end
     if all(len(where) == 1 for where in uses.values()):
         assert max(held_by(groups, held), default=0) <= budget
+
+
+@pytest.mark.parametrize("chunk_size", [None, 3])
+def test_what_is_held_is_counted_for_the_slots_that_are_asked_for(chunk_size, monkeypatch):
+    """Longer prefixes hold more: fewer slots than are asked for would promise too small a peak."""
+    tighten(monkeypatch, share=4)
+    tried, divided = [], divide._from_cuts
+
+    def counted(needs, levels, plain, slots, share):
+        tried.append(slots)
+        return divided(needs, levels, plain, slots, share)
+
+    monkeypatch.setattr(divide, "_from_cuts", counted)
+    model, batch = build("gpt2", dtype=torch.float64)
+    plan = grams(model, batch, CASES["gpt2"].kind, chunk_size=chunk_size).metadata
+    assert plan["passes_from_cuts"] > 0
+    assert set(tried) == {3} if chunk_size else len(set(tried)) > 1

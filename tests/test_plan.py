@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import fisherfunc as ff
+from fisherfunc.gradients.factored import divide
 from fisherfunc.gradients.factored.estimate import spans_of
 from fisherfunc.gradients.planning import forecast
 from fisherfunc.linalg.token_grams import Tokens
@@ -142,11 +143,11 @@ def test_a_tensor_too_large_for_the_limit_is_planned_by_slabs():
 
 
 def work(plan, slots):
-    """Backward and forward passes a token: from cuts, down once for all groups, and a part of each forward pass."""
+    """Backward and forward passes a token: from cuts, down once for all groups, and something for each of them."""
     count, longer = plan.num_passes, 1 + plan.chunk_size / slots
     if plan.passes_from_cuts:
-        return longer + (1 + count / 5) / plan.chunk_size
-    return longer * (count + 1) / 2 + count / plan.chunk_size
+        return longer + (divide.FORWARD + divide.REPEATED * count) / plan.chunk_size
+    return longer * (count + 1) / 2 + divide.FORWARD * count / plan.chunk_size
 
 
 def test_more_memory_never_takes_more_work_and_the_limit_is_kept():

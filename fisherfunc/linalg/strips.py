@@ -16,6 +16,7 @@ from itertools import accumulate, groupby
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.nn import functional
 
 from fisherfunc.linalg.factors import SharedFactors, inner_products
 from fisherfunc.linalg.threads import Workspace, side_by_side
@@ -24,7 +25,7 @@ FEATURES = 384
 """The most features of a block."""
 SEGMENT = 8
 """Places of a row that are multiplied together: rows that end inside a segment are zero to its end."""
-TILE = 16
+COLUMNS = 16
 """Columns that a product is made of: the last of 63 take as long as 32 do, and most windows of a text have 2^k − 1."""
 LEFT = 6
 """How many columns of zeros complete a tile; for more it is not worth it."""
@@ -41,7 +42,8 @@ class Strip:
         shared: `(s, e)`, what the rows share, or the ids `(s,)` of one-hot vectors.
         axis: The axis of the weight that the features lie along.
         width: How many features.
-        own: `(k, n, s, f)`, zero where the last block is not full; unset beyond the reach of a row.
+        own: `(k, n, s, f)`, zero where the last block is not full; unset beyond the reach of a row. There may be places
+            more than are shared, as in `held_places`.
         reach: (start, stop, places): rows start to stop of the strip cover the first `places` places.
     """
 
@@ -95,9 +97,15 @@ def empty_strip(rows: slice, like: SharedFactors, *, empty: Empty | None = None)
     """
     width = like.own.shape[2]
     blocks = -(-width // FEATURES)
-    shape = (blocks, rows.stop - rows.start, len(like.shared), -(-width // blocks))
+    shape = (blocks, rows.stop - rows.start, held_places(len(like.shared)), -(-width // blocks))
     own = like.own.new_empty(shape) if empty is None else empty(shape, like.own)
     return Strip(rows=rows, shared=like.shared, axis=like.axis, width=width, own=own)
+
+
+def held_places(places: int) -> int:
+    """Places with those that complete the last segment where these are few: rows of whole segments end with a page."""
+    missing = -places % SEGMENT
+    return places + missing if 16 * missing <= places else places
 
 
 def add_strips(gram: Tensor, strips: Sequence[Strip], workspace: Workspace | None = None) -> None:
@@ -146,7 +154,8 @@ def _groups(strips: Sequence[Strip], one: Strip) -> Iterator[list[Strip]]:
 
 def _against(one: Strip, others: Sequence[Strip], space: Tensor) -> Tensor:
     """⟨own_n, (A Aᵀ) own_m⟩ for the rows of a strip and those of others, side by side. `space` is written to."""
-    inner = [inner_products(one.shared, other.shared).to(one.own.dtype) for other in others]
+    beyond = one.own.shape[2] - len(one.shared)  # places that complete a segment
+    inner = [functional.pad(_inner(one, other), (0, 0, 0, beyond)) for other in others]
     counts = list(map(_num_rows, others))
     middle = _middle(space, one, sum(counts))
     block = _zeros(one, len(middle))
@@ -164,7 +173,7 @@ def _itself(one: Strip, space: Tensor) -> Tensor:
 
     Of two rows the first covers fewer places, so that its own factor has less to be multiplied by.
     """
-    inner = inner_products(one.shared, one.shared).to(one.own.dtype)
+    inner = _inner(one, one)
     middle = _middle(space, one, _num_rows(one))
     block = _zeros(one, len(middle))
     runs = one.runs()
@@ -177,6 +186,10 @@ def _itself(one: Strip, space: Tensor) -> Tensor:
     return block[:, : _num_rows(one)]
 
 
+def _inner(one: Strip, other: Strip) -> Tensor:
+    return inner_products(one.shared, other.shared).to(one.own.dtype)
+
+
 def _middle(space: Tensor, one: Strip, count: int) -> Tensor:
     """Room for the middle products of some rows, and zeros after them that complete a tile."""
     shape = (_whole_tiles(count), *one.own.shape[2:])
@@ -186,7 +199,7 @@ def _middle(space: Tensor, one: Strip, count: int) -> Tensor:
 
 
 def _whole_tiles(count: int) -> int:
-    missing = -count % TILE
+    missing = -count % COLUMNS
     return count + missing if missing <= LEFT else count
 
 

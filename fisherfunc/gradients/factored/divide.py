@@ -10,15 +10,28 @@ from dataclasses import dataclass, field, replace
 
 from fisherfunc.gradients.factored.cuts import Carried, Levels
 from fisherfunc.gradients.factored.groups import Group, grouped, held_by
-from fisherfunc.gradients.factored.loads import LARGEST_CHUNK, Tally, chunk_of, prefix_share, stack_width
+from fisherfunc.gradients.factored.loads import (
+    LARGEST_CHUNK,
+    Tally,
+    chunk_of,
+    prefix_share,
+    stack_width,
+    strip_share,
+)
+from fisherfunc.linalg.strips import SEGMENT
 
 ALLOCATED = 1.75
 """What an allocator takes for what comes and goes in a pass, against what is in use at a time; measured on a CPU."""
 UNLIMITED = 2**62
-REPEATED = 0.2
-"""What a forward pass takes below its floor, where linear maps are not computed, against one that computes them."""
-SHARES = (0.25, 0.5, 0.22, 0.18)
+FORWARD = 1.5
+"""What the forward pass of a prefix takes against the backward pass of a slot and the contraction of its pieces."""
+REPEATED = 0.45
+"""What each group adds to that: it calls the model, and goes forward to a cut and backward from one, once more."""
+SHARES = (0.5, 0.35, 0.3, 0.25, 0.21, 0.18, 0.14, 0.1)
 """Parts of the memory that passes from cuts may leave for what comes and goes."""
+FEWER = 0.8
+TRIED = 7
+"""So many numbers of slots are tried, each the part `FEWER` of the one before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +65,10 @@ class Needs:
     def passing(self, chunk_size: int, width: int, group: Group | None = None) -> int:
         """Bytes of what comes and goes."""
         return int(ALLOCATED * width * (self.graph(group) + chunk_size * self.slot(group)))
+
+    def held_share(self, chunk_size: int | None = None) -> float:
+        """What strips hold, against whole sequences."""
+        return strip_share(self.tally, self.places, causal=self.causal, chunk_size=chunk_size)
 
     def width(self, chunk_size: int, room: int) -> int:
         """The sequences of a stack."""
@@ -111,8 +128,9 @@ def from_the_losses(needs: Needs) -> Division:
 def from_cuts(needs: Needs, levels: Levels, plain: Division) -> Division | None:
     """Each group starts where the one before it ended; None where that does not fit.
 
-    Of those that leave the fewest tensors to the dense route the one of the least operations: for G groups of chunks of
-    c slots 1 + c/S backward passes, and (1 + G/5)/c forward passes, against one of either a token.
+    Of those that leave the fewest tensors to the dense route the one that takes the least time: for G groups of chunks
+    of c slots 1 + c/S for backward passes and contraction, and (FORWARD + REPEATED G) / c; the two numbers are measured
+    (GPT-2 124M, 1,008 tokens, limits of 1 and 4 GB).
 
     Args:
         needs: What a pass takes.
@@ -121,16 +139,15 @@ def from_cuts(needs: Needs, levels: Levels, plain: Division) -> Division | None:
     """
     if not levels.cuts:
         return None
-    most, usual = _most_slots(needs, plain), round(needs.tally.num_slots**0.5)
     found = [
         division
-        for slots in dict.fromkeys((most, min(most, usual), min(most, max(usual // 2, 1))))
+        for slots in _numbers_of_slots(needs, plain)
         for share in SHARES
         if (division := _from_cuts(needs, levels, plain, slots, share)) is not None
     ]
 
     def cost(division: Division) -> tuple[int, float]:
-        chunk, repeated = division.chunk_size, 1 + REPEATED * len(division.groups)
+        chunk, repeated = division.chunk_size, FORWARD + REPEATED * len(division.groups)
         return len(division.slabbed), chunk / needs.tally.num_slots + repeated / chunk
 
     return min(found, key=cost, default=None)
@@ -141,21 +158,20 @@ def _from_cuts(needs: Needs, levels: Levels, plain: Division, most: int, share: 
 
     More slots are longer prefixes, of which more is held.
     """
-    usual = prefix_share(needs.tally, causal=needs.causal)
-    longer = prefix_share(needs.tally, causal=needs.causal, chunk_size=most) / usual
-    held = {name: int(longer * size) for name, size in needs.held.items()}
-    carried = {
-        name: Carried(between=one.between, below=int(longer * one.below)) for name, one in levels.carried.items()
-    }
-    levels = replace(levels, carried=carried)
-    kept = int(longer * _kept_bytes(needs, levels))
+    more = needs.held_share(most) / needs.held_share()
+    held = {name: int(more * size) for name, size in needs.held.items()}
+    carried = {name: Carried(between=one.between, below=int(more * one.below)) for name, one in levels.carried.items()}
+    longer = replace(levels, carried=carried)
+    kept = _kept_bytes(needs, longer, most)
     budget = int((1 - share) * needs.room) - kept
-    groups, too_large = grouped(held, list(held), budget, levels, first_less=_more_at_the_losses(needs))
+    groups, too_large = grouped(held, list(held), budget, longer, first_less=_more_at_the_losses(needs))
     if not groups or set(too_large) - set(plain.slabbed):
         return None
-    sizes = held_by(groups, held, levels)
+    sizes = held_by(groups, held, longer)
     rooms = {group: int((needs.room - kept - size) / ALLOCATED) for group, size in zip(groups, sizes, strict=True)}
     chunk, width = _larger_chunk(needs, rooms, plain, most)
+    if chunk < most:  # which ends in other segments
+        return _from_cuts(needs, levels, plain, _even(chunk), share)
     if any(needs.passing(chunk, width, group) > ALLOCATED * room for group, room in rooms.items()):
         return None
     return Division(
@@ -164,7 +180,7 @@ def _from_cuts(needs: Needs, levels: Levels, plain: Division, most: int, share: 
         groups=groups,
         slabbed=tuple(too_large),
         num_bytes=kept + max(size + needs.passing(chunk, width, g) for g, size in zip(groups, sizes, strict=True)),
-        levels=levels,
+        levels=longer,
     )
 
 
@@ -174,24 +190,33 @@ def _more_at_the_losses(needs: Needs) -> int:
     return max(needs.passing(1, 1, first) - needs.passing(1, 1, other), 0)
 
 
-def _kept_bytes(needs: Needs, levels: Levels) -> int:
+def _kept_bytes(needs: Needs, levels: Levels, most: int) -> int:
     """The cotangents of all tokens at one cut, stack by stack that above it or that below; and of one stack at both.
 
     And the values of all cuts; and for a Gram of the output layer that is held before those of lower uses are there.
     """
     tally = needs.tally
     stack = tally.num_slots * needs.width(LARGEST_CHUNK, UNLIMITED)
-    cotangents = (tally.num_tokens + stack) * prefix_share(tally, causal=needs.causal)
+    cotangents = (tally.num_tokens + stack) * prefix_share(tally, causal=needs.causal, chunk_size=most)
     values = tally.num_sequences * len(levels.cuts)
     return int(levels.cut_bytes * (cotangents + values)) + (needs.gram if levels.carried else 0)
 
 
-def _most_slots(needs: Needs, plain: Division) -> int:
-    """Slots for groups that repeat a part of the prefixes' forward passes each: √(S · all that is repeated)."""
+def _numbers_of_slots(needs: Needs, plain: Division) -> list[int]:
+    """What may be best, from where longer prefixes cost what fewer of them save on: √(S · all that is repeated).
+
+    Fewer slots leave more memory for what is held, so that there are fewer groups.
+    """
     if needs.chunk_size is not None or not needs.causal:
-        return plain.chunk_size
-    best = round((needs.tally.num_slots * (1 + REPEATED * len(plain.groups))) ** 0.5)
-    return max(1, min(best, LARGEST_CHUNK, needs.tally.num_slots))
+        return [plain.chunk_size]
+    best = (needs.tally.num_slots * (FORWARD + REPEATED * len(plain.groups))) ** 0.5
+    best = min(best, LARGEST_CHUNK, needs.tally.num_slots)
+    return list(dict.fromkeys(_even(max(1, round(best * FEWER**step))) for step in range(TRIED)))
+
+
+def _even(slots: int) -> int:
+    """As many, or fewer so that chunks end with segments, or half of them."""
+    return slots - slots % (SEGMENT // 2) if slots > SEGMENT // 2 else slots
 
 
 def _larger_chunk(needs: Needs, rooms: Mapping[Group, int], plain: Division, most: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from fisherfunc.gradients.factored.rules import Convolution, Scale, Shift
 from fisherfunc.gradients.factored.structure import Structure, Traced, apart
 from fisherfunc.gradients.self_check import parts
 from fisherfunc.gradients.workload import Workload
-from fisherfunc.linalg.strips import FEATURES
+from fisherfunc.linalg.strips import FEATURES, SEGMENT, held_places
 
 CALL = 4e6
 """Operations that the overhead of one small product is worth."""
@@ -128,7 +129,7 @@ def held_bytes(
         elif any(use is other for other in at_head) or num_places(use, 1) == 1:
             factors[use.name] += features + num_params[use.name] / features
         else:
-            share = prefix_share(tally, causal=structure.causal)
+            share = strip_share(tally, num_places(use, 1), causal=structure.causal)
             factors[use.name] += 0 if spilled else num_places(use, 1) * features * share
     names = rows.keys() | factors.keys()
     return {n: int((rows.get(n, 0) + factors.get(n, 0)) * tally.num_tokens * tally.itemsize) for n in names}
@@ -155,7 +156,7 @@ def carried_bytes(
 
 
 def prefix_share(tally: Tally, *, causal: bool, chunk_size: int | None = None) -> float:
-    """What the cotangents of all tokens take, against whole sequences: half, and half a chunk of slots.
+    """What cotangents that are kept for all tokens take, against whole sequences: half, and half a chunk of slots.
 
     Args:
         tally: How much there is.
@@ -164,6 +165,26 @@ def prefix_share(tally: Tally, *, causal: bool, chunk_size: int | None = None) -
     """
     chunk = tally.num_slots**0.5 if chunk_size is None else chunk_size
     return min(1.0, 0.5 + 0.5 * chunk / tally.num_slots) if causal else 1.0
+
+
+def strip_share(tally: Tally, places: int, *, causal: bool, chunk_size: int | None = None) -> float:
+    """What strips hold for all tokens, against whole sequences of some places: the whole segments that rows reach into.
+
+    Args:
+        tally: How much there is.
+        places: S.
+        causal: Whether chunks run on prefixes.
+        chunk_size: Slots; √S where None.
+    """
+    most = held_places(places)
+    if not causal:
+        return most / places
+    chunk = max(1, round(tally.num_slots**0.5)) if chunk_size is None else chunk_size
+    ends = [min(start + chunk, tally.num_slots) for start in range(0, tally.num_slots, chunk)]
+    segments = [-(-(places * end // tally.num_slots) // SEGMENT) for end in ends]
+    slots = [end - start for start, end in pairwise([0, *ends])]
+    held = sum(n * min(SEGMENT * count, most) for n, count in zip(slots, segments, strict=True))
+    return held / (tally.num_slots * places)
 
 
 def graph_bytes(traced: Traced, structure: Structure, saved: int) -> int:
