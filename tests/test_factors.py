@@ -8,6 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from fisherfunc.gradients.factored.contract import Holder
+from fisherfunc.gradients.factored.loads import Tally, strip_share
+from fisherfunc.gradients.factored.pieces import Piece
+from fisherfunc.gradients.stacks import Stack
 from fisherfunc.linalg import strips as strips_module
 from fisherfunc.linalg.by_id import add_by_id
 from fisherfunc.linalg.factors import PointFactors, SharedFactors, cross_gram, form_gradients
@@ -161,6 +165,37 @@ def test_rows_that_were_never_put_count_as_zero():
     gram = torch.zeros(4, 4, dtype=torch.float64)
     add_strips(gram, strips)
     assert_close(gram, cross_gram(whole, whole), atol=1e-11, rtol=0)
+
+
+@given(places=st.integers(1, 40), chunk_size=st.integers(1, 40))
+def test_what_strips_hold_is_counted_by_segments(places, chunk_size):
+    own = torch.zeros(places, places, 1)
+    strip = empty_strip(slice(0, places), SharedFactors(own=own, shared=torch.zeros(places, 2), axis=0))
+    strip.own.fill_(torch.nan)
+    for start in range(0, places, chunk_size):
+        stop = min(start + chunk_size, places)
+        strip.put(start, own[start:stop, :stop])
+    tally = Tally(num_tokens=places, num_sequences=1, num_slots=places, itemsize=4)
+    share = strip_share(tally, places, causal=True, chunk_size=chunk_size)
+    assert share * places**2 == pytest.approx(int(strip.own.isfinite().sum()))
+    assert strip_share(tally, places, causal=False) * places == strip.own.shape[2]
+    assert strip_share(tally, 0, causal=True) == 0  # an expert that got no token
+
+
+@pytest.mark.parametrize("axes", [(0, 0), (0, 1), (1, 0)])
+def test_points_of_one_use_may_lie_along_either_axis(axes):
+    """Where one sequence multiplies by a square weight, and another by what it is transposed."""
+    generator, holder, formed = torch.Generator().manual_seed(0), Holder(2), []
+    none = torch.zeros(1, 1, dtype=torch.long)
+    stack = Stack(members=(0,), batch={}, rows=none, position=none, entry=none)
+    for row, axis in enumerate(axes):
+        own, shared = (torch.randn(1, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+        part = PointFactors(own=own, shared=shared, axis=axis)
+        holder.put(Piece(name="w", use=0, rows=torch.tensor([row]), part=part), stack)
+        formed.append(form_gradients(part, (4, 4)).flatten(1))
+    gram, matrix = torch.zeros(2, 2, dtype=torch.float64), torch.cat(formed)
+    holder.add_to(gram)
+    assert_close(gram, matrix @ matrix.T, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("rows", [9, 10, 15, 16, 17])

@@ -107,16 +107,18 @@ def test_the_losses_of_samples_that_reach_each_other_are_those_of_each_alone():
     torch.testing.assert_close(tokens.loss, functional.cross_entropy(logits, y, reduction="none"))
 
 
-def test_samples_of_large_activations_are_surveyed_few_at_a_time(monkeypatch):
+@pytest.mark.parametrize("parameters", ["all", "head.*"])
+def test_samples_of_large_activations_are_surveyed_few_at_a_time(parameters, monkeypatch):
+    """Also where only the last layer is differentiated by, so that nothing else is saved."""
     widths = []
     model = Net(lambda h, rare: (widths.append(len(h)), h)[1])
-    fn = ff.functionalize(model)
+    fn = ff.functionalize(model, parameters=parameters)
     with SavedBytes(beside=model.parameters()) as saved:
-        model(samples()[0][:1])
+        logits = model(samples()[0][:1])
     found = {}
     for most in (COUNT, 18):
         widths.clear()
-        monkeypatch.setattr(surveys, "BYTES_TOGETHER", most * saved.total)
+        monkeypatch.setattr(surveys, "BYTES_TOGETHER", most * (saved.total + logits.nbytes))
         found[most], _ = survey(fn, fn.params, split(samples()), ff.losses.classification())
         assert max(widths) == most
     torch.testing.assert_close(found[COUNT].loss, found[18].loss)

@@ -21,7 +21,7 @@ from fisherfunc.records.axes import Batch, Params
 MOST_TOGETHER = 2048
 FEWEST_TOGETHER = 16
 BYTES_TOGETHER = 2**26
-"""What sequences that run together would save for a backward pass, at most."""
+"""What sequences that run together would save for a backward pass, at most, with their predictions."""
 PARTS = 8
 """How many random parts of a group run without each other, to see whether its sequences reach each other."""
 
@@ -34,7 +34,7 @@ def survey(
     *,
     drop_nonfinite: bool = False,
 ) -> tuple[Tokens, int]:
-    """The valid tokens in order of sequence and position, and how many were dropped. Cost: the forward passes.
+    """The valid tokens in order of sequence and position, and how many were dropped. Cost: two forward passes.
 
     Args:
         fn: The model.
@@ -67,13 +67,19 @@ def _surveyed(fn: ModelFunction, params: Params, sequences: Sequences, loss: Tok
 
 
 def _width(fn: ModelFunction, params: Params, sequences: Sequences, loss: TokenLoss) -> int:
-    """How many sequences may run together, by what the largest would save for a backward pass."""
+    """How many sequences may run together, by what the largest would save if all parameters had gradients."""
     if len(sequences) < FEWEST_TOGETHER:
         return 1
-    largest, leaves = max(range(len(sequences)), key=sequences.num_entries), leaves_of(params)
-    with torch.enable_grad(), SavedBytes(beside=leaves.values()) as saved:
-        loss.predictions(_output(fn, leaves, sequences[largest], largest), sequences[largest])
-    return max(1, min(MOST_TOGETHER, BYTES_TOGETHER // max(saved.total, 1)))
+    largest = sequences[max(range(len(sequences)), key=sequences.num_entries)]
+    everything = {**fn.frozen, **fn.params, **params}
+    leaves = leaves_of({name: p for name, p in everything.items() if p.is_floating_point()})
+    try:
+        with torch.enable_grad(), SavedBytes(beside=leaves.values()) as saved:
+            predictions = loss.predictions(fn.apply(leaves, largest), largest)
+    except REFUSALS:  # one at a time, which finds what is wrong, and where
+        return 1
+    num_bytes = saved.total + predictions.numel() * predictions.element_size()
+    return max(1, min(MOST_TOGETHER, BYTES_TOGETHER // max(num_bytes, 1)))
 
 
 def _together(

@@ -64,9 +64,11 @@ class PointFactors:
 
         Where that leaves more than half of them nothing is changed.
         """
+        if self.index is not None:
+            return self
         pairs = zip(self.shared[1:].split(ROWS), self.shared[:-1].split(ROWS), strict=True)
         other = torch.cat([(row != before).any(dim=1) for row, before in pairs])
-        if self.index is not None or 2 * (1 + int(other.sum())) > len(self.shared):
+        if 2 * (1 + int(other.sum())) > len(self.shared):
             return self
         index = functional.pad(other.cumsum(0), (1, 0))
         return replace(self, shared=self.shared[functional.pad(other, (1, 0), value=True)], index=index)

@@ -1,6 +1,6 @@
 """Symmetric products by tiles of their lower triangle: half the operations, and temporaries that stay in the cache.
 
-Products are in the dtype of the rows (at least float32), sums over wide rows in that of the Gram. Axis order `(n, p)`.
+Products are in the dtype of the rows, sums over wide rows in that of the Gram. Axis order `(n, p)`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -65,7 +65,8 @@ class Term:
             torch.mm(shared[some], shared[others].mT, out=out)
             return
         first, second = index[some], index[others]
-        product = shared[first[0] : first[-1] + 1] @ shared[second[0] : second[-1] + 1].mT
+        left, right = shared[first[0] : first[-1] + 1], shared[second[0] : second[-1] + 1]
+        product = torch.mm(left, right.mT, out=shared.new_empty(len(left), len(right)))
         torch.index_select(product.index_select(0, first - first[0]), 1, second - second[0], out=out)
 
 

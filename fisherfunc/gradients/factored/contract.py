@@ -43,7 +43,7 @@ class Holder:
         self._empty = empty
         self._num_rows = num_rows
         self._rows: Tensor | None = None
-        self._points: dict[int, PointFactors] = {}
+        self._points: dict[tuple[int, int], PointFactors] = {}
         self._ids: Tensor | None = None
         self._own: Tensor | None = None
         self._strips: dict[tuple[int, int, int], Strip] = {}
@@ -67,7 +67,7 @@ class Holder:
             self._rows.index_add_(0, piece.rows, piece.part)
 
     def settle(self, ids: Tensor, *, dtype: torch.dtype) -> None:
-        """Make the Gram of the points that are there; of their left sides only the columns of some ids are kept.
+        """Make the Gram of the points that are there; of their own factors only the columns of some ids are kept.
 
         What comes later must be factors whose shared side is ids among these.
 
@@ -100,10 +100,11 @@ class Holder:
 
     def _put_points(self, piece: Piece, part: PointFactors) -> None:
         """Points lie where all of them will: joined later, they would take twice their memory."""
-        if piece.use not in self._points:
+        key = (piece.use, part.axis)
+        if key not in self._points:
             own, shared = (side.new_zeros(self._num_rows, side.shape[1]) for side in (part.own, part.shared))
-            self._points[piece.use] = PointFactors(own=own, shared=shared, axis=part.axis)
-        points = self._points[piece.use]
+            self._points[key] = PointFactors(own=own, shared=shared, axis=part.axis)
+        points = self._points[key]
         points.own[piece.rows], points.shared[piece.rows] = part.own, part.shared
 
     def _put_shared(self, piece: Piece, part: SharedFactors, stack: Stack) -> None:
@@ -207,9 +208,10 @@ def _formed(part: PointFactors | SharedFactors, size: int) -> Iterator[tuple[sli
     shape = (features, size // features) if part.axis == 0 else (size // features, features)
     for first in range(0, len(part.own), step):
         some = slice(first, first + step)
-        few: PointFactors | SharedFactors = replace(part, own=part.own[some])
         if isinstance(part, PointFactors):
-            few = replace(part, own=part.own[some], shared=part.shared[some])
+            few: PointFactors | SharedFactors = replace(part, own=part.own[some], shared=part.inputs[some], index=None)
+        else:
+            few = replace(part, own=part.own[some])
         yield some, form_gradients(few, shape).flatten(1)
 
 

@@ -158,7 +158,7 @@ def _from_cuts(needs: Needs, levels: Levels, plain: Division, most: int, share: 
 
     More slots are longer prefixes, of which more is held.
     """
-    more = needs.held_share(most) / needs.held_share()
+    more = max(needs.held_share(most) / needs.held_share(), 1.0)
     held = {name: int(more * size) for name, size in needs.held.items()}
     carried = {name: Carried(between=one.between, below=int(more * one.below)) for name, one in levels.carried.items()}
     longer = replace(levels, carried=carried)

@@ -177,8 +177,8 @@ def strip_share(tally: Tally, places: int, *, causal: bool, chunk_size: int | No
         chunk_size: Slots; √S where None.
     """
     most = held_places(places)
-    if not causal:
-        return most / places
+    if not causal or not places:  # an expert that got no token
+        return most / max(places, 1)
     chunk = max(1, round(tally.num_slots**0.5)) if chunk_size is None else chunk_size
     ends = [min(start + chunk, tally.num_slots) for start in range(0, tally.num_slots, chunk)]
     segments = [-(-(places * end // tally.num_slots) // SEGMENT) for end in ends]

@@ -99,6 +99,7 @@ def _add_all(
     terms = _terms(holders, lambda name: grams[label(name)])
     add_points(terms, new=[grams[name] for name in new])
     written = {id(gram) for term in terms for gram in (term.gram, term.own_gram)}
+    del terms  # and with it the factors
     for name in new:
         if id(grams[name]) not in written:
             grams[name].zero_()
@@ -110,7 +111,8 @@ def _add_all(
 def _terms(holders: dict[str, Holder], gram: Callable[[str], Tensor]) -> list[Term]:
     """The points of those that hold nothing else; of two that have a product in common, by one. They are let go."""
     found = []
-    for name, points in [(name, holder.points_alone()) for name, holder in holders.items()]:
+    for name in list(holders):
+        points = holders[name].points_alone() if name in holders else None
         if points is not None:
             del holders[name]
             along = next((other for other, holder in holders.items() if holder.is_own_of(points)), None)

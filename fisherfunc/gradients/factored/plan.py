@@ -2,7 +2,7 @@
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 
@@ -110,8 +110,8 @@ def plan_factored(work: Workload, options: PassOptions, *, structure: Structure 
     held = held_bytes(traced, structure, work.num_params, tally, spilled=options.empty is not None)
     needs = Needs(
         room=max(limit - beside, 0),
-        graph=partial(_leg_bytes, traced, structure, saved, Levels()),
-        slot=partial(_slot_bytes, traced, structure, saved.largest),
+        graph=cache(partial(_leg_bytes, traced, structure, saved, Levels())),
+        slot=cache(partial(_slot_bytes, traced, structure, saved.largest)),
         held={name: held[name] for name in work.params if name in held},
         tally=tally,
         places=max((num_places(u, 1) for u in traced.recording.uses if not isinstance(u.role, Shift)), default=1),
@@ -131,8 +131,8 @@ def plan_factored(work: Workload, options: PassOptions, *, structure: Structure 
         levels = replace(levels, carried={n: size for n, size in carried.items() if _once_at_the_top(n, levels)})
         needs = replace(
             needs,
-            slot=partial(_slot_bytes, traced, structure, saved.largest, levels),
-            graph=partial(_leg_bytes, traced, structure, saved, levels),
+            slot=cache(partial(_slot_bytes, traced, structure, saved.largest, levels)),
+            graph=cache(partial(_leg_bytes, traced, structure, saved, levels)),
         )
         found = from_cuts(needs, levels, found) or found
     spans = spans_of(work.tokens, found.chunk_size, causal=structure.causal)

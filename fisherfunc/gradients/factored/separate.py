@@ -59,8 +59,8 @@ def _gradients_apart(
         return True
     if any(output.ndim == 0 or output.shape[0] % width for output in outputs):
         return False
-    # No two entries are equal, and few numbers are drawn.
-    of_sequence, of_entry = (torch.randn(n, generator=generator) for n in (width, together.numel() // width))
+    of_sequence = 1 + torch.rand(width, generator=generator)  # far from 0, or what leaves it would not be seen
+    of_entry = torch.randn(together.numel() // width, generator=generator)
     probe = torch.outer(of_sequence, of_entry).to(together)
     largest = LARGEST_POWER if torch.finfo(together.dtype).max > WIDE else SMALL_POWER
     weights = random_powers((width,), range(-largest, largest + 1), generator).to(together)

@@ -6,7 +6,6 @@ pass over many tokens then multiplies by it instead of going through every opera
 diagonal is tested on a random cotangent, for every sequence.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +19,8 @@ Origins = frozenset[tuple[str, int]]
 
 POWERS = (range(4), range(7))
 """Of a row of a random cotangent, and of an entry of all rows: few numbers are drawn."""
+MANY = 32
+"""Rows from which on that is done; of fewer, every entry is drawn."""
 
 
 def shortened_path(source: Tensor, outputs: Sequence[Tensor]) -> Tensor | None:
@@ -43,12 +44,13 @@ def is_elementwise(source: Tensor, outputs: Sequence[Tensor]) -> bool:
     """Whether the Jacobian of `source` by each output is diagonal, as far as a random cotangent shows.
 
     Its entries are powers of two, so that a diagonal Jacobian gives the product with the slopes to the last bit. Two
-    that meet have the same with a probability of at most 1/8.
+    that meet have the same with a probability of at most 1/8; those of two rows have one ratio, where there are many.
     """
     if any(y.numel() != source.numel() for y in outputs):
         return False
     generator = torch.Generator().manual_seed(0)
-    counts = (source.shape[0], math.prod(source.shape[1:])) if source.ndim else (1, 1)
+    rows = source.shape[0] if source.ndim and source.shape[0] >= MANY else 1
+    counts = (rows, source.numel() // rows)
     powers = [random_powers((n,), p, generator).to(source) for n, p in zip(counts, POWERS, strict=True)]
     probe = torch.outer(*powers).reshape(source.shape)
     slopes, found = (_pulled_back(source, outputs, c) for c in (torch.ones_like(source), probe))
