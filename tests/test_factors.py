@@ -182,6 +182,23 @@ def test_what_strips_hold_is_counted_by_segments(places, chunk_size):
     assert strip_share(tally, 0, causal=True) == 0  # an expert that got no token
 
 
+@pytest.mark.parametrize(("places", "held"), [(30, 30), (31, 32), (32, 32), (62, 64)])
+def test_places_that_complete_a_segment_change_nothing(places, held):
+    strips, formed = [], []
+    for seed in range(2):
+        whole = factors("linear", seed, rows=4, places=places)
+        strips.append(empty_strip(slice(4 * seed, 4 * seed + 4), whole))
+        assert strips[-1].own.shape[2] == held
+        strips[-1].own.fill_(torch.nan)
+        for row, reach in enumerate((3, places // 2, places - 1, places)):
+            own = whole.own[row : row + 1, :reach]
+            strips[-1].put(row, own)
+            formed.append(gradients(SharedFactors(own=own, shared=whole.shared, axis=0)).flatten(1))
+    gram, matrix = torch.zeros(8, 8, dtype=torch.float64), torch.cat(formed)
+    add_strips(gram, strips)
+    assert_close(gram, matrix @ matrix.T, atol=1e-9, rtol=0)
+
+
 @pytest.mark.parametrize("axes", [(0, 0), (0, 1), (1, 0)])
 def test_points_of_one_use_may_lie_along_either_axis(axes):
     """Where one sequence multiplies by a square weight, and another by what it is transposed."""
