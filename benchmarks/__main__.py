@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--quick] [--only NAME...] [--contenders NAME...] [--out DIR] [--list]`.
+"""`python -m benchmarks [--quick] [--only NAME...] [--contenders NAME...] [--device D] [--out DIR] [--list]`.
 
 Writes results.json (everything, raw), results.md (the tables) and, where the sweeps ran, benchmarks.png and .svg.
 """
@@ -26,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--quick", action="store_true", help="small sizes: under two minutes on two cores")
     found.add_argument("--only", nargs="+", choices=[*names, SCALING], metavar="NAME", help="workloads; see --list")
     found.add_argument("--contenders", nargs="+", choices=list(TITLES), metavar="NAME", help="who runs; see --list")
+    found.add_argument("--device", default="cpu", help="where models and data lie: cpu, cuda, cuda:1 …")
     found.add_argument("--out", type=Path, default=Path("benchmark-results"), help="folder for the results")
     found.add_argument("--list", action="store_true", help="show workloads and contenders, and run nothing")
     return found
@@ -60,7 +61,9 @@ def main(arguments: list[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     picked = [workload for workload in WORKLOADS if options.only is None or workload.name in options.only]
     scaling = options.only is None or SCALING in options.only
-    results = run(picked, size, contenders=options.contenders, scaling=scaling, say=say, save=save)
+    results = run(
+        picked, size, contenders=options.contenders, scaling=scaling, device=options.device, say=say, save=save
+    )
     if scaling:
         plot(results, options.out)
     print(markdown(results))

@@ -4,15 +4,15 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from time import perf_counter
 from typing import Any
 
 import torch
 
 from benchmarks.contenders import contender
-from benchmarks.contenders.common import CannotError, Options, Work
+from benchmarks.contenders.common import CannotError, Options, Work, on_cpu
 from benchmarks.oracle import TOLERANCE, Oracle, check, oracle, summary
 from benchmarks.process import peak_memory, settled_memory
+from benchmarks.stopwatch import clock_of
 from benchmarks.tasks import Task, build
 
 OK, WRONG, CANNOT = "ok", "wrong", "cannot"
@@ -64,7 +64,7 @@ class Measurement:
 def measure(
     label: str,
     name: str,
-    task: tuple[str, dict[str, Any]],
+    task: tuple[str, dict[str, Any], str],
     options: Options,
     repeats: Repeats,
     truth: str | None,
@@ -75,7 +75,7 @@ def measure(
     Args:
         label: What the table calls it.
         name: Of the contender.
-        task: Name and sizes of the task.
+        task: Name, sizes and device of the task.
         options: How to run.
         repeats: How often.
         truth: The file with the oracle.
@@ -104,8 +104,8 @@ def measure_task(
         return Measurement(label=label, status=CANNOT, reason=f"not installed, or not importable: {error}")
     except Exception as error:  # a library may raise anything on a model it does not know: the table says what it said
         return Measurement(label=label, status=CANNOT, reason=f"{type(error).__name__}: {error}")
-    seconds, peak, outcome = timed(work, repeats)
-    answer = work.answer(outcome)
+    seconds, peak, outcome = timed(work, repeats, task.device)
+    answer = on_cpu(work.answer(outcome))
     found = Measurement(
         label=label,
         status=OK,
@@ -119,17 +119,18 @@ def measure_task(
     return judged(found, answer, load_oracle(truth), tolerance) if truth is not None else found
 
 
-def timed(work: Work, repeats: Repeats) -> tuple[list[float], int, Any]:
+def timed(work: Work, repeats: Repeats, device: torch.device) -> tuple[list[float], int, Any]:
     """Seconds of each repetition, the peak of memory beyond what was there before, and the last outcome."""
-    base, seconds, outcome = settled_memory(), [], None
+    clock = clock_of(device)
+    base, seconds, outcome = settled_memory(device), [], None
     while not seconds or (len(seconds) < repeats.most and sum(seconds) < repeats.budget_s):
         outcome = None  # what the last repetition made does not count in the next
         if work.before is not None:
             work.before()
-        begin = perf_counter()
+        begin = clock()
         outcome = work.run()
-        seconds.append(perf_counter() - begin)
-    return seconds, max(0, peak_memory() - base), outcome
+        seconds.append(clock() - begin)
+    return seconds, max(0, peak_memory(device) - base), outcome
 
 
 def judged(found: Measurement, answer: Any, truth: Oracle, tolerance: float = TOLERANCE) -> Measurement:
@@ -142,7 +143,7 @@ def judged(found: Measurement, answer: Any, truth: Oracle, tolerance: float = TO
     return replace(found, status=WRONG, reason=verdict.reason, seconds=None, all_seconds=(), peak_bytes=None)
 
 
-def write_oracle(task: tuple[str, dict[str, Any]], count: int | None, path: str) -> None:
+def write_oracle(task: tuple[str, dict[str, Any], str], count: int | None, path: str) -> None:
     """Compute the oracle of a task into a file."""
     truth = oracle(build(*task), count)
     torch.save({"rows": truth.rows, "num_rows": truth.num_rows, "grams": dict(truth.grams)}, path)

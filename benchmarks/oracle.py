@@ -78,11 +78,11 @@ def oracle(task: Task, count: int | None) -> Oracle:
     named = dict(exact.model.named_parameters())
     rows = sampled_rows(task.num_rows, task.rows_a_sequence, count)
     dtype = torch.float64 if 8 * len(rows) * task.num_params <= _FLOAT64_ROWS else torch.float32
-    held = {name: torch.empty(len(rows), p.numel(), dtype=dtype) for name, p in named.items()}
+    held = {name: p.new_empty(len(rows), p.numel(), dtype=dtype, requires_grad=False) for name, p in named.items()}
     for place, gradients in enumerate(gradients_of(exact, rows, list(named.values()))):
         for own, gradient in zip(held.values(), gradients, strict=True):
             own[place] = gradient.flatten()
-    grams = {name: gram_in_float64(own) for name, own in held.items()}
+    grams = {name: gram_in_float64(own).cpu() for name, own in held.items()}
     return Oracle(rows=rows, num_rows=task.num_rows, grams=by_block(grams, task.blocks))
 
 

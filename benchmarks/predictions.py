@@ -1,4 +1,4 @@
-"""What `ff.plan` predicts against what a run takes: `python -m benchmarks.predictions [--quick] [--only NAME...]`.
+"""What `ff.plan` predicts against what a run takes: `python -m benchmarks.predictions`, `--help` for options.
 
 Each workload in a process of its own: a run on a few rows to load what is loaded once, the plan, then the run. Seconds
 are those of `ff.fisher_spectrum`, memory is its peak beyond what the process held before, model included. The plan is
@@ -8,7 +8,6 @@ held to: seconds within a factor of two, a peak of at most 1.2 times the predict
 import argparse
 import json
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -16,7 +15,8 @@ import torch
 import fisherfunc as ff
 from benchmarks.contenders.ours import loss_of
 from benchmarks.process import DiedError, in_fresh_process, peak_memory, settled_memory
-from benchmarks.tasks import Task, build
+from benchmarks.stopwatch import clock_of
+from benchmarks.tasks import Task, build, on_device
 
 FACTOR = 2.0
 MORE_MEMORY = 1.2
@@ -59,18 +59,19 @@ def embedded(*, tokens: int) -> Task:
     return Task(kind="causal_lm", model=loaded.model, inputs=ids, targets=ids[:, 1:])
 
 
-def compare(task: str, sizes: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+def compare(task: str, sizes: dict[str, Any], options: dict[str, Any], device: str) -> dict[str, Any]:
     """Plan and run a workload in this process."""
-    built = embedded(**sizes) if task == "embedded" else build(task, sizes)
+    built = on_device(embedded(**sizes) if task == "embedded" else build(task, sizes), device)
+    clock = clock_of(built.device)
     options = {**options, "loss": loss_of(built)}
     ff.fisher_spectrum(built.model, built.small().batch, **options)
-    begin = perf_counter()
+    begin = clock()
     plan = ff.plan(built.model, built.batch, **options)
-    planned = perf_counter() - begin
-    base = settled_memory()
-    begin = perf_counter()
+    planned = clock() - begin
+    base = settled_memory(built.device)
+    begin = clock()
     result = ff.fisher_spectrum(built.model, built.batch, **options)
-    seconds = perf_counter() - begin
+    seconds = clock() - begin
     found = result.metadata["plan"]
     return {
         "units": plan.num_units,
@@ -78,7 +79,7 @@ def compare(task: str, sizes: dict[str, Any], options: dict[str, Any]) -> dict[s
         "plan_seconds": planned,
         "seconds": [plan.seconds["total"], seconds],
         "parts": dict(plan.seconds),
-        "bytes": [plan.peak_bytes, peak_memory() - base],
+        "bytes": [plan.peak_bytes, peak_memory(built.device) - base],
         "outcome": result.metadata["outcome"],
     }
 
@@ -106,12 +107,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.predictions", description="Plans against runs.")
     parser.add_argument("--quick", action="store_true", help="three small workloads: some ten seconds")
     parser.add_argument("--only", nargs="+", choices=list(WORKLOADS), metavar="NAME", help=", ".join(WORKLOADS))
+    parser.add_argument("--device", default="cpu", help="where models and data lie: cpu, cuda, cuda:1 …")
     parser.add_argument("--out", type=Path, help="file for the JSON")
     options = parser.parse_args(arguments)
     found: dict[str, dict[str, Any]] = {}
     for name in options.only or (QUICK if options.quick else WORKLOADS):
         try:
-            found[name] = in_fresh_process(compare, *WORKLOADS[name], limit_s=LIMIT_S)
+            found[name] = in_fresh_process(compare, *WORKLOADS[name], options.device, limit_s=LIMIT_S)
         except DiedError as error:
             found[name] = {"reason": str(error)}
         if options.out is not None:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fisherfunc.gradients.memory import give_back
 
 _STATUS = Path("/proc/self/status")
@@ -66,21 +68,31 @@ def _send(sender: Any, function: Callable[..., Any], args: tuple) -> None:
     sender.send(outcome)
 
 
-def settled_memory() -> int:
-    """Resident bytes once what is free was given back; the peak is reset to it, where the system can."""
+def settled_memory(device: torch.device) -> int:
+    """Bytes in use once what is free was given back; the peak is reset to it, where the system can.
+
+    Args:
+        device: Resident memory on a CPU; on a GPU, what torch has allocated there.
+    """
     gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
     give_back()
     if sys.platform == "linux":
         try:
             _CLEAR.write_text("5")
         except OSError:
-            return peak_memory()  # the peak so far stays, and counts as the base
+            return peak_memory(device)  # the peak so far stays, and counts as the base
         return _status("VmRSS")
-    return peak_memory()
+    return peak_memory(device)
 
 
-def peak_memory() -> int:
-    """The peak of resident bytes, since it was reset where the system can."""
+def peak_memory(device: torch.device) -> int:
+    """The peak of these bytes, since it was reset where the system can."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     if sys.platform == "linux":
         return _status("VmHWM")
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,4 +1,4 @@
-"""Where the time of fisherfunc goes on the workloads: `python -m benchmarks.profile [--quick] [--only NAME...]`.
+"""Where the time of fisherfunc goes on the workloads: `python -m benchmarks.profile`, `--help` for options.
 
 Each workload in a process of its own: a run on a few rows to load what is loaded once, then one run with its sections
 timed (sections.py). Beside the seconds of a section stand those that the floor's operations in it would take at the
@@ -8,8 +8,8 @@ rate of large matrix products, measured in that process before and after the run
 import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from benchmarks.gemm import gemm_rate
 from benchmarks.process import DiedError, in_fresh_process, settled_memory
 from benchmarks.run import GEMM, LIMIT_S, machine
 from benchmarks.sections import FLOOR, SECTIONS, timed_by
-from benchmarks.stopwatch import Stopwatch
+from benchmarks.stopwatch import Stopwatch, clock_of
 from benchmarks.table import DASH, described, grid, in_seconds
 from benchmarks.tasks import build
 from benchmarks.workloads import WORKLOADS, Entry, Workload
@@ -48,24 +48,26 @@ def own_entries(workload: Workload, size: str) -> Iterator[Entry]:
             yield entry
 
 
-def profiled(task: tuple[str, dict[str, Any]], options: Options, size: str) -> dict[str, Any]:
+def profiled(task: tuple[str, dict[str, Any], str], options: Options, size: str) -> dict[str, Any]:
     """Run a task in this process, and say how long each section took.
 
     Args:
-        task: Its name and sizes.
+        task: Its name, sizes and device.
         options: How to run.
         size: "quick" or "full": how long matrix products are timed.
     """
     built = build(*task)
     ours.prepare(built.small(), options).run()
-    rates = [gemm_rate(getattr(torch, options.dtype), **GEMM[size])]
-    work, watch = ours.prepare(built, options), Stopwatch()
-    settled_memory()  # as where contenders are measured
+    rate = partial(gemm_rate, getattr(torch, options.dtype), **GEMM[size], device=task[2])
+    clock = clock_of(built.device)
+    rates = [rate()]
+    work, watch = ours.prepare(built, options), Stopwatch(clock)
+    settled_memory(built.device)  # as where contenders are measured
     with timed_by(watch):
-        begin = perf_counter()
+        begin = clock()
         grams, _ = work.run()
-        seconds = perf_counter() - begin
-    rates.append(gemm_rate(getattr(torch, options.dtype), **GEMM[size]))
+        seconds = clock() - begin
+    rates.append(rate())
     return {
         "num_rows": built.num_rows,
         "num_params": built.num_params,
@@ -120,15 +122,16 @@ def _profile(found: Mapping[str, Any]) -> str:
     return f"{head}\n\n{facts}\n\n{table(found)}"
 
 
-def profiles(workloads: Sequence[Workload], size: str) -> Iterator[dict[str, Any]]:
+def profiles(workloads: Sequence[Workload], size: str, device: str) -> Iterator[dict[str, Any]]:
     """What is shown of each entry, or why there is nothing.
 
     Args:
         workloads: Which.
         size: "quick" or "full".
+        device: Where models and data lie.
     """
     for workload in workloads:
-        task = (workload.task, workload.sizes[size])
+        task = (workload.task, workload.sizes[size], device)
         for entry in own_entries(workload, size):
             about = {"name": workload.name, "label": entry.label, "task": task[0], "sizes": task[1]}
             try:
@@ -144,13 +147,14 @@ def main(arguments: list[str] | None = None) -> None:
     names = [workload.name for workload in WORKLOADS]
     parser.add_argument("--quick", action="store_true", help="small sizes: under a minute on two cores")
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--device", default="cpu", help="where models and data lie: cpu, cuda, cuda:1 …")
     parser.add_argument("--out", type=Path, default=Path("benchmark-results"), help="folder for the results")
     options = parser.parse_args(arguments)
     size = "quick" if options.quick else "full"
     picked = [workload for workload in WORKLOADS if options.only is None or workload.name in options.only]
     options.out.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {"size": size, "machine": machine(), "profiles": []}
-    for found in profiles(picked, size):
+    results: dict[str, Any] = {"size": size, "machine": machine(options.device), "profiles": []}
+    for found in profiles(picked, size, options.device):
         results["profiles"].append(found)
         (options.out / "profile.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         (options.out / "profile.md").write_text(markdown(results), encoding="utf-8")

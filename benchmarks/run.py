@@ -48,6 +48,7 @@ def run(
     *,
     contenders: Sequence[str] | None,
     scaling: bool,
+    device: str,
     say: Say,
     save: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
@@ -58,13 +59,14 @@ def run(
         size: "quick" or "full".
         contenders: Names of those that run; all where None.
         scaling: Whether to run the sweeps over N and P as well.
+        device: Where models and data lie.
         say: Told what is under way.
         save: Given the results so far, after each workload.
     """
     say("GEMM rates")
-    rates = [in_fresh_process(_gemm, size, limit_s=LIMIT_S[size])]
+    rates = [in_fresh_process(_gemm, size, device, limit_s=LIMIT_S[size])]
     found: list[dict[str, Any]] = []
-    facts = {"size": size, "machine": machine(), "versions": versions()}
+    facts = {"size": size, "machine": machine(device), "versions": versions()}
 
     def so_far(swept: list[dict[str, Any]]) -> dict[str, Any]:
         best = {name: max(rate[name] for rate in rates) for name in rates[0]}  # the machine at its best, in this run
@@ -73,19 +75,20 @@ def run(
 
     with tempfile.TemporaryDirectory() as folder:
         for workload in workloads:
-            found.append(_workload(workload, size, contenders, Path(folder), say))
+            found.append(_workload(workload, size, contenders, device, Path(folder), say))
             save(so_far([]))
-        swept = scale(size, contenders, LIMIT_S[size], Path(folder), say) if scaling else []
-    rates.append(in_fresh_process(_gemm, size, limit_s=LIMIT_S[size]))
+        swept = scale(size, contenders, device, LIMIT_S[size], Path(folder), say) if scaling else []
+    rates.append(in_fresh_process(_gemm, size, device, limit_s=LIMIT_S[size]))
     results = so_far(swept)
     save(results)
     return results
 
 
-def machine() -> dict[str, Any]:
+def machine(device: str) -> dict[str, Any]:
     """What the numbers depend on besides the versions."""
     return {
         "processor": _processor(),
+        "gpu": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else None,
         "architecture": platform.machine(),
         "system": f"{platform.system()} {platform.release()}",
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -115,11 +118,11 @@ def _processor() -> str:
     )
 
 
-def _gemm(size: str) -> dict[str, float]:
-    return gemm_rates(**GEMM[size])
+def _gemm(size: str, device: str) -> dict[str, float]:
+    return gemm_rates(**GEMM[size], device=device)
 
 
-def _facts(task: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+def _facts(task: tuple[str, dict[str, Any], str]) -> dict[str, Any]:
     built = build(*task)
     return {
         "num_rows": built.num_rows,
@@ -130,10 +133,10 @@ def _facts(task: tuple[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _workload(
-    workload: Workload, size: str, contenders: Sequence[str] | None, folder: Path, say: Say
+    workload: Workload, size: str, contenders: Sequence[str] | None, device: str, folder: Path, say: Say
 ) -> dict[str, Any]:
     say(f"{workload.name}: the oracle")
-    task, count, limit = (workload.task, workload.sizes[size]), workload.sample[size], LIMIT_S[size]
+    task, count, limit = (workload.task, workload.sizes[size], device), workload.sample[size], LIMIT_S[size]
     truth = folder / f"{workload.name}.pt"
     about = {"name": workload.name, "title": workload.title, "task": workload.task, "sizes": task[1]}
     try:
@@ -155,7 +158,7 @@ def _workload(
 
 def _measured(
     entry: Entry,
-    task: tuple[str, dict[str, Any]],
+    task: tuple[str, dict[str, Any], str],
     rows: tuple[int, ...],
     rows_a_sequence: int,
     repeats: Repeats,

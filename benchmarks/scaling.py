@@ -30,24 +30,30 @@ _P = {
 }
 AXES = {"num_rows": _N, "num_params": _P}
 
-Task = tuple[str, dict[str, Any]]
+Task = tuple[str, dict[str, Any], str]
 
 
 def scale(
-    size: str, contenders: Sequence[str] | None, limit_s: float, folder: Path, say: Callable[[str], None]
+    size: str,
+    contenders: Sequence[str] | None,
+    device: str,
+    limit_s: float,
+    folder: Path,
+    say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Both sweeps: `{"axis", "contender", "points", "reason"}` each.
 
     Args:
         size: "quick" or "full".
         contenders: Names of those that run; all where None.
+        device: Where models and data lie.
         limit_s: For all points of one contender.
         folder: Where oracles go.
         say: Told what is under way.
     """
     found = []
     for axis, sizes in AXES.items():
-        tasks: list[Task] = [("gpt2", {**_SHAPE, **point}) for point in sizes[size]]
+        tasks: list[Task] = [("gpt2", {**_SHAPE, **point}, device) for point in sizes[size]]
         truths = [str(folder / f"{axis}-{place}.pt") for place in range(len(tasks))]
         say(f"sweep over {axis}: the oracles")
         in_fresh_process(_oracles, tasks, truths, limit_s=limit_s)
@@ -71,8 +77,8 @@ def _oracles(tasks: list[Task], paths: list[str]) -> None:
 
 def _sweep(name: str, tasks: list[Task], truths: list[str], size: str) -> list[dict[str, Any]]:
     points = []
-    for (builder, sizes), truth in zip(tasks, truths, strict=True):
-        task = build(builder, sizes)
+    for described, truth in zip(tasks, truths, strict=True):
+        task = build(*described)
         if name != "ours" and 4 * task.num_rows * task.num_params > ROWS_BYTES[size]:
             break
         found = measure_task(TITLES[name], name, task, Options(), REPEATS[size], truth)

@@ -21,7 +21,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     """The whole report."""
     parts = [f"# Benchmarks ({results['size']} sizes)", _setting(results)]
     if results["workloads"]:
-        parts.append(_targets(results["workloads"], results["size"]))
+        parts.append(_targets(results["workloads"], results["size"], held=results["machine"]["gpu"] is None))
     parts += [_workload(workload, results["size"]) for workload in results["workloads"]]
     if results["scaling"]:
         parts.append(_scaling(results["scaling"]))
@@ -40,23 +40,25 @@ def _setting(results: Mapping[str, Any]) -> str:
             "",
             f"{installed}" + (f"; not installed: {', '.join(missing)}" if missing else "") + ".",
             "",
-            "Seconds are the least of the repetitions, after a warm-up; memory is the resident peak beyond the loaded "
-            "model, each contender in a process of its own. Before a time counts, the contender's eigenvalues are "
-            "compared with those of a loop of backward passes in float64; `error` is the largest difference, relative "
-            "to the largest eigenvalue.",
+            "Seconds are the least of the repetitions, after a warm-up; memory is the peak beyond the loaded model "
+            f"({'resident' if machine['gpu'] is None else 'allocated on the GPU'}), each contender in a process of its "
+            "own. Before a time counts, the contender's eigenvalues are compared with those of a loop of backward "
+            "passes in float64; `error` is the largest difference, relative to the largest eigenvalue.",
         ]
     )
 
 
 def described(machine: Mapping[str, Any]) -> str:
     """What the numbers depend on, in one line."""
-    return (
+    gpu = "" if machine["gpu"] is None else f"{machine['gpu']}; "
+    return gpu + (
         f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, "
         f"{machine['memory_bytes'] / 2**30:.0f} GiB; Python {machine['python']}"
     )
 
 
-def _targets(workloads: Sequence[Mapping[str, Any]], size: str) -> str:
+def _targets(workloads: Sequence[Mapping[str, Any]], size: str, *, held: bool) -> str:
+    """Measured quantities; beside the targets where these are held to them."""
     rows = []
     for workload in workloads:
         for target in workload["targets"]:
@@ -71,7 +73,8 @@ def _targets(workloads: Sequence[Mapping[str, Any]], size: str) -> str:
             quantity = f"{who}{_QUANTITIES[target['quantity']]}{_joined(target['quantity'], against)}"
             most = target["at_floor"]
             at_floor = "" if most is None else _amount(target["quantity"], most)
-            rows.append([workload["name"], quantity, f"{sign} {bound}", measured, at_floor, verdict])
+            cells = [f"{sign} {bound}" if held else DASH, measured, at_floor, verdict if held else DASH]
+            rows.append([workload["name"], quantity, *cells])
     head = ["workload", "quantity", "target", "measured", "at the floor", ""]
     note = "The targets are those of the full sizes on two cores"
     note += "; these sizes are smaller, and fixed costs weigh more." if size == "quick" else "."

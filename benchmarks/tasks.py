@@ -39,6 +39,11 @@ class Task:
         return {"input_ids": self.inputs} if self.kind == "causal_lm" else (self.inputs, self.targets)
 
     @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return next(self.model.parameters()).device
+
+    @property
     def rows_a_sequence(self) -> int:
         """How many consecutive rows share a forward pass."""
         return {"causal_lm": self.inputs.shape[1] - 1, "classification": 1}.get(self.kind, self.num_classes)
@@ -131,9 +136,15 @@ def cnn(*, samples: int, channels: Sequence[int]) -> Task:
 BUILDERS: dict[str, Callable[..., Task]] = {"gpt2": gpt2, "mlp": mlp, "cnn": cnn}
 
 
-def build(name: str, sizes: Mapping[str, Any]) -> Task:
+def build(name: str, sizes: Mapping[str, Any], device: str = "cpu") -> Task:
     """A task by name: what a fresh process is told."""
-    return BUILDERS[name](**sizes)
+    return on_device(BUILDERS[name](**sizes), device)
+
+
+def on_device(task: Task, device: str) -> Task:
+    """The task with model and data there."""
+    inputs, targets = task.inputs.to(device), task.targets.to(device)
+    return replace(task, model=task.model.to(device), inputs=inputs, targets=targets)
 
 
 def _digits(samples: int) -> tuple[Tensor, Tensor]:

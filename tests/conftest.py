@@ -13,6 +13,7 @@ import pytest  # noqa: E402 (what is above comes first)
 import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
+from on_device import DEVICE, OnDevice  # noqa: E402
 
 # Not fisherfunc.testing: beartype cannot check against Hypothesis' DrawFn, a protocol not meant for isinstance.
 LAYERS = ("records", "linalg", "partitioning", "statistics", "gradients", "models", "pipeline", "surface")
@@ -25,6 +26,9 @@ settings.register_profile(
     "ci", deadline=None, max_examples=30, derandomize=True, print_blob=True, suppress_health_check=SLOW_DRAWS
 )
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+if DEVICE != "cpu":
+    OnDevice().__enter__()
 
 torch.set_num_threads(1)  # tiny models run faster so, above all where the cores are busy
 

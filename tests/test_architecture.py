@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils._device import _device_constructors
 
 import fisherfunc as ff
 
@@ -24,6 +25,7 @@ WITH_EXTRAS = ("surface", "testing", "assets")
 WITH_EFFECTS = ("surface.", "assets.train.", "assets._corpus.", "records.storage.", "__main__.")
 WITH_EFFECTS += ("records.tensor_files.", "records.spill.")
 LINES = 300
+MAKERS = {f"torch.{function.__name__}" for function in _device_constructors()}
 SPACES = (ff.directions, ff.kernels, ff.losses, ff.metrics, ff.statistics, ff.targets, ff.testing, ff.tokens)
 CONTRACT = {
     "": "fisher_spectrum plan RunPlan FisherSpectrum Spectrum functionalize ModelFunction per_token_gradients "
@@ -189,6 +191,26 @@ def test_only_the_surface_prints_or_writes_files():
             if isinstance(node, ast.Call):
                 called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
                 assert called not in ("print", "open", "write_text", "write_bytes"), f"{source.name}:{node.lineno}"
+
+
+def without_device(package: Path = PACKAGE) -> list[str]:
+    """Calls that make a tensor on the default device, which users may have set to any; strategies are tests."""
+    found = []
+    for source in sources(package).values():
+        for call in ast.walk(source.tree) if source.layer not in ("testing", "assets") else ():
+            if (
+                isinstance(call, ast.Call)
+                and ast.unparse(call.func) in MAKERS
+                and not any(keyword.arg in ("device", None) for keyword in call.keywords)
+            ):
+                found.append(f"{source.name}:{call.lineno} {ast.unparse(call)}")
+    return found
+
+
+def test_tensors_are_made_on_a_device_that_is_named(tmp_path):
+    assert without_device() == []
+    (tmp_path / "one.py").write_text("import torch\n\nx = torch.zeros(2)\ny = torch.ones(2, device='cpu')\n")
+    assert without_device(tmp_path) == ["one:3 torch.zeros(2)"]
 
 
 def test_only_the_taps_intercept_a_model():

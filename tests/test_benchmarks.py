@@ -178,7 +178,7 @@ def test_the_floor_of_gpt2_is_the_one_of_the_design():
     assert floor["contraction"] / 1e12 == pytest.approx(5.4, rel=0.02)
 
 
-def results(*measured: Measurement, targets: tuple = (), scaling: tuple = ()) -> dict:
+def results(*measured: Measurement, targets: tuple = (), scaling: tuple = (), gpu: str | None = None) -> dict:
     workload = {
         "name": "w",
         "title": "A workload",
@@ -190,7 +190,7 @@ def results(*measured: Measurement, targets: tuple = (), scaling: tuple = ()) ->
         "measurements": [found.to_dict() for found in measured],
         "targets": [{"ours": OURS, **target} for target in targets],
     }
-    machine = {"processor": "p", "cores": 2, "threads": 1, "memory_bytes": 2**30, "python": "3"}
+    machine = {"processor": "p", "cores": 2, "threads": 1, "memory_bytes": 2**30, "python": "3", "gpu": gpu}
     rates = {"float32": 5.0}
     facts = {"size": "quick", "machine": machine, "versions": {"torch": "2", "jax": None}, "gemm_rates": rates}
     return {**facts, "workloads": [outcomes(workload, rates)], "scaling": list(scaling)}
@@ -226,6 +226,8 @@ def test_targets_are_ratios_of_the_run_and_survive_json():
     assert [target["at_floor"] for target in targets[:4]] == [pytest.approx(20), pytest.approx(3), 1.0, None]
     table = markdown(found)
     assert "absent did not run" in table and "| met |" in table and "| not met |" in table
+    elsewhere = markdown({**found, "machine": {**found["machine"], "gpu": "G"}})
+    assert "\nG; p, 2 cores" in elsewhere and "met |" not in elsewhere and "| ≥ " not in elsewhere
 
 
 def test_the_table_gives_the_reason_of_a_contender_that_cannot(monkeypatch):
@@ -249,7 +251,7 @@ def test_a_workload_that_cannot_be_built_says_why(tmp_path, monkeypatch):
     def refuse():
         raise DiedError("ModuleNotFoundError: No module named 'sklearn'")
 
-    found = running._workload(WORKLOADS[-1], "quick", None, tmp_path, lambda text: None)
+    found = running._workload(WORKLOADS[-1], "quick", None, "cpu", tmp_path, lambda text: None)
     table = markdown({**results(), "workloads": [outcomes(found, {"float32": 1.0})]})
     assert "Did not run: ModuleNotFoundError: No module named 'sklearn'" in table
 

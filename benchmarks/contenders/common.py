@@ -1,7 +1,7 @@
 """What contenders share: what one hands back, and Grams and spectra from rows as a competent user would write them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,6 +50,15 @@ class Answer:
     grams: Mapping[str, Tensor] | None = None
     spectra: Mapping[str, Tensor] | None = None
     rows: tuple[int, ...] | None = None
+
+
+def on_cpu(answer: Answer) -> Answer:
+    """The answer where the oracle is."""
+    grams, spectra = (
+        None if found is None else {label: tensor.cpu() for label, tensor in found.items()}
+        for found in (answer.grams, answer.spectra)
+    )
+    return replace(answer, grams=grams, spectra=spectra)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +153,7 @@ def spectra_of(blocks: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def gram_in_float64(rows: Tensor) -> Tensor:
     """K = G Gᵀ in float64, tile by tile of columns."""
-    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    gram = rows.new_zeros(len(rows), len(rows), dtype=torch.float64)
     for tile in rows.split(_TILE, dim=1):
         wide = tile.double()
         gram.addmm_(wide, wide.mT)

@@ -16,7 +16,7 @@ def prepare(task: Task, options: Options) -> Work:
     parameters = list(named.values())
 
     def rows() -> dict[str, Tensor]:
-        found = {name: torch.empty(task.num_rows, p.numel()) for name, p in named.items()}
+        found = {name: p.new_empty(task.num_rows, p.numel(), requires_grad=False) for name, p in named.items()}
         for row, gradients in enumerate(gradients_of(task, range(task.num_rows), parameters)):
             for held, gradient in zip(found.values(), gradients, strict=True):
                 held[row] = gradient.flatten()

@@ -28,7 +28,7 @@ def prepare(task: Task, options: Options) -> Work:
     chunk = max(1, CHUNK_BYTES // (4 * task.num_params))
 
     def rows() -> dict[str, Tensor]:
-        found = {name: torch.empty(task.num_rows, p.numel()) for name, p in params.items()}
+        found = {name: p.new_empty(task.num_rows, p.numel()) for name, p in params.items()}
         start = 0
         for piece in _pieces(task, params, chunk):
             stop = start + len(next(iter(piece.values())))
@@ -38,7 +38,7 @@ def prepare(task: Task, options: Options) -> Work:
         return found
 
     def backward(pullback: Pullback, places: list[int]) -> list[list[Tensor]]:
-        pieces = list(_pulled(pullback, torch.eye(task.rows_a_sequence)[places], max(2, chunk)))
+        pieces = list(_pulled(pullback, _cotangents(task)[places], max(2, chunk)))
         return [list(row) for piece in pieces for row in zip(*piece.values(), strict=True)]
 
     if options.rows is not None:
@@ -50,7 +50,7 @@ def _pieces(task: Task, params: dict[str, Tensor], chunk: int) -> Iterator[dict[
     """Gradients `{name: (chunk, *shape)}` of consecutive rows."""
     if task.kind == "causal_lm":
         for sequence in range(len(task.inputs)):
-            yield from _pulled(_pullback(task, params, sequence), torch.eye(task.rows_a_sequence), chunk)
+            yield from _pulled(_pullback(task, params, sequence), _cotangents(task), chunk)
     elif task.kind == "classes":
         yield from _logits(task, params, max(1, chunk // task.num_classes))
     else:
@@ -68,6 +68,11 @@ def _pullback(task: Task, params: dict[str, Tensor], sequence: int) -> Pullback:
         return functional.cross_entropy(logits[0, :-1], targets, reduction="none")
 
     return vjp(losses, params)[1]
+
+
+def _cotangents(task: Task) -> Tensor:
+    """A token's loss each."""
+    return torch.eye(task.rows_a_sequence, device=task.device)
 
 
 def _pulled(pullback: Pullback, cotangents: Tensor, chunk: int) -> Iterator[dict[str, Tensor]]:

@@ -26,6 +26,7 @@ from fisherfunc.gradients.self_check import check_grams
 from fisherfunc.gradients.sound import named, sound_pass
 from fisherfunc.gradients.targets import Targets, chosen
 from fisherfunc.gradients.workload import PassOptions, Workload
+from fisherfunc.linalg.full_precision import full_precision
 from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.partitioning import labels_of, partition, rule_name
 from fisherfunc.records.axes import Batch, Params, Progress
@@ -34,6 +35,7 @@ from fisherfunc.records.spill import spilling
 from fisherfunc.records.versions import versions
 
 
+@full_precision()
 @torch.inference_mode(mode=False)
 def token_grams(
     fn: ModelFunction,

@@ -74,5 +74,5 @@ def _pick(tokens: Tokens, num_tokens: int | None, seed: int) -> Tokens:
     count = len(tokens.sequence)
     if num_tokens is None or num_tokens >= count:
         return tokens
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu")
     return tokens.select(order[:num_tokens].sort().values.to(tokens.sequence.device))

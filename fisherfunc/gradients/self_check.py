@@ -29,7 +29,7 @@ def check_grams(
     Raises:
         RuntimeError: If a Gram is off by more than round-off; it names the tensor.
     """
-    order = torch.randperm(work.num_tokens, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(work.num_tokens, generator=torch.Generator().manual_seed(seed), device="cpu")
     index = order[:NUM_TOKENS].sort().values
     chosen = {name: gram[index.to(gram.device)][:, index.to(gram.device)] for name, gram in grams.items()}
     errors = gram_errors(chosen, work.select(index), labels=labels, seed=seed)
@@ -58,7 +58,8 @@ def gram_errors(
         seed: Of the weights.
         room: Bytes of gradients at a time, each time by passes of their own; all at once where None.
     """
-    weights = torch.randn(work.num_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.randn(work.num_tokens, generator=generator, dtype=torch.float64, device="cpu")
     matrices = {name: gram.double().cpu() for name, gram in grams.items()}
     sizes = {name: float(weights.square() @ matrix.diagonal()) for name, matrix in matrices.items()}
     floor = torch.finfo(weights.dtype).tiny + sum(sizes.values()) * _eps(work)

@@ -89,7 +89,7 @@ def _together(
     ends = [_tokens(fn, params, sequences[index], loss, index) for index in (group[0], group[-1])]
     try:
         values, valid, targets = _evaluated(fn, params, sequences.joined(group), loss, group[0])
-        order = torch.randperm(len(group), generator=torch.Generator().manual_seed(group[0]))
+        order = torch.randperm(len(group), generator=torch.Generator().manual_seed(group[0]), device="cpu")
         for part in order.tensor_split(PARTS):
             some = sequences.joined([group[i] for i in part.tolist()])
             alone, counted, _ = _evaluated(fn, params, some, loss, group[0])

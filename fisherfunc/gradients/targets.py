@@ -125,7 +125,7 @@ def chosen(targets: Any, *, unit: str, center: bool = False) -> Targets:
 def _drawn(work: Workload, num_draws: int, seed: int) -> tuple[Sequences, Tensor]:
     """The sequences with targets drawn at the positions of their tokens, and the targets of all tokens."""
     family = predictive(work.loss)
-    sequences, found = [Aimed(sequence, torch.empty(0)) for sequence in work.sequences], []
+    sequences, found = [Aimed(sequence, torch.empty(0, device="cpu")) for sequence in work.sequences], []
     for first, last in runs(work.tokens.sequence):
         number, position = int(work.tokens.sequence[first]), work.tokens.position[first:last].cpu()
         predictions = _predictions(work, number)
@@ -201,6 +201,6 @@ def _uniform(seed: int, sequence: int, num_draws: int, shape: tuple[int, ...]) -
     def of(draw: int) -> Tensor:
         digest = hashlib.sha1(f"{seed}:{sequence}:{draw}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        return torch.rand(shape, generator=generator, dtype=torch.float64)
+        return torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
 
     return torch.stack([of(draw) for draw in range(num_draws)], dim=1)

@@ -95,7 +95,9 @@ class TokenGrams:
 
     def block_scale(self, names: Iterable[str] | None = None) -> Float[Tensor, ""] | None:
         """The scale of a block's round-off, Σ_p scale_p; None where nothing cancelled."""
-        return sum((self.scale[name] for name in self._known(names)), start=torch.tensor(0.0)) if self.scale else None
+        if not self.scale:
+            return None
+        return sum((self.scale[name] for name in self._known(names)), start=torch.tensor(0.0, device="cpu"))
 
     def center(self) -> "TokenGrams":
         """Subtract the mean row: H K H, the Gram behind the gradient covariance.

@@ -16,7 +16,7 @@ from fisherfunc.records.axes import Params
 
 def inner(one: Params, other: Params) -> Float[Tensor, "j k"]:
     """⟨a_j, b_k⟩ in float64, of two stacks of alike trees. Cost 2 j k P operations."""
-    total = torch.zeros((), dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64, device="cpu")
     for name, a in one.items():
         for some, others in zip(_tiles(a), _tiles(other[name]), strict=True):
             total = total.to(a.device) + some.double() @ others.double().mT

@@ -113,7 +113,7 @@ def _enough(ids: list[int], size: int, least: int, make: Maker, num_tokens: int 
         window = make(piece) if len(piece) >= least else None
         if window is not None:
             windows.append(window)
-            found += _num_predictions({key: torch.tensor([row]) for key, row in window.items()})
+            found += _num_predictions({key: torch.tensor([row], device="cpu") for key, row in window.items()})
         if num_tokens is not None and found >= num_tokens:
             break
     return windows
@@ -135,7 +135,7 @@ def _masked(tokenizer: Any, prefix: list[int], suffix: list[int], seed: int) -> 
         ordinary = [index for index, token in enumerate(piece) if token not in special]
         if not ordinary:
             return None
-        order = torch.randperm(len(ordinary), generator=generator).tolist()
+        order = torch.randperm(len(ordinary), generator=generator, device="cpu").tolist()
         chosen = {ordinary[index] for index in order[: max(1, round(MASKED_SHARE * len(ordinary)))]}
         inputs = [mask if index in chosen else token for index, token in enumerate(piece)]
         labels = [token if index in chosen else IGNORED for index, token in enumerate(piece)]
@@ -166,4 +166,8 @@ def _stacked(windows: list[Window]) -> list[dict[str, Tensor]]:
     groups: dict[tuple[int, ...], list[Window]] = {}
     for window in windows:
         groups.setdefault(tuple(map(len, window.values())), []).append(window)
-    return [{key: torch.tensor([row[key] for row in group]) for key in group[0]} for group in groups.values()]
+    return [_tensors(group) for group in groups.values()]
+
+
+def _tensors(group: list[Window]) -> dict[str, Tensor]:
+    return {key: torch.tensor([window[key] for window in group], device="cpu") for key in group[0]}

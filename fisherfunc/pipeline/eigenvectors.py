@@ -16,6 +16,7 @@ from fisherfunc.gradients.directions.matching import names_of_block, restricted
 from fisherfunc.gradients.grams import token_grams
 from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.model_function import ModelFunction
+from fisherfunc.linalg.full_precision import full_precision
 from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.models.functionalize import Selection, functionalize
 from fisherfunc.partitioning import by_layer, whole
@@ -25,6 +26,7 @@ from fisherfunc.records.axes import Batch
 Loss = TokenLoss | Callable[[Any, Batch], Tensor] | None
 
 
+@full_precision()
 @torch.inference_mode(mode=False)
 def fisher_eigenvectors(
     model: nn.Module,
@@ -69,6 +71,7 @@ def fisher_eigenvectors(
     return eigenvectors(fn, own.params, own.batch, own.loss, own.grams, num=num, block=block, blocks=blocks)
 
 
+@full_precision()
 @torch.inference_mode(mode=False)
 def fisher_eigenpairs(
     model: nn.Module,

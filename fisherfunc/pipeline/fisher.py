@@ -17,6 +17,7 @@ from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.planning.run_plan import eigensolve_operations, solver_bytes
 from fisherfunc.gradients.sequences import split
 from fisherfunc.gradients.targets import Targets, chosen
+from fisherfunc.linalg.full_precision import full_precision
 from fisherfunc.linalg.kernels import robust_eigh
 from fisherfunc.models.functionalize import Selection, functionalize
 from fisherfunc.partitioning import by_layer, partition
@@ -28,6 +29,7 @@ from fisherfunc.records.dtypes import dtype_name
 LOSSES = (losses.causal_lm, losses.masked_lm, losses.seq2seq_lm, losses.classification, losses.regression)
 
 
+@full_precision()
 @torch.inference_mode(mode=False)
 def fisher_spectrum(
     model: nn.Module,

@@ -11,6 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from fisherfunc.linalg.full_precision import full_precision
 from fisherfunc.linalg.gram import gram_norm
 from fisherfunc.linalg.kernels import cheapest, robust_eigh
 from fisherfunc.linalg.lifting import GramKernel, RowKernel
@@ -104,6 +105,7 @@ def interval_method(choice: IntervalMethod) -> Callable[..., Intervals] | None:
     return _INTERVALS[choice]
 
 
+@full_precision()
 def spectrum_of_gradients(
     gradients: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]],
     *,

@@ -105,14 +105,14 @@ def draws(num_sequences: int, num_replicates: int, *, seed: int) -> Float[Tensor
         seed: Of the draws.
     """
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(num_sequences, (num_replicates, num_sequences), generator=generator)
-    counts = torch.zeros(num_replicates, num_sequences, dtype=torch.float64)
+    drawn = torch.randint(num_sequences, (num_replicates, num_sequences), generator=generator, device="cpu")
+    counts = torch.zeros(num_replicates, num_sequences, dtype=torch.float64, device="cpu")
     return counts.scatter_add_(1, drawn, torch.ones_like(counts))
 
 
 def _ends(method: str, level: float, num_sequences: int) -> Ends:
     inflation = math.sqrt(num_sequences / (num_sequences - 1))  # S draws vary as if divided by S, not by S − 1
-    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64, device="cpu")
 
     def ends(sample: Tensor, replicates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         center = 2 * sample - replicates.mean()

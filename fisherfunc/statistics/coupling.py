@@ -88,8 +88,8 @@ def block_coupling(grams: TokenGrams, *, blocks: BlockRule = None, center: bool 
     """
     grams = grams.center() if center and not grams.centered else grams
     labels = gathered(grams, blocks)
-    total = torch.zeros(len(labels), len(labels), dtype=torch.float64)
-    for rows in torch.arange(len(grams.tokens.sequence)).split(TILE):  # no second copy of all Grams
+    total = torch.zeros(len(labels), len(labels), dtype=torch.float64, device="cpu")
+    for rows in torch.arange(len(grams.tokens.sequence), device="cpu").split(TILE):  # no second copy of all Grams
         tile = torch.stack([_rows(grams, names, rows) for names in labels.values()])
         total += einsum(tile, tile, "b n m, c n m -> b c").cpu()
     squares = (total / grams.num_units**2).clamp(min=0)  # not negative but for round-off

@@ -61,7 +61,7 @@ def jackknife(
         center = count * sample - (count - 1) * replicates.mean()
         return around(center, spread(replicates), level=level, num_sequences=count)
 
-    left_out = 1 - torch.eye(count, dtype=torch.float64)
+    left_out = 1 - torch.eye(count, dtype=torch.float64, device="cpu")
     return intervals_of(
         replicate_spectra(grams, gathered(grams, blocks), sequences, left_out),
         metrics,

@@ -72,8 +72,8 @@ def split_halves(grams: TokenGrams, *, blocks: BlockRule = None, num_leading: in
     if num_leading < 1:
         raise ValueError(f"num_leading expected at least 1, got num_leading={num_leading!r}")
     sequences = several_sequences(grams, "a split into halves")
-    order = torch.randperm(sequences.num_sequences, generator=torch.Generator().manual_seed(seed))
-    in_first = torch.zeros(sequences.num_sequences, dtype=torch.bool)
+    order = torch.randperm(sequences.num_sequences, generator=torch.Generator().manual_seed(seed), device="cpu")
+    in_first = torch.zeros(sequences.num_sequences, dtype=torch.bool, device="cpu")
     in_first[order[: sequences.num_sequences // 2]] = True
     chosen = in_first.to(sequences.group.device)[sequences.group]
     units = float(sequences.sizes[in_first.to(sequences.sizes.device)].sum())

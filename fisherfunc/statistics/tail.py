@@ -93,13 +93,13 @@ def _fit(values: Float[Tensor, " k"], least: int) -> tuple[float, float, float]:
     """The exponent, beginning and distance of the best tail of ascending values."""
     count = len(values)
     logs = values.log()
-    begins = torch.arange(count - least + 1)
+    begins = torch.arange(count - least + 1, device="cpu")
     begins = begins[logs[begins] < logs[-1]]
     sizes = (count - begins).double()
     excess = logs.flip(0).cumsum(0).flip(0)[begins] - sizes * logs[begins]  # Σ ln(λ/x)
     slopes = sizes / excess  # α − 1
     law = 1 - torch.exp(-slopes[:, None] * (logs - logs[begins, None]))
-    place = torch.arange(count) - begins[:, None]
+    place = torch.arange(count, device="cpu") - begins[:, None]
     above, below = (place + 1) / sizes[:, None] - law, law - place / sizes[:, None]
     distances = torch.maximum(above, below).masked_fill(place < 0, 0).amax(dim=1)
     best = int(distances.argmin())
@@ -112,10 +112,10 @@ def _sample(
     """As many values: of the law with the tail's share of the probability, else one of those below it."""
     body = values[values < begin]
     count = len(values)
-    draws = torch.rand(count, generator=generator, dtype=torch.float64)
+    draws = torch.rand(count, generator=generator, dtype=torch.float64, device="cpu")
     sample = begin * (1 - draws) ** (-1 / (exponent - 1))
     if len(body):
-        others = body[torch.randint(len(body), (count,), generator=generator)]
-        in_tail = torch.rand(count, generator=generator, dtype=torch.float64) < 1 - len(body) / count
+        others = body[torch.randint(len(body), (count,), generator=generator, device="cpu")]
+        in_tail = torch.rand(count, generator=generator, dtype=torch.float64, device="cpu") < 1 - len(body) / count
         sample = torch.where(in_tail, sample, others)
     return sample.sort().values

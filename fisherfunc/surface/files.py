@@ -146,9 +146,9 @@ def _result(content: Mapping[str, Any]) -> FisherSpectrum:
 
     def spectrum(eigenvalues: list[float], facts: Mapping[str, Any]) -> Spectrum:
         return Spectrum(
-            eigenvalues=torch.tensor(eigenvalues, dtype=dtype),
-            resolution=torch.tensor(facts["resolution"], dtype=dtype),
-            negative_part=torch.tensor(facts["negative_part"], dtype=dtype),
+            eigenvalues=torch.tensor(eigenvalues, dtype=dtype, device="cpu"),
+            resolution=torch.tensor(facts["resolution"], dtype=dtype, device="cpu"),
+            negative_part=torch.tensor(facts["negative_part"], dtype=dtype, device="cpu"),
             num_tokens=facts["num_tokens"],
             num_params=facts["num_params"],
             solver=facts["solver"],

@@ -48,15 +48,15 @@ def clustered_grams(
         seed: Of the rows.
     """
     generator = torch.Generator().manual_seed(seed)
-    deviations = torch.tensor(eigenvalues, dtype=torch.float64).sqrt()
+    deviations = torch.tensor(eigenvalues, dtype=torch.float64, device="cpu").sqrt()
     shape = num_sequences, num_tokens, len(deviations)
-    shared = torch.randn(num_sequences, 1, len(deviations), generator=generator, dtype=torch.float64)
-    own = torch.randn(shape, generator=generator, dtype=torch.float64)
+    shared = torch.randn(num_sequences, 1, len(deviations), generator=generator, dtype=torch.float64, device="cpu")
+    own = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
     rows = (deviations * (correlation**0.5 * shared + (1 - correlation) ** 0.5 * own)).flatten(0, 1)
-    index = torch.arange(len(rows))
+    index = torch.arange(len(rows), device="cpu")
     return TokenGrams(
         grams={"weight": gram_of(rows)},
-        tokens=Tokens(sequence=index // num_tokens, position=index % num_tokens, loss=torch.zeros(len(rows))),
+        tokens=Tokens(sequence=index // num_tokens, position=index % num_tokens, loss=rows.new_zeros(len(rows))),
         scale={},
         num_params={"weight": len(deviations)},
         unit="token",
@@ -97,9 +97,9 @@ def coverage(
 
 def _truth(eigenvalues: Sequence[float]) -> dict[str, float]:
     spectrum = Spectrum(
-        eigenvalues=torch.tensor(eigenvalues, dtype=torch.float64),
-        resolution=torch.zeros((), dtype=torch.float64),
-        negative_part=torch.zeros((), dtype=torch.float64),
+        eigenvalues=torch.tensor(eigenvalues, dtype=torch.float64, device="cpu"),
+        resolution=torch.zeros((), dtype=torch.float64, device="cpu"),
+        negative_part=torch.zeros((), dtype=torch.float64, device="cpu"),
         num_tokens=1,
         num_params=len(eigenvalues),
         solver="given",

@@ -21,10 +21,12 @@ from fisherfunc.gradients.rows import gradient_chunks, losses_of, raise_nonfinit
 from fisherfunc.gradients.sequences import split
 from fisherfunc.gradients.survey import survey
 from fisherfunc.gradients.workload import PassOptions, Workload
+from fisherfunc.linalg.full_precision import full_precision
 from fisherfunc.linalg.gram import accumulate_rows
 from fisherfunc.records.axes import Batch, Params
 
 
+@full_precision()
 @torch.inference_mode(mode=False)
 def per_token_gradients(
     fn: ModelFunction, params: Params, batch: Batch, loss: TokenLoss, *, chunk_size: int | None = None
@@ -158,7 +160,7 @@ def plan_dense(work: Workload, options: PassOptions, *, coordinates: Coordinates
     footprint = Footprint(
         num_tokens=work.num_tokens,
         itemsize=max(p.element_size() for p in leaves.values()),
-        gram_itemsize=torch.empty((), dtype=options.gram_dtype).element_size(),
+        gram_itemsize=options.gram_dtype.itemsize,
         graph=saved.total,
         largest=max(work.num_params.values()),
         cotangent=3 * saved.largest,  # as measured on GPT-2: logits, their softmax, the cotangent

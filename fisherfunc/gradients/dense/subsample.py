@@ -51,7 +51,7 @@ def sample_coordinates(
         total = sum(num_params[name] for name in names)
         if total <= max_coordinates:
             continue
-        chosen = torch.tensor(sorted(_draw(label, seed, total, max_coordinates)))
+        chosen = torch.tensor(sorted(_draw(label, seed, total, max_coordinates)), device="cpu")
         start = 0
         for name in sorted(names):  # whatever their order
             stop = start + num_params[name]

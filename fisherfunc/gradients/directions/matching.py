@@ -120,7 +120,7 @@ def _index(grams: TokenGrams, work: Workload) -> Tensor:
                 f"the Grams have a row for sequence {sequence}, position {at}, where this batch has no valid token; "
                 "give the batch that they were computed from"
             )
-    return torch.tensor([place[key] for key in wanted])
+    return torch.tensor([place[key] for key in wanted], device="cpu")
 
 
 def _check_losses(grams: TokenGrams, work: Workload) -> None:

@@ -15,6 +15,7 @@ from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.prepare import check_options, prepared
 from fisherfunc.gradients.summed import summed
+from fisherfunc.linalg.full_precision import full_precision
 from fisherfunc.linalg.kernels import gram_eigh
 from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.linalg.trees import check_alike
@@ -62,7 +63,7 @@ def fisher_vector_product(
     curvature matrix-vector products for second-order gradient descent", Neural Computation 2002.
     """
     check_options(num_tokens, None, None, "factored", unit)
-    with torch.inference_mode(mode=False):
+    with full_precision(), torch.inference_mode(mode=False):
         work = prepared(fn, params, batch, loss, num_tokens=num_tokens, seed=seed).work
         work = summed(work) if unit == "sequence" else work
         passes = passes_of(work)
@@ -78,6 +79,7 @@ def product_with(passes: Passes, *, num_units: int, center: bool) -> Product:
         center: Whether to subtract the mean row.
     """
 
+    @full_precision()
     @torch.inference_mode(mode=False)
     def product(tree: Params) -> dict[str, Tensor]:
         along = projected(_derivatives(passes, tree), center=center)
@@ -87,6 +89,7 @@ def product_with(passes: Passes, *, num_units: int, center: bool) -> Product:
     return product
 
 
+@full_precision()
 @torch.inference_mode(mode=False)
 def damped_inverse(
     fn: ModelFunction, params: Params, batch: Batch, loss: TokenLoss, grams: TokenGrams, *, gamma: int | float
@@ -129,6 +132,7 @@ def damped_inverse(
     factor = torch.linalg.cholesky(damped)
     passes = passes_of(work)
 
+    @full_precision()
     @torch.inference_mode(mode=False)
     def product(tree: Params) -> dict[str, Tensor]:
         along = projected(_derivatives(passes, tree), center=grams.centered)

@@ -108,8 +108,9 @@ def _width(work: Workload) -> int:
 def _separate(work: Workload, group: Sequence[int], rows: Mapping[int, Tensor]) -> bool:
     """Whether losses and a random combination of gradients are those of random parts of a group."""
     generator = torch.Generator().manual_seed(group[0])
-    u = torch.randn(1, work.num_tokens, generator=generator, dtype=torch.float64).to(work.tokens.position.device)
-    order = torch.randperm(len(group), generator=generator)
+    u = torch.randn(1, work.num_tokens, generator=generator, dtype=torch.float64, device="cpu")
+    u = u.to(work.tokens.position.device)
+    order = torch.randperm(len(group), generator=generator, device="cpu")
     parts = [[group[index] for index in sorted(part.tolist())] for part in order.tensor_split(PARTS)]
     try:
         together = _pass(work, group, rows)

@@ -110,7 +110,7 @@ def _derived(method: str, one: Pass, params: Params, tree: Params) -> Tensor:
 
 def _choose(one: Pass, params: Params, tree: Params) -> str:
     """The first method whose derivatives have the inner product with random u that a backward pass gives."""
-    u = torch.randn(1, len(one.rows), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    u = torch.randn(1, len(one.rows), generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu")
     gradient, x = stacked(next(weighted(one, params, u.to(one.rows.device)))), stacked(tree)
     expected, size = inner(gradient, x).item(), (inner(gradient, gradient) * inner(x, x)).sqrt().item()
     eps = max(torch.finfo(p.dtype).eps for p in params.values())

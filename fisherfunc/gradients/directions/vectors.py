@@ -23,6 +23,7 @@ from fisherfunc.gradients.directions.products import weighted_gradients
 from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.linalg.eigenpairs import Eigenpairs, leading_pairs
+from fisherfunc.linalg.full_precision import full_precision
 from fisherfunc.linalg.subspaces import departure, orthonormalised
 from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.linalg.trees import inner, stacked
@@ -69,6 +70,7 @@ def eigenpairs(
     return _pairs(grams, names_of_block(grams.labels or grams.grams, block, rule_of(grams, blocks)), block, num)
 
 
+@full_precision()
 @torch.inference_mode(mode=False)
 def eigenvectors(
     fn: ModelFunction,

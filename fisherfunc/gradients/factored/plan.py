@@ -4,8 +4,6 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
-import torch
-
 from fisherfunc.gradients.dense.slabs import DensePlan
 from fisherfunc.gradients.factored.calls import Call
 from fisherfunc.gradients.factored.cuts import Levels, levels_of
@@ -105,7 +103,7 @@ def plan_factored(work: Workload, options: PassOptions, *, structure: Structure 
     )
     limit = options.limit(like.device)
     num_grams = len(set(options.labels.values()) if options.labels else work.params)
-    gram = tally.num_tokens**2 * torch.empty((), dtype=options.gram_dtype).element_size()
+    gram = tally.num_tokens**2 * options.gram_dtype.itemsize
     beside = (num_grams + 1) * gram + min(LIBRARIES, limit // 8, saved.total)
     held = held_bytes(traced, structure, work.num_params, tally, spilled=options.empty is not None)
     needs = Needs(

@@ -21,7 +21,8 @@ def random_powers(shape: Sequence[int], exponents: range, generator: torch.Gener
         generator: What is drawn from.
     """
     count = math.prod(shape)
-    drawn = torch.randint(2**62, (-(-count // 4),), generator=generator)  # drawing is slow: each gives four numbers
+    # Drawing is slow: each gives four numbers.
+    drawn = torch.randint(2**62, (-(-count // 4),), generator=generator, device="cpu")
     number = drawn.view(torch.int16)[:count].int().bitwise_and_(2**BITS - 1)
     number = number.mul_(2 * len(exponents)).bitwise_right_shift_(BITS)  # from 0 to 2 len(exponents) - 1
     sign = number << 31

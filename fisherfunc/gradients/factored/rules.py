@@ -12,6 +12,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -177,7 +178,7 @@ def _prelu(input: Tensor, weight: Tensor) -> Found:
 
 def _mul(input: Any, other: Any) -> Found:
     return [
-        (mine, Scale(factor=lambda theirs=theirs: torch.as_tensor(theirs), shape=tuple(mine.shape)))  # type: ignore[misc]
+        (mine, Scale(factor=partial(torch.as_tensor, theirs, device=mine.device), shape=tuple(mine.shape)))
         for mine, theirs in ((input, other), (other, input))
         if isinstance(mine, Tensor)
     ]

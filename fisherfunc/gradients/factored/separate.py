@@ -40,7 +40,7 @@ def sequences_apart(work: Workload, stack: Stack, structure: Structure, whole: T
     if together.numel() % stack.width:
         return False
     values = together.detach().reshape(stack.width, -1)
-    order = torch.randperm(stack.width, generator=generator)
+    order = torch.randperm(stack.width, generator=generator, device="cpu")
     for part in order.tensor_split(min(PARTS, stack.width)):
         found = trace_part(work, [stack.members[b] for b in part.tolist()], structure)
         alone = found.losses if found.recording.end is None else found.recording.end
@@ -59,8 +59,9 @@ def _gradients_apart(
         return True
     if any(output.ndim == 0 or output.shape[0] % width for output in outputs):
         return False
-    of_sequence = 1 + torch.rand(width, generator=generator)  # far from 0, or what leaves it would not be seen
-    of_entry = torch.randn(together.numel() // width, generator=generator)
+    # Far from 0, or what leaves a sequence would not be seen.
+    of_sequence = 1 + torch.rand(width, generator=generator, device="cpu")
+    of_entry = torch.randn(together.numel() // width, generator=generator, device="cpu")
     probe = torch.outer(of_sequence, of_entry).to(together)
     largest = LARGEST_POWER if torch.finfo(together.dtype).max > WIDE else SMALL_POWER
     weights = random_powers((width,), range(-largest, largest + 1), generator).to(together)

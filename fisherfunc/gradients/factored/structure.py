@@ -196,7 +196,8 @@ def _run(
     output = None
     with torch.enable_grad(), recorder, answered_by(recorder.answer), suppress(Reached):
         output = work.fn.apply({**constants, **watched, **leaf}, batch)
-    return output, Traced(losses=torch.empty(0), recording=recorder.recording, leaves=leaf, watched=watched)
+    none = torch.empty(0, device="cpu")
+    return output, Traced(losses=none, recording=recorder.recording, leaves=leaf, watched=watched)
 
 
 def settled(structure: Structure, recording: Recording, *, cut_short: bool = False) -> Structure:

@@ -50,6 +50,6 @@ def _few(work: Workload, plan: FactoredPlan) -> Tensor:
     rows = [(sequence == member).nonzero().squeeze(-1) for member in pair]
     chosen = [mine[[len(mine) // 3, 2 * len(mine) // 3]] for mine in rows]
     others = (~torch.isin(sequence, torch.tensor(pair, device=sequence.device))).nonzero().squeeze(-1)
-    picked = torch.randperm(len(others), generator=torch.Generator().manual_seed(0))
+    picked = torch.randperm(len(others), generator=torch.Generator().manual_seed(0), device="cpu")
     picked = picked[: OTHERS_FROM_CUTS if plan.levels.cuts else OTHERS]
     return torch.cat([*chosen, others[picked.to(others.device)]]).unique()

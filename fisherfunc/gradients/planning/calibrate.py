@@ -50,7 +50,7 @@ class Bench:
 
     def random(self, *shape: int) -> torch.Tensor:
         """Factors or rows, alike in every run."""
-        values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        values = torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu")
         return values.to(device=self.device, dtype=self.dtype)
 
 

@@ -137,7 +137,7 @@ def _dense_parts(plan: DensePlan, work: Workload, options: PassOptions, bench: B
     some = {columns.name: work.params[columns.name] for columns in plan.slabs[0]}
     losses = losses_of(work.fn, work.params, work.sequences, work.loss)
     count = int((work.tokens.sequence == work.tokens.sequence[0]).sum())
-    first = work.select(torch.arange(min(plan.chunk_size, count)))
+    first = work.select(torch.arange(min(plan.chunk_size, count), device="cpu"))
     method = pullback.choose(losses(int(first.tokens.sequence[0])), some)
 
     def chunk() -> None:
