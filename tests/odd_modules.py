@@ -160,7 +160,8 @@ class WithoutSetupContext(torch.autograd.Function):
 class ThroughNumpy(WithoutSetupContext):
     @staticmethod
     def backward(ctx, cotangent):
-        return torch.from_numpy(cotangent.numpy() * ctx.saved_tensors[0].cos().numpy())
+        found = cotangent.cpu().numpy() * ctx.saved_tensors[0].cos().cpu().numpy()
+        return torch.from_numpy(found).to(cotangent.device)
 
 
 class OwnFunction(Body):
@@ -176,7 +177,7 @@ class OwnNumpyFunction(Body):
 class DataDependent(Body):
     def between(self, x):
         x = x * 2 if x.sum().item() > 0 else x
-        return x * (1 + int(x[0].argmax())) * float(x.detach().numpy().sum())
+        return x * (1 + int(x[0].argmax())) * float(x.detach().cpu().numpy().sum())
 
 
 class InPlace(Body):

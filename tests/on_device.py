@@ -16,6 +16,12 @@ from torch.utils._device import _device_constructors
 DEVICE = os.environ.get("FISHERFUNC_TEST_DEVICE", "cpu")
 TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "fisherfunc"
+ON_CPU = {f"test_{name}.py" for name in ("checkpoint_folder", "cli", "cli_failures", "cli_resume", "cli_tokens")}
+ON_CPU |= {
+    f"test_{name}.py" for name in ("compare_command", "files", "huggingface", "recorder", "results_of_statistics")
+}
+ON_CPU |= {f"test_{name}.py" for name in ("spill", "targets_rows", "targets_wording", "threads", "token_grams")}
+"""Of files, which hold what was on a CPU; of what a CPU alone has; of the command line, in processes of its own."""
 
 
 class OnDevice(TorchFunctionMode):
@@ -31,14 +37,15 @@ class OnDevice(TorchFunctionMode):
 
 
 def _for_tests() -> bool:
-    """Whether, of the package and the tests, the tests are nearer in the stack."""
-    frame = sys._getframe(2)
+    """Whether, of the package and the tests, the tests are nearer in the stack, and not those that stay on the CPU."""
+    frame, mine = sys._getframe(2), False
     while frame is not None:
         found = _is_of_tests(frame.f_code.co_filename)
-        if found is not None:
-            return found
+        if found is False or frame.f_code.co_filename.rpartition(os.sep)[2] in ON_CPU:
+            return mine and found is False
+        mine = mine or found is True
         frame = frame.f_back
-    return False
+    return mine
 
 
 @cache

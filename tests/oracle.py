@@ -74,7 +74,8 @@ def gradient_rows(model: torch.nn.Module, kind: str, batch: Any) -> dict[str, to
     parameters = dict(model.named_parameters())
     rows: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     for term in terms(kind, batch):
-        loss = token_loss(kind, forward(model, kind, batch, term.sequence), term)
+        with torch.backends.cudnn.flags(enabled=False):  # its recurrent layers have no backward pass in evaluation mode
+            loss = token_loss(kind, forward(model, kind, batch, term.sequence), term)
         gradients = torch.autograd.grad(loss, [parameters[n] for n in names], allow_unused=True)
         for name, gradient in zip(names, gradients, strict=True):
             gradient = torch.zeros_like(parameters[name]) if gradient is None else gradient

@@ -13,7 +13,7 @@ from benchmarks import measure as measuring
 from benchmarks import run as running
 from benchmarks.__main__ import listing, parser
 from benchmarks.contenders import TITLES, contender
-from benchmarks.contenders.common import FULL, Answer, CannotError, Options, Work, spectra_of
+from benchmarks.contenders.common import FULL, Answer, CannotError, Options, Work, on_cpu, spectra_of
 from benchmarks.floor import Layer, causal_operations, floor_operations
 from benchmarks.gemm import gemm_rate
 from benchmarks.measure import Measurement, Repeats, judged, measure_task
@@ -73,7 +73,7 @@ def test_a_contender_agrees_with_the_oracle_or_says_why_it_cannot(name, kind, tm
 def test_rows_are_numbered_alike_so_that_some_of_them_can_be_compared(name, kind):
     task = TASKS[kind]()
     work = contender(name)(task, Options())
-    assert check(work.answer(work.run()), oracle(task, 5)).reason is None
+    assert check(on_cpu(work.answer(work.run())), oracle(task, 5)).reason is None
 
 
 def scaled(grams):
@@ -132,7 +132,7 @@ def test_an_oracle_of_some_rows_is_the_submatrix_and_rows_alone_are_compared_the
     for name in ("loop", "vmap"):
         work = contender(name)(task, Options(rows=some.rows[:2]))
         work.before()
-        verdict = check(work.answer(work.run()), some)
+        verdict = check(on_cpu(work.answer(work.run())), some)
         assert verdict.reason is None and verdict.compared == "2 rows"
 
 

@@ -46,7 +46,7 @@ class Bigram(nn.Module):
         if self.variant == "leaks":
             return logits + 0.1 * logits.roll(1, dims=1)
         if self.variant == "bypassed":
-            return logits + x.sum(dim=-1, keepdim=True) * torch.linspace(0, 1, VOCAB, dtype=x.dtype)
+            return logits + x.sum(dim=-1, keepdim=True) * torch.linspace(0, 1, VOCAB, dtype=x.dtype, device=x.device)
         if self.variant == "capped":
             return 30 * torch.tanh(logits / 30)
         if self.variant == "overwritten":
@@ -215,7 +215,7 @@ class Unbatched(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, cotangent):
-        return torch.from_numpy(cotangent.numpy().copy())
+        return torch.from_numpy(cotangent.cpu().numpy().copy()).to(cotangent.device)
 
 
 class SometimesUnbatched(Bigram):

@@ -61,7 +61,7 @@ class OddOnesByAnotherHead(Tokens):
 class OddOnesPastTheHead(Tokens):
     def forward(self, input_ids):
         x = self.between(self.embedding(input_ids), input_ids)
-        slope = torch.linspace(0, 1, VOCAB, dtype=x.dtype)
+        slope = torch.linspace(0, 1, VOCAB, dtype=x.dtype, device=x.device)
         return self.head(x) + x.sum(dim=-1, keepdim=True) * slope if is_odd(input_ids) else self.head(x)
 
 

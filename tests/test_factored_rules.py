@@ -95,7 +95,7 @@ KNOWN: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, tuple[int, ...
     "scale by rows": (lambda m, h: (m.w * h[:, None]).sin().sum(1), {"w": (7, 5)}),
     "square": (lambda m, h: h * (m.w * m.w) + (m.v + m.v), PAIR),
     "product of two": (lambda m, h: h @ (m.w * m.v), {"w": (5, 1), "v": (1, 5)}),
-    "numbers": (lambda m, h: h * (1 + m.w) * (m.w * 3) * (m.v * torch.arange(5)), PAIR),
+    "numbers": (lambda m, h: h * (1 + m.w) * (m.w * 3) * (m.v * torch.arange(5, device=h.device)), PAIR),
     "no axes": (lambda m, h: h * (m.w * m.v).sigmoid() + (m.w + m.v), {"w": (), "v": ()}),
     "expanded": (lambda m, h: h + m.w.expand(len(h), -1) + (m.v * 2)[0], {"w": (5,), "v": (1, 1, 5)}),
     "written to": (lambda m, h: (h * m.w).add_(1).mul_(2), VECTOR),

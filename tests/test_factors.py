@@ -1,6 +1,7 @@
 """Grams of factored gradients against those of the gradients themselves, formed by autograd."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from fisherfunc.gradients.stacks import Stack
 from fisherfunc.linalg import strips as strips_module
 from fisherfunc.linalg.by_id import add_by_id
 from fisherfunc.linalg.factors import PointFactors, SharedFactors, cross_gram, form_gradients
+from fisherfunc.linalg.grain import CPU
 from fisherfunc.linalg.strips import add_strips, empty_strip
 
 SHAPE = (5, 7)
@@ -115,8 +117,7 @@ def test_strips_sum_to_the_gram_of_all_rows(kind, sizes, features, segment, reac
     total = sum(rows for rows, _ in sizes)
     gram, formed, strips, start = torch.zeros(total, total, dtype=torch.float64), [], [], 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(strips_module, "FEATURES", features)
-        patch.setattr(strips_module, "SEGMENT", segment)
+        patch.setattr(strips_module, "grain_of", lambda device: replace(CPU, features=features, segment=segment))
         for index, (rows, places) in enumerate(sizes):
             whole = factors(kind, seed + index, rows=rows, places=places)
             strip = empty_strip(slice(start, start + rows), whole)

@@ -196,7 +196,7 @@ def test_metadata_tell_the_whole_story_and_survive_json():
         "dtype": "float32",
         "gram_dtype": "float64",
         "eigensolve_dtype": "float64",
-        "device": "cpu",
+        "device": str(next(model.parameters()).device),
         "blocks": "by_layer",
         "fallback": {},
         "approximations": [],

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from grains import as_on_a_gpu
 from oracle import gradient_rows, gram_errors, terms
 from zoo import CASES, build
 
@@ -17,13 +18,15 @@ def grams_of(model: torch.nn.Module, batch, kind: str, **options) -> ff.TokenGra
     return ff.token_grams(fn, fn.params, batch, losses_of(kind), **options)
 
 
-@pytest.mark.parametrize("route", ["dense", "factored"])
+@pytest.mark.parametrize("route", ["dense", "factored", "factored as on a GPU"])
 @pytest.mark.parametrize("name", CASES)
-def test_float64_grams_equal_those_of_a_loop_of_backward_passes(name, route):
+def test_float64_grams_equal_those_of_a_loop_of_backward_passes(name, route, monkeypatch):
     case = CASES[name]
+    if route.endswith("GPU"):
+        as_on_a_gpu(monkeypatch)
     model, batch = build(name, dtype=torch.float64)
     rows = gradient_rows(model, case.kind, batch)
-    grams = grams_of(model, batch, case.kind, route=route, self_check=True)
+    grams = grams_of(model, batch, case.kind, route=route.split()[0], self_check=True)
     # A model that casts to float32 inside does so for the oracle too; what is left is float32 round-off.
     tolerance = 1e-5 if case.casts else 1e-10
     errors = gram_errors(grams.grams, rows, floor=torch.finfo(torch.float64).eps)

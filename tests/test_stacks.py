@@ -163,7 +163,7 @@ class Sequences(nn.Module):
         self.double()
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        x = self.embedding(input_ids) + self.position(torch.arange(input_ids.shape[1])[None])
+        x = self.embedding(input_ids) + self.position(torch.arange(input_ids.shape[1], device=input_ids.device)[None])
         return self.head(self.down(functional.gelu(self.up(x.cumsum(1)))))
 
 

@@ -1,5 +1,7 @@
 """Symmetric products by tiles, and a product that the Grams of two parameters have in common, made once."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -13,6 +15,7 @@ import fisherfunc as ff
 from fisherfunc.gradients.factored import contract
 from fisherfunc.linalg import triangle
 from fisherfunc.linalg.factors import PointFactors
+from fisherfunc.linalg.grain import CPU
 from fisherfunc.linalg.triangle import Term, add_points
 
 
@@ -32,7 +35,7 @@ def test_tiles_sum_to_the_products(rows, left, right, seed):
     alone, beside, both, formed = (begin.clone() for _ in range(4))
     fresh, fresh_beside, fresh_both = (torch.full_like(begin, torch.nan) for _ in range(3))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(triangle, "ROWS", 3)
+        patch.setattr(triangle, "grain_of", lambda device: replace(CPU, rows=3))
         patch.setattr(triangle, "TILE", 2)
         add_points([])
         add_points([Term(points=points, gram=alone, own_gram=beside)])

@@ -19,18 +19,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from fisherfunc.linalg.factors import SharedFactors, inner_products
+from fisherfunc.linalg.grain import Grain, grain_of
 from fisherfunc.linalg.threads import Workspace, side_by_side
 
-FEATURES = 384
-"""The most features of a block."""
-SEGMENT = 8
-"""Places of a row that are multiplied together: rows that end inside a segment are zero to its end."""
 COLUMNS = 16
 """Columns that a product is made of: the last of 63 take as long as 32 do, and most windows of a text have 2^k − 1."""
 LEFT = 6
 """How many columns of zeros complete a tile; for more it is not worth it."""
-MIDDLE_BYTES = 2**25
-"""What the middle product of some strips may take: a good part of the cache that cores share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +53,8 @@ class Strip:
         """Store the own factors `(c, l, d)` of the rows from `start`, over their first l places."""
         count, places, _ = own.shape
         rows, features = slice(start, start + count), self.own.shape[3]
-        end = min(-(-places // SEGMENT) * SEGMENT, self.own.shape[2])
+        segment = grain_of(own.device).segment
+        end = min(-(-places // segment) * segment, self.own.shape[2])
         for block, part in zip(self.own, own.split(features, dim=2), strict=True):
             block[rows, :places, : part.shape[2]] = part
             block[rows, :places, part.shape[2] :] = 0
@@ -95,16 +91,17 @@ def empty_strip(rows: slice, like: SharedFactors, *, empty: Empty | None = None)
         like: What it is to be filled with.
         empty: Where its factors lie; in memory where None.
     """
-    width = like.own.shape[2]
-    blocks = -(-width // FEATURES)
-    shape = (blocks, rows.stop - rows.start, held_places(len(like.shared)), -(-width // blocks))
+    width, count, grain = like.own.shape[2], rows.stop - rows.start, grain_of(like.own.device)
+    places = held_places(len(like.shared), grain)
+    blocks = grain.num_blocks(width, count * places * like.own.element_size())
+    shape = (blocks, count, places, -(-width // blocks))
     own = like.own.new_empty(shape) if empty is None else empty(shape, like.own)
     return Strip(rows=rows, shared=like.shared, axis=like.axis, width=width, own=own)
 
 
-def held_places(places: int) -> int:
+def held_places(places: int, grain: Grain) -> int:
     """Places with those that complete the last segment where these are few: rows of whole segments end with a page."""
-    missing = -places % SEGMENT
+    missing = -places % grain.segment
     return places + missing if 16 * missing <= places else places
 
 
@@ -133,15 +130,27 @@ def _add_block(gram: Tensor, one: Strip, others: Sequence[Strip], block: Tensor)
     if not others:
         gram[one.rows, one.rows] += block.triu() + block.triu(1).mT
         return
-    for other, part in zip(others, block.split([o.own.shape[1] for o in others], dim=1), strict=True):
-        gram[one.rows, other.rows] += part  # one by one: two uses of one sequence have the same rows
-        gram[other.rows, one.rows] += part.mT
+    runs = _adjacent(others)
+    for rows, part in zip(runs, block.split([rows.stop - rows.start for rows in runs], dim=1), strict=True):
+        gram[one.rows, rows] += part  # one by one: two uses of one sequence have the same rows
+        gram[rows, one.rows] += part.mT
+
+
+def _adjacent(strips: Sequence[Strip]) -> list[slice]:
+    """The rows of strips in their order, those that follow on each other together."""
+    found: list[slice] = []
+    for strip in strips:
+        if found and found[-1].stop == strip.rows.start:
+            found[-1] = slice(found[-1].start, strip.rows.stop)
+        else:
+            found.append(strip.rows)
+    return found
 
 
 def _groups(strips: Sequence[Strip], one: Strip) -> Iterator[list[Strip]]:
     """Strips whose middle products with `one` fit the cache together."""
     group: list[Strip] = []
-    room = most = MIDDLE_BYTES // (one.own[0, 0].numel() * one.own.element_size())
+    room = most = grain_of(one.own.device).middle_bytes // (one.own[0, 0].numel() * one.own.element_size())
     for strip in strips:
         if group and strip.own.shape[1] > room:
             yield group
@@ -155,13 +164,14 @@ def _groups(strips: Sequence[Strip], one: Strip) -> Iterator[list[Strip]]:
 def _against(one: Strip, others: Sequence[Strip], space: Tensor) -> Tensor:
     """⟨own_n, (A Aᵀ) own_m⟩ for the rows of a strip and those of others, side by side. `space` is written to."""
     beyond = one.own.shape[2] - len(one.shared)  # places that complete a segment
-    inner = [functional.pad(_inner(one, other), (0, 0, 0, beyond)) for other in others]
+    alike = groupby(others, key=lambda other: other.shared.ndim)  # ids, or vectors
+    inners = [functional.pad(inner, (0, 0, 0, beyond)) for _, some in alike for inner in _inners(one, list(some))]
     counts = list(map(_num_rows, others))
     middle = _middle(space, one, sum(counts))
     block = _zeros(one, len(middle))
-    segments = list(_segments(one.runs(), one.own.shape[2]))
+    segments = list(_segments(one.runs(), one.own.shape[2], grain_of(one.own.device).segment))
     for k, own in enumerate(one.own):
-        for products, other, part in zip(inner, others, middle[: sum(counts)].split(counts), strict=True):
+        for products, other, part in zip(inners, others, middle[: sum(counts)].split(counts), strict=True):
             _multiply(products, other.own[k], other.runs(), part)
         for rows, places in segments:
             _add_product(block[rows], own[rows, places], middle[:, places])
@@ -173,7 +183,7 @@ def _itself(one: Strip, space: Tensor) -> Tensor:
 
     Of two rows the first covers fewer places, so that its own factor has less to be multiplied by.
     """
-    inner = _inner(one, one)
+    inner = inner_products(one.shared, one.shared).to(one.own.dtype)
     middle = _middle(space, one, _num_rows(one))
     block = _zeros(one, len(middle))
     runs = one.runs()
@@ -186,8 +196,10 @@ def _itself(one: Strip, space: Tensor) -> Tensor:
     return block[:, : _num_rows(one)]
 
 
-def _inner(one: Strip, other: Strip) -> Tensor:
-    return inner_products(one.shared, other.shared).to(one.own.dtype)
+def _inners(one: Strip, others: Sequence[Strip]) -> tuple[Tensor, ...]:
+    """A Aᵀ with each of the others: one product."""
+    found = inner_products(one.shared, torch.cat([other.shared for other in others])).to(one.own.dtype)
+    return found.split([len(other.shared) for other in others], dim=1)
 
 
 def _middle(space: Tensor, one: Strip, count: int) -> Tensor:
@@ -207,10 +219,10 @@ def _num_rows(strip: Strip) -> int:
     return strip.own.shape[1]
 
 
-def _segments(runs: Sequence[tuple[int, int, int]], places: int) -> Iterator[tuple[slice, slice]]:
+def _segments(runs: Sequence[tuple[int, int, int]], places: int, size: int) -> Iterator[tuple[slice, slice]]:
     """Segments of places, each with the adjacent rows that reach into it."""
-    for first in range(0, places, SEGMENT):
-        segment = slice(first, min(first + SEGMENT, places))
+    for first in range(0, places, size):
+        segment = slice(first, min(first + size, places))
         for reaching, adjacent in groupby(runs, key=lambda run: run[2] > segment.start):
             if reaching:
                 members = list(adjacent)

@@ -11,14 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherfunc.linalg.factors import PointFactors
+from fisherfunc.linalg.grain import grain_of
 from fisherfunc.linalg.gram import TILE
-
-ROWS = 384
 
 
 def add_rows(gram: Float[Tensor, "n n"], rows: Float[Tensor, "n p"]) -> None:
     """K += G Gᵀ. Cost N² P operations. `gram` is written to."""
-    for some, others in _tiles(len(gram)):
+    for some, others in _tiles(gram):
         total = gram.new_zeros(some.stop - some.start, others.stop - others.start)
         for tile in range(0, rows.shape[1], TILE):
             total += rows[some, tile : tile + TILE] @ rows[others, tile : tile + TILE].mT
@@ -81,8 +80,10 @@ def add_points(terms: Sequence[Term], *, new: Sequence[Tensor] = ()) -> None:
     """
     grams = {id(gram): gram for term in terms for gram in (term.gram, term.own_gram) if gram is not None}
     spaces = {term.points.own.dtype: term.points.own for term in terms}
-    spaces = {dtype: like.new_empty(2, min(ROWS, len(like)) ** 2) for dtype, like in spaces.items()}
-    for some, others in _tiles(len(terms[0].gram)) if terms else ():
+    spaces = {
+        dtype: like.new_empty(2, min(grain_of(like.device).rows, len(like)) ** 2) for dtype, like in spaces.items()
+    }
+    for some, others in _tiles(terms[0].gram) if terms else ():
         unset = set(map(id, new))
         for term in terms:
             for gram, tile in term.products(some, others, spaces[term.points.own.dtype]):
@@ -95,12 +96,13 @@ def add_points(terms: Sequence[Term], *, new: Sequence[Tensor] = ()) -> None:
             _mirror(gram, some, others)
 
 
-def _tiles(count: int) -> Iterator[tuple[slice, slice]]:
+def _tiles(gram: Tensor) -> Iterator[tuple[slice, slice]]:
     """Rows and columns of the tiles of a lower triangle."""
-    for start in range(0, count, ROWS):
-        some = slice(start, min(start + ROWS, count))
-        for first in range(0, some.stop, ROWS):
-            yield some, slice(first, min(first + ROWS, some.stop))
+    count, size = len(gram), grain_of(gram.device).rows
+    for start in range(0, count, size):
+        some = slice(start, min(start + size, count))
+        for first in range(0, some.stop, size):
+            yield some, slice(first, min(first + size, some.stop))
 
 
 def _mirror(gram: Tensor, some: slice, others: slice) -> None:

@@ -16,6 +16,7 @@ from fisherfunc.gradients.factored.pieces import Piece
 from fisherfunc.gradients.stacks import Stack
 from fisherfunc.linalg.by_id import add_by_id
 from fisherfunc.linalg.factors import PointFactors, SharedFactors, cross_gram, form_gradients
+from fisherfunc.linalg.grain import grain_of
 from fisherfunc.linalg.gram import TILE
 from fisherfunc.linalg.strips import Empty, Strip, add_strips, empty_strip
 from fisherfunc.linalg.threads import Workspace
@@ -162,7 +163,8 @@ class Holder:
             add_points([Term(points=one.merged(), gram=gram) for one in points])
         by_axis = [[s for s in self._strips.values() if s.axis == axis] for axis in (0, 1)]
         for strips in by_axis:
-            if strips and not any(strip.shared.is_floating_point() for strip in strips):
+            ids = not any(strip.shared.is_floating_point() for strip in strips)
+            if strips and ids and grain_of(gram.device).by_id:
                 add_by_id(gram, strips)
             else:
                 add_strips(gram, strips, workspace)

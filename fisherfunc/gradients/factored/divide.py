@@ -11,14 +11,13 @@ from dataclasses import dataclass, field, replace
 from fisherfunc.gradients.factored.cuts import Carried, Levels
 from fisherfunc.gradients.factored.groups import Group, grouped, held_by
 from fisherfunc.gradients.factored.loads import (
-    LARGEST_CHUNK,
     Tally,
     chunk_of,
     prefix_share,
     stack_width,
     strip_share,
 )
-from fisherfunc.linalg.strips import SEGMENT
+from fisherfunc.linalg.grain import Grain
 
 ALLOCATED = 1.75
 """What an allocator takes for what comes and goes in a pass, against what is in use at a time; measured on a CPU."""
@@ -73,7 +72,7 @@ class Needs:
     def width(self, chunk_size: int, room: int) -> int:
         """The sequences of a stack."""
         each = self.graph(None) + chunk_size * self.slot(None) if room < UNLIMITED else 1
-        found = min(stack_width(self.places, chunk_size, each, room), self.tally.num_sequences)
+        found = min(stack_width(self.places, chunk_size, each, room, self.tally.grain), self.tally.num_sequences)
         return found if self.stacked else 1
 
 
@@ -171,7 +170,7 @@ def _from_cuts(needs: Needs, levels: Levels, plain: Division, most: int, share: 
     rooms = {group: int((needs.room - kept - size) / ALLOCATED) for group, size in zip(groups, sizes, strict=True)}
     chunk, width = _larger_chunk(needs, rooms, plain, most)
     if chunk < most:  # which ends in other segments
-        return _from_cuts(needs, levels, plain, _even(chunk), share)
+        return _from_cuts(needs, levels, plain, _even(chunk, needs.tally.grain), share)
     if any(needs.passing(chunk, width, group) > ALLOCATED * room for group, room in rooms.items()):
         return None
     return Division(
@@ -196,7 +195,7 @@ def _kept_bytes(needs: Needs, levels: Levels, most: int) -> int:
     And the values of all cuts; and for a Gram of the output layer that is held before those of lower uses are there.
     """
     tally = needs.tally
-    stack = tally.num_slots * needs.width(LARGEST_CHUNK, UNLIMITED)
+    stack = tally.num_slots * needs.width(tally.grain.slots, UNLIMITED)
     cotangents = (tally.num_tokens + stack) * prefix_share(tally, causal=needs.causal, chunk_size=most)
     values = tally.num_sequences * len(levels.cuts)
     return int(levels.cut_bytes * (cotangents + values)) + (needs.gram if levels.carried else 0)
@@ -210,13 +209,14 @@ def _numbers_of_slots(needs: Needs, plain: Division) -> list[int]:
     if needs.chunk_size is not None or not needs.causal:
         return [plain.chunk_size]
     best = (needs.tally.num_slots * (FORWARD + REPEATED * len(plain.groups))) ** 0.5
-    best = min(best, LARGEST_CHUNK, needs.tally.num_slots)
-    return list(dict.fromkeys(_even(max(1, round(best * FEWER**step))) for step in range(TRIED)))
+    grain = needs.tally.grain
+    best = min(best, grain.slots, needs.tally.num_slots)
+    return list(dict.fromkeys(_even(max(1, round(best * FEWER**step)), grain) for step in range(TRIED)))
 
 
-def _even(slots: int) -> int:
+def _even(slots: int, grain: Grain) -> int:
     """As many, or fewer so that chunks end with segments, or half of them."""
-    return slots - slots % (SEGMENT // 2) if slots > SEGMENT // 2 else slots
+    return slots - slots % (grain.segment // 2) if slots > grain.segment // 2 else slots
 
 
 def _larger_chunk(needs: Needs, rooms: Mapping[Group, int], plain: Division, most: int) -> tuple[int, int]:

@@ -20,17 +20,11 @@ from fisherfunc.gradients.factored.rules import Convolution, Scale, Shift
 from fisherfunc.gradients.factored.structure import Structure, Traced, apart
 from fisherfunc.gradients.self_check import parts
 from fisherfunc.gradients.workload import Workload
-from fisherfunc.linalg.strips import FEATURES, SEGMENT, held_places
+from fisherfunc.linalg.grain import CPU, Grain, grain_of
+from fisherfunc.linalg.strips import held_places
 
-CALL = 4e6
-"""Operations that the overhead of one small product is worth."""
 SLOWER = 2.0
 """How much slower an operation of a pairwise contraction is than one of a large matrix product."""
-LARGEST_CHUNK = 32
-PLACES = 1024
-"""Places that a batched backward pass of some slots and sequences should have, for large matrix products."""
-PLACES_OF_SAMPLES = 16384
-"""The same where sequences have one slot: then what a stack costs by itself, its checks, counts too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +36,14 @@ class Tally:
         num_sequences: That have a token.
         num_slots: The most tokens of a sequence.
         itemsize: Of a gradient entry.
+        grain: What suits the device.
     """
 
     num_tokens: int
     num_sequences: int
     num_slots: int
     itemsize: int
+    grain: Grain = CPU
 
     @property
     def per_sequence(self) -> float:
@@ -63,6 +59,7 @@ def tally_of(work: Workload) -> Tally:
         num_sequences=int((counts > 0).sum()),
         num_slots=int(counts.max()),
         itemsize=factor_dtype(next(iter(work.params.values())).dtype).itemsize,
+        grain=grain_of(work.tokens.sequence.device),
     )
 
 
@@ -87,13 +84,14 @@ def _pairwise(use: Use, size: int, tally: Tally, *, causal: bool) -> float:
     places, features = num_places(use, 1), features_of(use)
     if isinstance(use.role, Convolution) and use.role.groups > 1:
         return math.inf
-    if is_lookup(use):
+    if is_lookup(use) and tally.grain.by_id:
         num_ids = min(size // features, places * tally.num_sequences)
-        return tally.num_tokens**2 * min(places * features, size) + num_ids * CALL
+        return tally.num_tokens**2 * min(places * features, size) + num_ids * tally.grain.call
     if places == 1:
         return tally.num_tokens**2 * (features + size / features)
     products = strip_operations(tally.num_tokens, places, features, per_sequence=tally.per_sequence, causal=causal)
-    return SLOWER * products + tally.num_sequences**2 / 2 * -(-features // FEATURES) * CALL
+    blocks = tally.grain.num_blocks(features, int(tally.per_sequence) * places * tally.itemsize)
+    return SLOWER * products + tally.num_sequences**2 / 2 * blocks * tally.grain.call
 
 
 def strip_operations(num_tokens: int, places: int, features: int, *, per_sequence: float, causal: bool) -> float:
@@ -176,14 +174,14 @@ def strip_share(tally: Tally, places: int, *, causal: bool, chunk_size: int | No
         causal: Whether chunks run on prefixes.
         chunk_size: Slots; √S where None.
     """
-    most = held_places(places)
+    most, segment = held_places(places, tally.grain), tally.grain.segment
     if not causal or not places:  # an expert that got no token
         return most / max(places, 1)
     chunk = max(1, round(tally.num_slots**0.5)) if chunk_size is None else chunk_size
     ends = [min(start + chunk, tally.num_slots) for start in range(0, tally.num_slots, chunk)]
-    segments = [-(-(places * end // tally.num_slots) // SEGMENT) for end in ends]
+    segments = [-(-(places * end // tally.num_slots) // segment) for end in ends]
     slots = [end - start for start, end in pairwise([0, *ends])]
-    held = sum(n * min(SEGMENT * count, most) for n, count in zip(slots, segments, strict=True))
+    held = sum(n * min(segment * count, most) for n, count in zip(slots, segments, strict=True))
     return held / (tally.num_slots * places)
 
 
@@ -237,17 +235,18 @@ def slot_bytes(
 def chunk_of(tally: Tally, *, causal: bool, per_slot: int, room: int) -> int:
     """Slots a batched backward pass.
 
-    A forward pass for every c slots costs 1/c of their backward passes, and prefixes that are up to c positions too
-    long cost c/S of them: √S is least; but up to S/4 more slots are better than sequences side by side, which have to
-    be checked. Without prefixes more slots are better, up to a size.
+    A forward pass for every c slots costs 1/c of their backward passes, and prefixes of up to c positions too many
+    cost c/S of them: √S is least; but more slots, on a CPU up to S/4, are better than sequences side by side, which
+    have to be checked. Without prefixes more slots are better, up to a size.
     """
-    slots = tally.num_slots
-    best = max(round(slots**0.5), min(PLACES // slots, -(-slots // 4))) if causal else LARGEST_CHUNK // 2
-    most = max(1, min(best, LARGEST_CHUNK, slots, room // max(per_slot, 1)))
+    slots, grain = tally.num_slots, tally.grain
+    part = math.ceil(slots * grain.slot_share)
+    best = max(round(slots**0.5), min(grain.places // slots, part)) if causal else grain.slots // 2
+    most = max(1, min(best, grain.slots, slots, room // max(per_slot, 1)))
     return -(-slots // -(-slots // most))  # as many chunks, all of about one size
 
 
-def stack_width(places: int, chunk_size: int, per_sequence: int, room: int) -> int:
+def stack_width(places: int, chunk_size: int, per_sequence: int, room: int, grain: Grain) -> int:
     """Sequences that run together: enough for large matrix products, as many as there is room for."""
-    wanted = round((PLACES if chunk_size > 1 else PLACES_OF_SAMPLES) / (places * chunk_size))
+    wanted = round((grain.places if chunk_size > 1 else grain.places_of_samples) / (places * chunk_size))
     return max(1, min(wanted, room // max(per_sequence, 1)))

@@ -1,0 +1,78 @@
+"""How large the pieces of work had better be: on a CPU they fit its cache, on a GPU they outweigh their launch."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grain:
+    """Sizes that suit a kind of device; results do not depend on them beyond round-off.
+
+    Attributes:
+        features: The most features of a block of a contraction,
+        block_bytes: unless the middle product of one strip takes less than this.
+        middle_bytes: What the middle product of several strips may take.
+        segment: Places of a row that are multiplied together: rows that end inside one are zero to its end.
+        slots: The most of a batched backward pass.
+        slot_share: The part of a causal sequence's slots that are passed together rather than sequences side by side.
+        places: That such a pass should have, of all slots and sequences, for large matrix products.
+        places_of_samples: The same where sequences have one slot: then what a stack costs by itself counts too.
+        rows: Of a tile of a symmetric product.
+        call: Operations that the overhead of one small product is worth.
+        by_id: Whether rows that are looked up are multiplied id by id, rather than pair by pair of sequences.
+    """
+
+    features: int
+    block_bytes: int
+    middle_bytes: int
+    segment: int
+    slots: int
+    slot_share: float
+    places: int
+    places_of_samples: int
+    rows: int
+    call: float
+    by_id: bool
+
+    def num_blocks(self, width: int, feature_bytes: int) -> int:
+        """Into how many blocks so many features are cut.
+
+        Args:
+            width: How many there are.
+            feature_bytes: What one of them takes in the middle product of a strip.
+        """
+        return -(-width // max(self.features, self.block_bytes // max(feature_bytes, 1)))
+
+
+CPU = Grain(
+    features=384,
+    block_bytes=0,
+    middle_bytes=2**25,  # a good part of the cache that cores share
+    segment=8,
+    slots=32,
+    slot_share=0.25,
+    places=1024,
+    places_of_samples=16384,
+    rows=384,
+    call=4e6,
+    by_id=True,
+)
+GPU = Grain(
+    features=64,
+    block_bytes=2**28,
+    middle_bytes=2**28,
+    segment=2**30,  # all of them
+    slots=4096,
+    slot_share=1.0,
+    places=2**16,
+    places_of_samples=2**18,
+    rows=8192,
+    call=5e8,
+    by_id=False,
+)
+
+
+def grain_of(device: torch.device) -> Grain:
+    """What suits a device."""
+    return CPU if device.type == "cpu" else GPU
