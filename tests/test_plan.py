@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import fisherfunc as ff
-from fisherfunc.gradients.factored import divide
 from fisherfunc.gradients.factored.estimate import spans_of
 from fisherfunc.gradients.planning import forecast
+from fisherfunc.linalg.grain import CPU
 from fisherfunc.linalg.token_grams import Tokens
 
 WIDTH, WORDS, LENGTH = 16, 23, 12
@@ -146,8 +146,8 @@ def work(plan, slots):
     """Backward and forward passes a token: from cuts, down once for all groups, and something for each of them."""
     count, longer = plan.num_passes, 1 + plan.chunk_size / slots
     if plan.passes_from_cuts:
-        return longer + (divide.FORWARD + divide.REPEATED * count) / plan.chunk_size
-    return longer * (count + 1) / 2 + divide.FORWARD * count / plan.chunk_size
+        return longer + (CPU.forward + CPU.repeated * count) / plan.chunk_size
+    return longer * (count + 1) / 2 + CPU.forward * count / plan.chunk_size
 
 
 def test_more_memory_never_takes_more_work_and_the_limit_is_kept():

@@ -90,6 +90,18 @@ def test_samples_that_reach_each_other_do_not_run_together(mix):
     assert off(result, alone, samples()) < 1e-10
 
 
+@pytest.mark.parametrize(("sizes", "width"), [((2,), COUNT), ((3,), 1), ((COUNT,), 1), ((2, 3, COUNT), 1)])
+def test_a_model_may_refuse_some_numbers_of_samples(sizes, width):
+    def refuses(h: Tensor, rare: Tensor) -> Tensor:
+        if len(h) in sizes:
+            raise ValueError(f"not {len(h)}")
+        return h
+
+    result = grams(Net(refuses), samples(), "classification")
+    assert (result.metadata["route"], result.metadata["stack_width"]) == ("factored", width)
+    assert off(result, Net(), samples()) < 1e-10
+
+
 @pytest.mark.parametrize("rule", [True, False])
 def test_samples_that_do_not_run_together(rule, monkeypatch):
     if not rule:

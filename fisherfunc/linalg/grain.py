@@ -20,6 +20,9 @@ class Grain:
         places_of_samples: The same where sequences have one slot: then what a stack costs by itself counts too.
         rows: Of a tile of a symmetric product.
         call: Operations that the overhead of one small product is worth.
+        allocated: What an allocator takes for what comes and goes in a pass, against what is in use at a time.
+        forward: What the forward pass of a prefix takes against the backward pass of a slot and its contraction.
+        repeated: What each group adds to that: it goes forward to a cut and backward from one, once more.
         by_id: Whether rows that are looked up are multiplied id by id, rather than pair by pair of sequences.
     """
 
@@ -33,6 +36,9 @@ class Grain:
     places_of_samples: int
     rows: int
     call: float
+    allocated: float
+    forward: float
+    repeated: float
     by_id: bool
 
     def num_blocks(self, width: int, feature_bytes: int) -> int:
@@ -56,6 +62,9 @@ CPU = Grain(
     places_of_samples=16384,
     rows=384,
     call=4e6,
+    allocated=1.75,
+    forward=1.5,
+    repeated=0.45,
     by_id=True,
 )
 GPU = Grain(
@@ -69,6 +78,9 @@ GPU = Grain(
     places_of_samples=2**18,
     rows=8192,
     call=5e8,
+    allocated=1.25,
+    forward=100.0,  # what a pass takes hardly grows with its slots
+    repeated=30.0,
     by_id=False,
 )
 

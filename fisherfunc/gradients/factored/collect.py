@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fisherfunc.gradients.factored.cuts import strays
 from fisherfunc.gradients.factored.groups import Taken
-from fisherfunc.gradients.factored.known import settle
+from fisherfunc.gradients.factored.known import settled_pass
 from fisherfunc.gradients.factored.pieces import Piece, at_one_place, inputs_by_place, kept_places, pieces_of
 from fisherfunc.gradients.factored.recording import Use
 from fisherfunc.gradients.factored.rules import Map
@@ -65,9 +65,7 @@ def _whole(work: Workload, stack: Stack, taken: Taken, structure: Structure, lea
         Unsettled: If the structure does not hold for these sequences.
     """
     if taken.known is None:
-        whole = trace(work, stack.batch, structure, leaves=leaves, width=stack.width, leg=taken.leg)
-        settle(work, stack, structure, whole)
-        return whole
+        return settled_pass(work, stack, structure, leaves=leaves, leg=taken.leg)
     uncut = Unsettled(replace(structure, cuttable=False))
     try:
         whole = trace(work, stack.batch, structure, leaves=leaves, width=stack.width, leg=taken.leg, known=taken.floor)

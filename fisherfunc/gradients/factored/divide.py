@@ -19,13 +19,7 @@ from fisherfunc.gradients.factored.loads import (
 )
 from fisherfunc.linalg.grain import Grain
 
-ALLOCATED = 1.75
-"""What an allocator takes for what comes and goes in a pass, against what is in use at a time; measured on a CPU."""
 UNLIMITED = 2**62
-FORWARD = 1.5
-"""What the forward pass of a prefix takes against the backward pass of a slot and the contraction of its pieces."""
-REPEATED = 0.45
-"""What each group adds to that: it calls the model, and goes forward to a cut and backward from one, once more."""
 SHARES = (0.5, 0.35, 0.3, 0.25, 0.21, 0.18, 0.14, 0.1)
 """Parts of the memory that passes from cuts may leave for what comes and goes."""
 FEWER = 0.8
@@ -61,9 +55,18 @@ class Needs:
     chunk_size: int | None = None
     gram: int = 0
 
+    @property
+    def grain(self) -> Grain:
+        """What suits the device."""
+        return self.tally.grain
+
+    def repeated(self, num_groups: int) -> float:
+        """The forward passes of prefixes, in backward passes of a slot, for each chunk."""
+        return self.grain.forward + self.grain.repeated * num_groups
+
     def passing(self, chunk_size: int, width: int, group: Group | None = None) -> int:
         """Bytes of what comes and goes."""
-        return int(ALLOCATED * width * (self.graph(group) + chunk_size * self.slot(group)))
+        return int(self.grain.allocated * width * (self.graph(group) + chunk_size * self.slot(group)))
 
     def held_share(self, chunk_size: int | None = None) -> float:
         """What strips hold, against whole sequences."""
@@ -72,7 +75,7 @@ class Needs:
     def width(self, chunk_size: int, room: int) -> int:
         """The sequences of a stack."""
         each = self.graph(None) + chunk_size * self.slot(None) if room < UNLIMITED else 1
-        found = min(stack_width(self.places, chunk_size, each, room, self.tally.grain), self.tally.num_sequences)
+        found = min(stack_width(self.places, chunk_size, each, room, self.grain), self.tally.num_sequences)
         return found if self.stacked else 1
 
 
@@ -99,7 +102,7 @@ class Division:
 
 def from_the_losses(needs: Needs) -> Division:
     """Each group comes down from the losses."""
-    room = int(needs.room / 2 / ALLOCATED)
+    room = int(needs.room / 2 / needs.grain.allocated)
     chunk, best = (
         chunk_of(needs.tally, causal=needs.causal, per_slot=needs.slot(None), room=some)
         for some in (room - needs.graph(None), UNLIMITED)
@@ -115,21 +118,34 @@ def from_the_losses(needs: Needs) -> Division:
     if slabbed and needs.chunk_size is None and (chunk, width) != (1, 1):  # where least comes and goes, more may fit
         chunk, width, passing = 1, 1, needs.passing(1, 1)
         groups, slabbed = grouped(needs.held, list(needs.held), max(needs.room - passing, 0))
-    return Division(
+    found = Division(
         chunk_size=chunk,
         width=width,
         groups=groups,
         slabbed=tuple(slabbed),
         num_bytes=passing + max(held_by(groups, needs.held), default=0),
     )
+    return found if len(groups) == 1 and not slabbed else _undivided(needs, found)
+
+
+def _undivided(needs: Needs, found: Division) -> Division:
+    """All parameters in one group, where that fits with fewer sequences side by side."""
+    width, held = found.width, sum(needs.held.values())
+    while width > 1:
+        width = -(-width // 2)
+        passing = needs.passing(found.chunk_size, width)
+        if passing + held <= needs.room:
+            groups, slabbed = grouped(needs.held, list(needs.held), needs.room - passing)
+            return replace(found, width=width, groups=groups, slabbed=tuple(slabbed), num_bytes=passing + held)
+    return found
 
 
 def from_cuts(needs: Needs, levels: Levels, plain: Division) -> Division | None:
     """Each group starts where the one before it ended; None where that does not fit.
 
     Of those that leave the fewest tensors to the dense route the one that takes the least time: for G groups of chunks
-    of c slots 1 + c/S for backward passes and contraction, and (FORWARD + REPEATED G) / c; the two numbers are measured
-    (GPT-2 124M, 1,008 tokens, limits of 1 and 4 GB).
+    of c slots 1 + c/S for backward passes and contraction, and (forward + repeated G) / c; the two numbers are measured
+    on a CPU (GPT-2 124M, 1,008 tokens, limits of 1 and 4 GB).
 
     Args:
         needs: What a pass takes.
@@ -146,8 +162,8 @@ def from_cuts(needs: Needs, levels: Levels, plain: Division) -> Division | None:
     ]
 
     def cost(division: Division) -> tuple[int, float]:
-        chunk, repeated = division.chunk_size, FORWARD + REPEATED * len(division.groups)
-        return len(division.slabbed), chunk / needs.tally.num_slots + repeated / chunk
+        chunk = division.chunk_size
+        return len(division.slabbed), chunk / needs.tally.num_slots + needs.repeated(len(division.groups)) / chunk
 
     return min(found, key=cost, default=None)
 
@@ -167,11 +183,14 @@ def _from_cuts(needs: Needs, levels: Levels, plain: Division, most: int, share: 
     if not groups or set(too_large) - set(plain.slabbed):
         return None
     sizes = held_by(groups, held, longer)
-    rooms = {group: int((needs.room - kept - size) / ALLOCATED) for group, size in zip(groups, sizes, strict=True)}
+    rooms = {
+        group: int((needs.room - kept - size) / needs.grain.allocated)
+        for group, size in zip(groups, sizes, strict=True)
+    }
     chunk, width = _larger_chunk(needs, rooms, plain, most)
     if chunk < most:  # which ends in other segments
-        return _from_cuts(needs, levels, plain, _even(chunk, needs.tally.grain), share)
-    if any(needs.passing(chunk, width, group) > ALLOCATED * room for group, room in rooms.items()):
+        return _from_cuts(needs, levels, plain, _even(chunk, needs.grain), share)
+    if any(needs.passing(chunk, width, group) > needs.grain.allocated * room for group, room in rooms.items()):
         return None
     return Division(
         chunk_size=chunk,
@@ -208,8 +227,8 @@ def _numbers_of_slots(needs: Needs, plain: Division) -> list[int]:
     """
     if needs.chunk_size is not None or not needs.causal:
         return [plain.chunk_size]
-    best = (needs.tally.num_slots * (FORWARD + REPEATED * len(plain.groups))) ** 0.5
-    grain = needs.tally.grain
+    best = (needs.tally.num_slots * needs.repeated(len(plain.groups))) ** 0.5
+    grain = needs.grain
     best = min(best, grain.slots, needs.tally.num_slots)
     return list(dict.fromkeys(_even(max(1, round(best * FEWER**step)), grain) for step in range(TRIED)))
 

@@ -6,6 +6,7 @@ what this one came to: so whatever bypasses a cut is seen.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from fisherfunc.gradients.factored.pieces import inputs_by_place, is_lookup
 from fisherfunc.gradients.factored.recording import Use
 from fisherfunc.gradients.factored.separate import sequences_apart
 from fisherfunc.gradients.factored.structure import Structure, Traced, Unsettled, close, settled, trace
-from fisherfunc.gradients.stacks import Stack
+from fisherfunc.gradients.stacks import REFUSALS, Stack
 from fisherfunc.gradients.workload import Workload
 
 
@@ -53,8 +54,7 @@ def known_of(
     Raises:
         Unsettled: If the structure does not hold for these sequences.
     """
-    traced = trace(work, stack.batch, structure, leaves=leaves, width=stack.width, values=calls)
-    settle(work, stack, structure, traced)
+    traced = settled_pass(work, stack, structure, leaves=leaves, values=calls)
     if any(_bypassed(call, traced, levels) for call in calls):
         raise Unsettled(replace(structure, cuttable=False))
     values = {call: tensor.detach() for call, (tensor, _) in traced.recording.values.items()}
@@ -79,14 +79,28 @@ def _ids(use: Use) -> Tensor:
     return ids[ids >= 0]  # those of padding have no gradient
 
 
-def settle(work: Workload, stack: Stack, structure: Structure, whole: Traced) -> None:
-    """Hold a pass over a whole stack against the structure, and its sequences against each other.
+def settled_pass(work: Workload, stack: Stack, structure: Structure, **how: Any) -> Traced:
+    """A pass over a whole stack, held against the structure, and its sequences against each other.
+
+    Args:
+        work: What is passed over.
+        stack: Of its sequences.
+        structure: What is exploited.
+        how: As `trace` takes it.
 
     Raises:
-        Unsettled: If parameters are used in another way, or one sequence reaches another.
+        Unsettled: If parameters are used in another way, one sequence reaches another, or they do not run together.
     """
-    changed = settled(structure, whole.recording)
-    if changed != structure:
-        raise Unsettled(changed)
-    if stack.width > 1 and not sequences_apart(work, stack, structure, whole):
-        raise Unsettled(replace(structure, stacked=False))
+    together = Unsettled(replace(structure, stacked=False))
+    try:
+        whole = trace(work, stack.batch, structure, width=stack.width, **how)
+        changed = settled(structure, whole.recording)
+        if changed != structure:
+            raise Unsettled(changed)
+        if stack.width > 1 and not sequences_apart(work, stack, structure, whole):
+            raise together
+    except REFUSALS as error:
+        if stack.width == 1:
+            raise
+        raise together from error
+    return whole

@@ -22,7 +22,6 @@ from fisherfunc.gradients.factored.loads import (
 from fisherfunc.gradients.factored.pieces import num_places
 from fisherfunc.gradients.factored.probe import probe
 from fisherfunc.gradients.factored.rules import Shift
-from fisherfunc.gradients.factored.separate import sequences_apart
 from fisherfunc.gradients.factored.skips import ModuleCall, skippable
 from fisherfunc.gradients.factored.structure import (
     Structure,
@@ -197,29 +196,25 @@ def _once_at_the_top(name: str, levels: Levels) -> bool:
 
 
 def _stacking(work: Workload, structure: Structure, width: int) -> Structure:
-    """The structure with stacks, where a probe on the first one finds no sequence that reaches another."""
+    """The structure with stacks, where the first one runs; a trial holds its sequences against each other."""
     stack = next((s for s in stacks_of(work.sequences, work.tokens, min(width, TRIED)) if s.width > 1), None)
     if stack is None:
         return structure
     stacked = replace(structure, stacked=True)
     try:
-        traced = _widened_trace(work, stack, stacked)
-        if traced is None:
-            return structure
-        stacked, trial = traced
-        return stacked if sequences_apart(work, stack, stacked, trial) else structure
+        return _widened(work, stack, stacked) or structure
     except REFUSALS:  # a model that takes one sequence only
         return structure
 
 
-def _widened_trace(work: Workload, stack: Stack, structure: Structure) -> tuple[Structure, Traced] | None:
-    """A pass over a stack, with outputs that its sequences share made one for each; None where it is another model."""
+def _widened(work: Workload, stack: Stack, structure: Structure) -> Structure | None:
+    """With outputs that the sequences of a stack share made one for each; None where it is another model."""
     for _ in range(2):
         traced = trace(work, stack.batch, structure, width=stack.width)
         shared = {u.name for u in traced.recording.uses if u.output.ndim > 1 and u.output.shape[0] == 1}
         if settled(structure, traced.recording) != structure or len(traced.losses) != stack.width:
             return None
         if shared <= structure.widened:
-            return structure, traced
+            return structure
         structure = replace(structure, widened=structure.widened | shared)
     return None

@@ -30,6 +30,9 @@ from fisherfunc.gradients.stacks import Stack
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.linalg.factors import PointFactors
 
+HARDLY = 16
+"""A prefix that lacks less than this part of a sequence is not run by itself."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
@@ -94,29 +97,31 @@ def _shortest(
     structure: Structure,
     leaves: Sequence[str],
 ) -> tuple[Traced, Tensor]:
-    """A forward pass over the shortest prefix that holds some positions, and the tensor where it ends."""
-    traced = None
-    if structure.causal:
-        length = int(position.max()) + 1
-        traced = trace_prefix(
-            work,
-            stack.batch,
-            length,
-            whole,
-            structure,
-            leaves=leaves,
-            width=stack.width,
-            leg=taken.leg,
-            known=taken.floor,
-        )
-    if traced is not None:
-        end = traced.recording.end
-    elif taken.leg.start is None:
-        end = vectors(head_of(whole.recording, structure))
-    else:
-        end = whole.recording.end
+    """A forward pass over the shortest prefix that holds some positions, and the tensor where it ends.
+
+    The one over whole sequences where that is hardly longer.
+    """
+    end = whole.recording.end if taken.leg.start is not None else vectors(head_of(whole.recording, structure))
     assert end is not None
-    return traced or whole, end
+    length = int(position.max()) + 1
+    places = end.shape[1] if taken.leg.start is not None else by_sequence(end, stack.width).shape[1]
+    if not structure.causal or HARDLY * (places - length) < places:
+        return whole, end
+    traced = trace_prefix(
+        work,
+        stack.batch,
+        length,
+        whole,
+        structure,
+        leaves=leaves,
+        width=stack.width,
+        leg=taken.leg,
+        known=taken.floor,
+    )
+    if traced is None:
+        return whole, end
+    assert traced.recording.end is not None
+    return traced, traced.recording.end
 
 
 def _at_losses(losses: Float[Tensor, "b s"], rows: Tensor, entry: Tensor) -> Float[Tensor, "c b s"]:
