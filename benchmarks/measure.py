@@ -12,8 +12,8 @@ from benchmarks.contenders import contender
 from benchmarks.contenders.common import CannotError, Options, Work, on_cpu
 from benchmarks.oracle import TOLERANCE, Oracle, check, oracle, summary
 from benchmarks.process import peak_memory, settled_memory
-from benchmarks.stopwatch import clock_of
 from benchmarks.tasks import Task, build
+from fisherfunc.gradients.clock import clock
 
 OK, WRONG, CANNOT = "ok", "wrong", "cannot"
 
@@ -121,15 +121,14 @@ def measure_task(
 
 def timed(work: Work, repeats: Repeats, device: torch.device) -> tuple[list[float], int, Any]:
     """Seconds of each repetition, the peak of memory beyond what was there before, and the last outcome."""
-    clock = clock_of(device)
     base, seconds, outcome = settled_memory(device), [], None
     while not seconds or (len(seconds) < repeats.most and sum(seconds) < repeats.budget_s):
         outcome = None  # what the last repetition made does not count in the next
         if work.before is not None:
             work.before()
-        begin = clock()
+        begin = clock(device)
         outcome = work.run()
-        seconds.append(clock() - begin)
+        seconds.append(clock(device) - begin)
     return seconds, max(0, peak_memory(device) - base), outcome
 
 

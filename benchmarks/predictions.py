@@ -15,8 +15,8 @@ import torch
 import fisherfunc as ff
 from benchmarks.contenders.ours import loss_of
 from benchmarks.process import DiedError, in_fresh_process, peak_memory, settled_memory
-from benchmarks.stopwatch import clock_of
 from benchmarks.tasks import Task, build, on_device
+from fisherfunc.gradients.clock import clock
 
 FACTOR = 2.0
 MORE_MEMORY = 1.2
@@ -62,16 +62,15 @@ def embedded(*, tokens: int) -> Task:
 def compare(task: str, sizes: dict[str, Any], options: dict[str, Any], device: str) -> dict[str, Any]:
     """Plan and run a workload in this process."""
     built = on_device(embedded(**sizes) if task == "embedded" else build(task, sizes), device)
-    clock = clock_of(built.device)
     options = {**options, "loss": loss_of(built)}
     ff.fisher_spectrum(built.model, built.small().batch, **options)
-    begin = clock()
+    begin = clock(built.device)
     plan = ff.plan(built.model, built.batch, **options)
-    planned = clock() - begin
+    planned = clock(built.device) - begin
     base = settled_memory(built.device)
-    begin = clock()
+    begin = clock(built.device)
     result = ff.fisher_spectrum(built.model, built.batch, **options)
-    seconds = clock() - begin
+    seconds = clock(built.device) - begin
     found = result.metadata["plan"]
     return {
         "units": plan.num_units,

@@ -21,10 +21,11 @@ from benchmarks.gemm import gemm_rate
 from benchmarks.process import DiedError, in_fresh_process, settled_memory
 from benchmarks.run import GEMM, LIMIT_S, machine
 from benchmarks.sections import FLOOR, SECTIONS, timed_by
-from benchmarks.stopwatch import Stopwatch, clock_of
+from benchmarks.stopwatch import Stopwatch
 from benchmarks.table import DASH, described, grid, in_seconds
 from benchmarks.tasks import build
 from benchmarks.workloads import WORKLOADS, Entry, Workload
+from fisherfunc.gradients.clock import clock
 
 REST = "rest"
 _NOTE = (
@@ -59,14 +60,13 @@ def profiled(task: tuple[str, dict[str, Any], str], options: Options, size: str)
     built = build(*task)
     ours.prepare(built.small(), options).run()
     rate = partial(gemm_rate, getattr(torch, options.dtype), **GEMM[size], device=task[2])
-    clock = clock_of(built.device)
     rates = [rate()]
-    work, watch = ours.prepare(built, options), Stopwatch(clock)
+    work, watch = ours.prepare(built, options), Stopwatch(partial(clock, built.device))
     settled_memory(built.device)  # as where contenders are measured
     with timed_by(watch):
-        begin = clock()
+        begin = clock(built.device)
         grams, _ = work.run()
-        seconds = clock() - begin
+        seconds = clock(built.device) - begin
     rates.append(rate())
     return {
         "num_rows": built.num_rows,

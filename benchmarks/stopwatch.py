@@ -6,20 +6,6 @@ from contextlib import contextmanager
 from threading import get_ident
 from time import perf_counter
 
-import torch
-
-
-def clock_of(device: torch.device) -> Callable[[], float]:
-    """Seconds, read once all that a GPU was given to do is done."""
-    if device.type != "cuda":
-        return perf_counter
-
-    def clock() -> float:
-        torch.cuda.synchronize(device)
-        return perf_counter()
-
-    return clock
-
 
 class Stopwatch:
     """Seconds of the sections that are opened in the thread that made it; others run beside it and would count twice.

@@ -3,6 +3,8 @@
 The rule for which tokens count, and their loss, are written out here a second time, as loops.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +69,14 @@ def token_loss(kind: str, predictions: torch.Tensor, term: Term) -> torch.Tensor
     return torch.logsumexp(row, dim=0) - row[int(term.target)]
 
 
+@contextmanager
+def without_cudnn() -> Iterator[None]:
+    """Its recurrent layers have no backward pass in evaluation mode."""
+    before, torch.backends.cudnn.enabled = torch.backends.cudnn.enabled, False
+    yield
+    torch.backends.cudnn.enabled = before
+
+
 def gradient_rows(model: torch.nn.Module, kind: str, batch: Any) -> dict[str, torch.Tensor]:
     """{name: (N, P)} in float64, by ordinary backward passes on the module itself, in evaluation mode."""
     model.eval()
@@ -74,7 +84,7 @@ def gradient_rows(model: torch.nn.Module, kind: str, batch: Any) -> dict[str, to
     parameters = dict(model.named_parameters())
     rows: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     for term in terms(kind, batch):
-        with torch.backends.cudnn.flags(enabled=False):  # its recurrent layers have no backward pass in evaluation mode
+        with without_cudnn():
             loss = token_loss(kind, forward(model, kind, batch, term.sequence), term)
         gradients = torch.autograd.grad(loss, [parameters[n] for n in names], allow_unused=True)
         for name, gradient in zip(names, gradients, strict=True):

@@ -64,7 +64,7 @@ def test_all_settings_are_exact_inside_and_put_back(start, failing):
     try:
         with full_precision():
             assert everything() == EXACT
-            with full_precision(), torch.backends.cudnn.flags(enabled=False):  # as recurrent layers have it
+            with full_precision():
                 pass
             assert everything() == EXACT
             if failing:

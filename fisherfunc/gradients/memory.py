@@ -10,9 +10,10 @@ from torch import Tensor
 
 
 def free_bytes(device: torch.device) -> int:
-    """The memory that is free on a device, in bytes."""
+    """The memory that is free on a device, in bytes, with what torch keeps of it for tensors to come."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     return int(psutil.virtual_memory().available)
 
 

@@ -6,6 +6,7 @@ The k-th tokens of all sequences of a stack are its slot k: one backward pass of
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Int
@@ -56,6 +57,11 @@ class Stack:
     def num_slots(self) -> int:
         """The most tokens of a sequence."""
         return len(self.rows)
+
+    @cached_property
+    def bounds(self) -> list[tuple[int, int]]:
+        """The first row of each sequence, and the one after its last."""
+        return [(int(mine[0]), int(mine.max()) + 1) for mine in self.rows.cpu().unbind(1)]
 
     @property
     def num_tokens(self) -> int:

@@ -231,6 +231,9 @@ def _segments(runs: Sequence[tuple[int, int, int]], places: int, size: int) -> I
 
 def _multiply(inner: Tensor, own: Tensor, runs: Sequence[tuple[int, int, int]], out: Tensor) -> None:
     """(A Aᵀ) own_m for each row, from the places that it covers. `out` is written to."""
+    if runs == [(0, *own.shape[:2])] and inner.shape[1] == own.shape[1]:  # nothing to be cut out
+        torch.bmm(inner.expand(len(own), -1, -1), own, out=out)
+        return
     for start, stop, places in runs:
         torch.bmm(inner[:, :places].expand(stop - start, -1, -1), own[start:stop, :places], out=out[start:stop])
 

@@ -8,7 +8,6 @@ hooks run, for they may be part of the function; backward hooks do not, for they
 
 import copy
 import inspect
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
@@ -206,7 +205,12 @@ def _same_draws(device: torch.device) -> Iterator[None]:
 @contextmanager
 def _plain_recurrence() -> Iterator[None]:
     """Recurrent layers from elementary operations: fused kernels have no batching rule, cuDNN's no evaluation mode."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="TF32 acceleration")  # setting the flags warns on some CPUs
-        with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
-            yield
+    libraries: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)
+    before = [library.enabled for library in libraries]
+    try:
+        for library in libraries:
+            library.enabled = False
+        yield
+    finally:
+        for library, enabled in zip(libraries, before, strict=True):
+            library.enabled = enabled

@@ -55,7 +55,7 @@ def stack_pieces(
             yield start
         else:
             yield from _pulled(start, structure, taken, keep)
-            passed(int((start.rows >= 0).sum()))
+            passed(start.slots.num_tokens)
 
 
 def _whole(work: Workload, stack: Stack, taken: Taken, structure: Structure, leaves: Sequence[str]) -> Traced:
@@ -113,20 +113,19 @@ def _pulled(
     found.clear()
     for tensor in cut:
         kept = gradients[id(tensor)]
-        yield start.cotangent.new_zeros(len(start.rows), *tensor.shape) if kept is None else strided(kept)
+        yield start.cotangent.new_zeros(len(start.slots.rows), *tensor.shape) if kept is None else strided(kept)
     for _, here in groupby(uses, key=lambda use: id(use.output)):
         together = list(here)
         cotangent = gradients.pop(id(together[0].output))
         if cotangent is not None:
             for use in together:
                 compact = use.name in structure.compact
-                yield from pieces_of(use, cotangent, start.rows, compact=compact, keep=keep)
-    there = start.rows[:, 0] >= 0
+                yield from pieces_of(use, cotangent, start.slots, compact=compact, keep=keep)
     for name, leaf in leaves.items():
         gradient = gradients[id(leaf)]
         if gradient is not None:
-            rows = strided(gradient).reshape(len(there), -1)[there]
-            yield Piece(name=name, use=0, rows=start.rows[there, 0], part=rows)
+            rows = start.slots.flat(strided(gradient).reshape(len(gradient), 1, -1))
+            yield Piece(name=name, use=0, rows=start.slots.present, part=rows)
 
 
 def _cut(start: Start, uses: Sequence[Use], taken: Taken, structure: Structure) -> list[Tensor]:

@@ -111,8 +111,7 @@ class Holder:
     def _put_shared(self, piece: Piece, part: SharedFactors, stack: Stack) -> None:
         if not len(piece.rows) or not len(part.shared):  # all ids are padding
             return
-        mine = stack.rows[:, piece.sequence]
-        first, last = int(mine[0]), int(mine.max()) + 1
+        first, last = stack.bounds[piece.sequence]
         key = (first, piece.use, id(part.shared))
         if key not in self._strips:
             empty = partial(self._space, piece.use) if self._empty is None else self._empty

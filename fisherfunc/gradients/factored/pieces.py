@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from fisherfunc.gradients.factored.recording import Use
 from fisherfunc.gradients.factored.rules import Convolution, Map, Scale, Shift
+from fisherfunc.gradients.factored.slots import Slots
 from fisherfunc.gradients.factored.structure import close
 from fisherfunc.linalg.factors import PointFactors, SharedFactors
 
@@ -30,7 +31,7 @@ class Piece:
     Attributes:
         name: The parameter.
         use: Which of its uses; pieces of one number and sequence share their input.
-        rows: The rows of the Gram, one a row of the part.
+        rows: The rows of the Gram, one a row of the part; on the CPU where the part has factors that they share.
         part: Factors, or the gradients `(n, p)` themselves.
         sequence: Which sequence of the stack the rows belong to, where the part has factors that they share.
     """
@@ -129,45 +130,39 @@ def _summed(cotangent: Tensor, output: Tensor, width: int, shape: tuple[int, ...
 
 
 def pieces_of(
-    use: Use, cotangent: Tensor, rows: Int[Tensor, "c b"], *, compact: bool, keep: Mapping[tuple[str, int, int], Tensor]
+    use: Use, cotangent: Tensor, slots: Slots, *, compact: bool, keep: Mapping[tuple[str, int, int], Tensor]
 ) -> list[Piece]:
     """The pieces of one use.
 
     Args:
         use: The use.
         cotangent: Of its output, with a leading axis of slots.
-        rows: The rows of the Gram; −1 where there is none.
+        slots: The rows of the Gram.
         compact: Whether gradients are to be formed.
         keep: {(parameter, use, sequence): the input at all places}, to be shared by the pieces of chunks.
     """
-    width = rows.shape[1]
-    there = rows >= 0
-    everywhere = bool(there.all())
-
-    def flat(values: Tensor) -> Tensor:  # a copy only where some slots have no token
-        return values.flatten(0, 1) if everywhere else values[there]
-
+    width, rows = slots.width, slots.present
     grouped = isinstance(use.role, Convolution) and use.role.groups > 1
     if compact or grouped or isinstance(use.role, Shift | Scale):
-        return [Piece(name=use.name, use=0, rows=flat(rows), part=flat(formed(use, cotangent, width)))]
+        return [Piece(name=use.name, use=0, rows=rows, part=slots.flat(formed(use, cotangent, width)))]
     own = cotangents_by_place(use, cotangent, width)
     own, inputs = own.to(factor_dtype(own.dtype)), inputs_by_place(use, width)
     axis = use.role.axis if isinstance(use.role, Map) else 0
     if at_one_place(inputs):
-        shared = flat(repeat(inputs[:, 0], "b e -> c b e", c=len(own)))
-        point = PointFactors(own=flat(own[:, :, 0]), shared=shared.to(own), axis=axis)
-        return [Piece(name=use.name, use=use.number, rows=flat(rows), part=point)]
+        shared = slots.flat(repeat(inputs[:, 0], "b e -> c b e", c=len(own)))
+        point = PointFactors(own=slots.flat(own[:, :, 0]), shared=shared.to(own), axis=axis)
+        return [Piece(name=use.name, use=use.number, rows=rows, part=point)]
     found = []
-    for b in range(width):
+    for b, mine in enumerate(slots.by_sequence):
         shared, kept = kept_places(inputs[b])
-        mine = own[:, b].contiguous() if everywhere else own[there[:, b], b]
+        cotangents = slots.of_sequence(own, b)
         whole = keep.get((use.name, use.number, b), shared)
         part = SharedFactors(
-            own=mine if kept is None else mine[:, kept],
+            own=cotangents if kept is None else cotangents[:, kept],
             shared=whole if begins_with(whole, shared) else shared,
             axis=axis,
         )
-        found.append(Piece(name=use.name, use=use.number, rows=rows[there[:, b], b], part=part, sequence=b))
+        found.append(Piece(name=use.name, use=use.number, rows=mine, part=part, sequence=b))
     return found
 
 
@@ -189,6 +184,8 @@ def begins_with(whole: Tensor, shared: Tensor) -> bool:
     first = whole[: len(shared)]
     if first.shape != shared.shape:
         return False
+    if first.data_ptr() == shared.data_ptr() and first.stride() == shared.stride():  # the pass was over whole sequences
+        return True
     if not shared.is_floating_point():
         return torch.equal(shared, first)
     return close(shared, first)

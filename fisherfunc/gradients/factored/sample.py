@@ -6,10 +6,10 @@ slots are fewer than the plan's where a chunk would take longer than the budget.
 """
 
 from collections.abc import Sequence
-from time import perf_counter
 
 import torch
 
+from fisherfunc.gradients.clock import clock
 from fisherfunc.gradients.factored.collect import stack_pieces
 from fisherfunc.gradients.factored.contract import Holder
 from fisherfunc.gradients.factored.estimate import Spans, spans_of
@@ -93,19 +93,20 @@ def _timed(few: Workload, stack: Stack, plan: FactoredPlan, slots: int) -> list[
     """Seconds from the start to the end of each chunk, from 0."""
     ends = [0.0]
     holders = {name: Holder(few.num_tokens) for name in few.params}
-    begin = perf_counter()
+    device = few.tokens.sequence.device
+    begin = clock(device)
     pieces = stack_pieces(
         few,
         stack,
         Taken(group=everything(few.params)),
         structure=plan.structure,
         chunk_size=slots,
-        passed=lambda count: ends.append(perf_counter() - begin),
+        passed=lambda count: ends.append(clock(device) - begin),
     )
     for piece in pieces:
         if isinstance(piece, Piece):
             holders[piece.name].put(piece, stack)
-    return [*ends[:-1], perf_counter() - begin]
+    return [*ends[:-1], clock(device) - begin]
 
 
 def _middle(few: Workload, slots: int, *, causal: bool) -> float:

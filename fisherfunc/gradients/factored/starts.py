@@ -16,6 +16,7 @@ from fisherfunc.gradients.factored.groups import Taken
 from fisherfunc.gradients.factored.pieces import Piece, factor_dtype
 from fisherfunc.gradients.factored.places import own_cotangents
 from fisherfunc.gradients.factored.rules import Map
+from fisherfunc.gradients.factored.slots import Slots
 from fisherfunc.gradients.factored.structure import (
     Structure,
     Traced,
@@ -36,12 +37,12 @@ HARDLY = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """Where a batched backward pass starts: the forward pass, the output, its cotangents, its rows of the Gram."""
+    """Where a batched backward pass starts: the forward pass, the output, its cotangents, its slots."""
 
     traced: Traced
     output: Tensor
     cotangent: Tensor
-    rows: Tensor
+    slots: Slots
 
 
 def starts(
@@ -73,7 +74,7 @@ def starts(
         for chunk in chunks:
             rows = stack.rows[chunk]
             cotangent = _at_losses(whole.losses, rows, stack.entry[chunk])
-            yield Start(traced=whole, output=whole.losses, cotangent=cotangent, rows=rows)
+            yield Start(traced=whole, output=whole.losses, cotangent=cotangent, slots=Slots(rows))
         return
     below = None
     if taken.leg.start is None:
@@ -85,7 +86,7 @@ def starts(
         cotangent = taken.above[number] if below is None else _at_places(end, stack.position[chunk], below[chunk])
         if cotangent.shape[1:] != end.shape:  # the pass before was over a prefix, this one is not, or the reverse
             raise Unsettled(replace(structure, cuttable=False))
-        yield Start(traced=traced, output=end, cotangent=cotangent, rows=stack.rows[chunk])
+        yield Start(traced=traced, output=end, cotangent=cotangent, slots=Slots(stack.rows[chunk]))
 
 
 def _shortest(

@@ -6,10 +6,10 @@ already took that long.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import perf_counter
 
 import torch
 
+from fisherfunc.gradients.clock import clock
 from fisherfunc.gradients.factored.loads import strip_operations
 from fisherfunc.linalg.factors import PointFactors, SharedFactors
 from fisherfunc.linalg.gram import TILE
@@ -58,11 +58,9 @@ def least_seconds(task: Callable[[], object], device: torch.device, budget: floa
     """The least of repeated runs within a budget."""
 
     def once() -> float:
-        begin = perf_counter()
+        begin = clock(device)
         task()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return perf_counter() - begin
+        return clock(device) - begin
 
     first = spent = once()
     taken: list[float] = []

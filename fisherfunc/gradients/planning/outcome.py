@@ -6,10 +6,11 @@ then the peak is the run's own. Where it did not, an earlier run of the process 
 
 from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
+
+from fisherfunc.gradients.clock import clock
 
 _STATUS = Path("/proc/self/status")
 
@@ -20,12 +21,12 @@ def watched(device: torch.device) -> Callable[[], dict[str, Any]]:
     `{"seconds", "peak_bytes"}`: the peak beyond what was in use at the start, of the process (on Linux) or of the CUDA
     device's allocator; None where it is unknown.
     """
-    begin, (used, peak) = perf_counter(), _memory(device)
+    begin, (used, peak) = clock(device), _memory(device)
 
     def outcome() -> dict[str, Any]:
         _, highest = _memory(device)
         grew = None not in (used, peak, highest) and highest > peak
-        return {"seconds": perf_counter() - begin, "peak_bytes": highest - used if grew else None}
+        return {"seconds": clock(device) - begin, "peak_bytes": highest - used if grew else None}
 
     return outcome
 
