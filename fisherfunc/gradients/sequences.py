@@ -80,6 +80,10 @@ class Sequences:
         """All of them, in order."""
         return (self[number] for number in range(len(self)))
 
+    def batch_of(self, number: int) -> int:
+        """Which of the batches one of them came in, by its identity."""
+        return id(self._where[number][0])
+
     def alike(self, one: int, other: int) -> bool:
         """Whether two of them can be joined."""
         return self._where[one][0] is self._where[other][0] or same_shape(self[one], self[other])

@@ -7,6 +7,7 @@ The k-th tokens of all sequences of a stack are its slot k: one backward pass of
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 
 import torch
 from jaxtyping import Int
@@ -86,14 +87,15 @@ def around_fullest(sequences: Sequences, tokens: Tokens, width: int) -> tuple[in
 
 def neighbours(members: Iterable[int], sequences: Sequences, width: int) -> Iterator[list[int]]:
     """Members in groups of at most `width`, each of one shape."""
-    group: list[int] = []
-    for member in members:
-        if group and (len(group) == width or not sequences.alike(member, group[0])):
-            yield group
-            group = []
-        group.append(member)
-    if group:
-        yield group
+    alike: list[list[int]] = []
+    for _, some in groupby(members, key=sequences.batch_of):
+        more = list(some)
+        if alike and sequences.alike(more[0], alike[-1][0]):
+            alike[-1] += more
+        else:
+            alike.append(more)
+    for run in alike:
+        yield from (run[first : first + width] for first in range(0, len(run), width))
 
 
 def _stack(group: list[int], batch: Batch, bounds: list[tuple[int, int]], tokens: Tokens) -> Stack:

@@ -24,7 +24,7 @@ class Slots:
     @property
     def num_tokens(self) -> int:
         """How many there are of all sequences."""
-        return sum(map(len, self.by_sequence))
+        return int((self._on_cpu >= 0).sum())
 
     @cached_property
     def everywhere(self) -> bool:
