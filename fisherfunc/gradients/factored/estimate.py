@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fisherfunc.gradients.factored.loads import Tally, strip_operations
+from fisherfunc.gradients.factored.loads import Tally, hardly_shorter, strip_operations
 from fisherfunc.gradients.factored.pieces import features_of, num_places
 from fisherfunc.gradients.factored.recording import Use
 from fisherfunc.gradients.factored.rules import Convolution, Map, Scale, Shift
@@ -75,7 +75,8 @@ def spans_of(tokens: Tokens, chunk_size: int, *, causal: bool) -> Spans:
     length = tokens.position + 1
     longest = torch.zeros_like(length).scatter_reduce_(0, chunk, length, "amax")
     whole = int(length.max())
-    return Spans(forward=num_sequences + int(longest.sum()) / whole, backward=int(longest[chunk].sum()) / whole)
+    alone = longest[~hardly_shorter(longest, whole)]
+    return Spans(forward=num_sequences + int(alone.sum()) / whole, backward=int(longest[chunk].sum()) / whole)
 
 
 def costs(

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor
 
@@ -25,6 +26,8 @@ from fisherfunc.linalg.strips import held_places
 
 SLOWER = 2.0
 """How much slower an operation of a pairwise contraction is than one of a large matrix product."""
+HARDLY = 16
+"""A prefix that lacks less than this part of a sequence is not run by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +247,11 @@ def chunk_of(tally: Tally, *, causal: bool, per_slot: int, room: int) -> int:
     best = max(round(slots**0.5), min(grain.places // slots, part)) if causal else grain.slots // 2
     most = max(1, min(best, grain.slots, slots, room // max(per_slot, 1)))
     return -(-slots // -(-slots // most))  # as many chunks, all of about one size
+
+
+def hardly_shorter(length: Any, places: int) -> Any:
+    """Whether a prefix is not run by itself, but the pass over the whole sequence taken; of each length in a tensor."""
+    return HARDLY * (places - length) < places
 
 
 def stack_width(places: int, chunk_size: int, per_sequence: int, room: int, grain: Grain) -> int:

@@ -14,6 +14,7 @@ from fisherfunc.gradients.factored.collect import stack_pieces
 from fisherfunc.gradients.factored.contract import Holder
 from fisherfunc.gradients.factored.estimate import Spans, spans_of
 from fisherfunc.gradients.factored.groups import Taken, everything
+from fisherfunc.gradients.factored.loads import hardly_shorter
 from fisherfunc.gradients.factored.pieces import Piece
 from fisherfunc.gradients.factored.plan import FactoredPlan
 from fisherfunc.gradients.stacks import Stack, around_fullest, stacks_of
@@ -49,11 +50,10 @@ def sampled_seconds(work: Workload, plan: FactoredPlan, rate: float) -> float:
     if count < 2:  # a single chunk: it all goes with the number of stacks and slots
         slots_ratio = (there.backward / here.backward) / scale
         return len(plan.groups) * ends[-1] * scale * max(1.0, slots_ratio)
-    share = (int(few.tokens.position.max()) + 1) / longest if plan.structure.causal else 1.0
-    units = stack.width * share * (slots + (1 if plan.structure.causal else 0))  # of the last chunk
-    last = ends[2] - ends[1]
-    before = max(0.0, ends[1] - last * _middle(few, slots, causal=plan.structure.causal))
-    chunks = last / units * _units(work, there, causal=plan.structure.causal)
+    middle, end = _reaches(few, slots, longest) if plan.structure.causal else (longest, longest)
+    one = (ends[2] - ends[1]) / _chunk_units(end, longest, slots, causal=plan.structure.causal)
+    before = max(0.0, ends[1] - one * _chunk_units(middle, longest, slots, causal=plan.structure.causal))
+    chunks = one / stack.width * _units(work, there, causal=plan.structure.causal)
     again = LATER if plan.passes_from_cuts else 1.0
     return (1 + again * (len(plan.groups) - 1)) * before * scale + _repeats(plan) * chunks
 
@@ -109,13 +109,16 @@ def _timed(few: Workload, stack: Stack, plan: FactoredPlan, slots: int) -> list[
     return [*ends[:-1], clock(device) - begin]
 
 
-def _middle(few: Workload, slots: int, *, causal: bool) -> float:
-    """The first chunk against the second: by length where they are prefixes."""
-    if not causal:
-        return 1.0
+def _reaches(few: Workload, slots: int, longest: int) -> tuple[int, int]:
+    """How many places the first chunk of the sample runs on, and how many the second."""
     counts = few.tokens.sequence.bincount()
     mine = few.tokens.position[few.tokens.sequence == int(counts.argmax())]
-    return float(mine[min(slots, len(mine)) - 1] + 1) / float(mine[-1] + 1)
+    return int(mine[min(slots, len(mine)) - 1]) + 1, min(int(mine[-1]) + 1, longest)
+
+
+def _chunk_units(reach: int, longest: int, slots: int, *, causal: bool) -> float:
+    """A chunk in backward passes of whole sequences, the forward pass of its prefix with them."""
+    return reach / longest * (slots + (causal and not hardly_shorter(reach, longest)))
 
 
 def _units(work: Workload, spans: Spans, *, causal: bool) -> float:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherfunc.gradients.factored.groups import Taken
+from fisherfunc.gradients.factored.loads import hardly_shorter
 from fisherfunc.gradients.factored.pieces import Piece, factor_dtype
 from fisherfunc.gradients.factored.places import own_cotangents
 from fisherfunc.gradients.factored.rules import Map
@@ -30,9 +31,6 @@ from fisherfunc.gradients.factored.structure import (
 from fisherfunc.gradients.stacks import Stack
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.linalg.factors import PointFactors
-
-HARDLY = 16
-"""A prefix that lacks less than this part of a sequence is not run by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +104,7 @@ def _shortest(
     assert end is not None
     length = int(position.max()) + 1
     places = end.shape[1] if taken.leg.start is not None else by_sequence(end, stack.width).shape[1]
-    if not structure.causal or HARDLY * (places - length) < places:
+    if not structure.causal or hardly_shorter(length, places):
         return whole, end
     traced = trace_prefix(
         work,
