@@ -1,10 +1,15 @@
-"""The sizes of a GPU's pieces of work on a CPU: results do not depend on them."""
+"""A GPU's way to divide a pass, on a CPU and at the scale of tiny models: results do not depend on it."""
+
+from dataclasses import replace
 
 from fisherfunc.gradients.factored import contract, loads
 from fisherfunc.linalg import grain, strips, triangle
+
+TINY = replace(grain.GPU, features=4, middle_bytes=2**11, rows=5)
+"""Several blocks of features, groups of strips and tiles."""
 
 
 def as_on_a_gpu(monkeypatch) -> None:
     """Let every pass be divided as it would be on a GPU."""
     for module in (strips, triangle, loads, contract):
-        monkeypatch.setattr(module, "grain_of", lambda device: grain.GPU)
+        monkeypatch.setattr(module, "grain_of", lambda device: TINY)

@@ -73,8 +73,10 @@ def token_loss(kind: str, predictions: torch.Tensor, term: Term) -> torch.Tensor
 def without_cudnn() -> Iterator[None]:
     """Its recurrent layers have no backward pass in evaluation mode."""
     before, torch.backends.cudnn.enabled = torch.backends.cudnn.enabled, False
-    yield
-    torch.backends.cudnn.enabled = before
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
 
 
 def gradient_rows(model: torch.nn.Module, kind: str, batch: Any) -> dict[str, torch.Tensor]:

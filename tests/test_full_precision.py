@@ -1,5 +1,6 @@
 """Products of float32 are in float32, whatever the surroundings allow, and what these allow is left as it was."""
 
+from threading import Event, Thread
 from typing import ClassVar
 
 import pytest
@@ -7,19 +8,15 @@ import torch
 from torch import nn
 
 import fisherfunc as ff
-from fisherfunc.linalg.full_precision import full_precision
+from fisherfunc.linalg.full_precision import full_precision, named
 
-CUDNN, CPU, PRODUCTS = torch.backends.cudnn, torch.backends.mkldnn, torch.backends.cuda.matmul
-NAMED = [PRODUCTS, CUDNN.conv, CUDNN.rnn, CPU.matmul, CPU.conv, CPU.rnn]
-EXACT = (["ieee"] * len(NAMED), "highest", False)
+CUDNN = torch.backends.cudnn
+EXACT = (["ieee"] * len(named()), "highest", False)
 
 
 def everything():
-    return [setting.fp32_precision for setting in NAMED], told(torch.get_float32_matmul_precision), told(convolutions)
-
-
-def convolutions():
-    return CUDNN.allow_tf32
+    by_kind = [setting.fp32_precision for setting in named()]
+    return by_kind, told(torch.get_float32_matmul_precision), told(lambda: CUDNN.allow_tf32)
 
 
 def told(setting):
@@ -38,7 +35,7 @@ def coarse_products():
 
 
 def by_both_interfaces():
-    PRODUCTS.fp32_precision = "tf32"
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
     CUDNN.conv.fp32_precision = "ieee"
 
 
@@ -48,13 +45,13 @@ def for_everything():
 
 @pytest.fixture(params=[by_default, coarse_products, by_both_interfaces, for_everything])
 def start(request):
-    before = [setting.fp32_precision for setting in NAMED], torch.backends.fp32_precision
+    before = [setting.fp32_precision for setting in named()], torch.backends.fp32_precision
     request.param()
-    yield
+    yield request.param
     torch.backends.fp32_precision = before[1]
     torch.set_float32_matmul_precision("highest")
     CUDNN.allow_tf32 = True
-    for setting, value in zip(NAMED, before[0], strict=True):
+    for setting, value in zip(named(), before[0], strict=True):
         setting.fp32_precision = value
 
 
@@ -74,6 +71,43 @@ def test_all_settings_are_exact_inside_and_put_back(start, failing):
     assert everything() == before
 
 
+def test_what_is_set_for_everything_still_reaches_each_kind_afterwards(start):
+    with full_precision():
+        pass
+    torch.backends.fp32_precision = "ieee"
+    if start is for_everything:
+        assert torch.backends.mkldnn.conv.fp32_precision == "ieee"
+
+
+def test_of_two_threads_the_last_to_leave_puts_the_settings_back(start):
+    before, entered, leave = everything(), Event(), Event()
+
+    def other():
+        with full_precision():
+            entered.set()
+            assert leave.wait(10)
+
+    thread = Thread(target=other)
+    with full_precision():
+        thread.start()
+        assert entered.wait(10)
+    assert everything() == EXACT
+    leave.set()
+    thread.join()
+    assert everything() == before
+
+
+def test_it_works_where_settings_are_frozen(monkeypatch):
+    flags = torch.backends.disable_global_flags.__globals__  # nothing undoes that call
+    monkeypatch.setitem(flags, "__allow_nonbracketed_mutation_flag", False)
+    with pytest.raises(RuntimeError):
+        CUDNN.enabled = False
+    model = nn.RNN(2, 3, batch_first=True)
+    loss = ff.losses.custom(lambda output, batch: output[0].square().sum(-1), name="states")
+    fn = ff.functionalize(model)
+    assert len(ff.token_grams(fn, fn.params, (torch.randn(1, 3, 2), torch.zeros(1, 3)), loss).tokens.loss) == 3
+
+
 class Tells(nn.Linear):
     """A layer that keeps what its surroundings were."""
 
@@ -84,34 +118,76 @@ class Tells(nn.Linear):
         return super().forward(x)
 
 
-def entry_points():
-    loss, batch = ff.losses.classification(), (torch.randn(3, 2), torch.tensor([0, 1, 0]))
-    fn = ff.functionalize(Tells(2, 2))
-    grams = ff.token_grams(fn, fn.params, batch, loss)
-    x = {name: torch.ones_like(p) for name, p in fn.params.items()}
-    product = ff.directions.fisher_vector_product(fn, fn.params, batch, loss)
-    model = Tells(2, 2)
-    return {
-        "token_grams": lambda: ff.token_grams(fn, fn.params, batch, loss),
-        "per_token_gradients": lambda: ff.per_token_gradients(fn, fn.params, batch, loss),
-        "fisher_spectrum": lambda: ff.fisher_spectrum(model, batch),
-        "fisher_eigenvectors": lambda: ff.fisher_eigenvectors(model, batch),
-        "plan": lambda: ff.plan(model, batch),
-        "eigenvectors": lambda: ff.directions.eigenvectors(fn, fn.params, batch, loss, grams),
-        "product": lambda: product(x),
-        "making a product": lambda: ff.directions.fisher_vector_product(fn, fn.params, batch, loss),
-        "damped_inverse": lambda: ff.directions.damped_inverse(fn, fn.params, batch, loss, grams, gamma=0.1)(x),
-    }
+def token_grams(model, fn, batch, loss, grams):
+    ff.token_grams(fn, fn.params, batch, loss)
 
 
-@pytest.mark.parametrize("name", entry_points())
-def test_the_model_runs_in_full_precision(name):
-    run = entry_points()[name]
+def per_token_gradients(model, fn, batch, loss, grams):
+    ff.per_token_gradients(fn, fn.params, batch, loss)
+
+
+def fisher_spectrum(model, fn, batch, loss, grams):
+    ff.fisher_spectrum(model, batch)
+
+
+def fisher_eigenvectors(model, fn, batch, loss, grams):
+    ff.fisher_eigenvectors(model, batch)
+
+
+def plan(model, fn, batch, loss, grams):
+    ff.plan(model, batch)
+
+
+def eigenvectors(model, fn, batch, loss, grams):
+    ff.directions.eigenvectors(fn, fn.params, batch, loss, grams)
+
+
+def product(model, fn, batch, loss, grams):
+    ff.directions.fisher_vector_product(fn, fn.params, batch, loss)(fn.params)
+
+
+def damped_inverse(model, fn, batch, loss, grams):
+    ff.directions.damped_inverse(fn, fn.params, batch, loss, grams, gamma=0.1)(fn.params)
+
+
+ENTRY_POINTS = (token_grams, per_token_gradients, fisher_spectrum, fisher_eigenvectors, plan, eigenvectors, product)
+
+
+@pytest.fixture
+def setting():
+    model, batch = Tells(2, 2), (torch.randn(3, 2), torch.tensor([0, 1, 0]))
+    fn, loss = ff.functionalize(model), ff.losses.classification()
+    return model, fn, batch, loss, ff.token_grams(fn, fn.params, batch, loss)
+
+
+@pytest.mark.parametrize("run", [*ENTRY_POINTS, damped_inverse])
+def test_the_model_runs_in_full_precision(run, setting):
     torch.set_float32_matmul_precision("medium")
     try:
         Tells.seen.clear()
-        run()
+        run(*setting)
         assert Tells.seen and all(seen == EXACT for seen in Tells.seen)
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_kernels_of_gradients_at_hand_run_in_full_precision():
+    seen = []
+
+    def kernel(rows, **_):
+        seen.append(everything())
+        return ff.kernels.svd()(rows)
+
+    torch.set_float32_matmul_precision("medium")
+    try:
+        ff.spectrum_of_gradients({"w": torch.randn(3, 4)}, kernel=kernel)
+        assert seen == [EXACT]
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("run", [*ENTRY_POINTS, damped_inverse])
+def test_the_default_device_does_not_matter(run, setting):
+    with torch.device("meta"):  # what lands there has no values
+        run(*setting)

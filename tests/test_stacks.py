@@ -88,6 +88,7 @@ def test_samples_that_reach_each_other_do_not_run_together(mix):
     result = grams(model, samples(), "classification")
     assert result.metadata["stack_width"] == 1
     assert off(result, alone, samples()) < 1e-10
+    assert ff.plan(model, samples()).num_units == COUNT
 
 
 @pytest.mark.parametrize(("sizes", "width"), [((2,), COUNT), ((3,), 1), ((COUNT,), 1), ((2, 3, COUNT), 1)])
@@ -100,6 +101,7 @@ def test_a_model_may_refuse_some_numbers_of_samples(sizes, width):
     result = grams(Net(refuses), samples(), "classification")
     assert (result.metadata["route"], result.metadata["stack_width"]) == ("factored", width)
     assert off(result, Net(), samples()) < 1e-10
+    assert ff.plan(Net(refuses), samples()).stack_width == width
 
 
 @pytest.mark.parametrize("rule", [True, False])

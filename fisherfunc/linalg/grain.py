@@ -10,8 +10,7 @@ class Grain:
     """Sizes that suit a kind of device; results do not depend on them beyond round-off.
 
     Attributes:
-        features: The most features of a block of a contraction,
-        block_bytes: unless the middle product of one strip takes less than this.
+        features: The most features of a block of a contraction.
         middle_bytes: What the middle product of several strips may take.
         segment: Places of a row that are multiplied together: rows that end inside one are zero to its end.
         slots: The most of a batched backward pass.
@@ -27,7 +26,6 @@ class Grain:
     """
 
     features: int
-    block_bytes: int
     middle_bytes: int
     segment: int
     slots: int
@@ -41,19 +39,13 @@ class Grain:
     repeated: float
     by_id: bool
 
-    def num_blocks(self, width: int, feature_bytes: int) -> int:
-        """Into how many blocks so many features are cut.
-
-        Args:
-            width: How many there are.
-            feature_bytes: What one of them takes in the middle product of a strip.
-        """
-        return -(-width // max(self.features, self.block_bytes // max(feature_bytes, 1)))
+    def num_blocks(self, width: int) -> int:
+        """Into how many blocks so many features are cut: those of one weight, which meet block by block, alike."""
+        return -(-width // self.features)
 
 
 CPU = Grain(
     features=384,
-    block_bytes=0,
     middle_bytes=2**25,  # a good part of the cache that cores share
     segment=8,
     slots=32,
@@ -68,8 +60,7 @@ CPU = Grain(
     by_id=True,
 )
 GPU = Grain(
-    features=64,
-    block_bytes=2**28,
+    features=1024,
     middle_bytes=2**28,
     segment=2**30,  # all of them
     slots=4096,

@@ -1,4 +1,4 @@
-"""Grams of factored gradients, block by block of features, so that what is multiplied stays in the cache.
+"""Grams of factored gradients, block by block of features, so that what is multiplied stays in a CPU's cache.
 
 For rows n of one sequence and m of another, K[n,m] = Σ_k ⟨own_n, (A Aᵀ) own_m⟩ over blocks k of features: the middle
 product of a block is some megabytes, and no gradient and no N × S × d intermediate is formed. Rows that cover only the
@@ -93,7 +93,7 @@ def empty_strip(rows: slice, like: SharedFactors, *, empty: Empty | None = None)
     """
     width, count, grain = like.own.shape[2], rows.stop - rows.start, grain_of(like.own.device)
     places = held_places(len(like.shared), grain)
-    blocks = grain.num_blocks(width, count * places * like.own.element_size())
+    blocks = grain.num_blocks(width)
     shape = (blocks, count, places, -(-width // blocks))
     own = like.own.new_empty(shape) if empty is None else empty(shape, like.own)
     return Strip(rows=rows, shared=like.shared, axis=like.axis, width=width, own=own)
@@ -117,6 +117,7 @@ def add_strips(gram: Tensor, strips: Sequence[Strip], workspace: Workspace | Non
     """
     if not strips:
         return
+    assert len({strip.own.shape[::3] for strip in strips}) == 1, "strips meet block by block"
     pairs = [(one, others) for i, one in enumerate(strips) for others in ((), *_groups(strips[:i], one))]
     pairs.sort(key=lambda pair: sum(map(_num_rows, pair[1])), reverse=True)  # the longest first, themselves last
     tasks = [partial(_against, one, others) if others else partial(_itself, one) for one, others in pairs]
@@ -148,15 +149,17 @@ def _adjacent(strips: Sequence[Strip]) -> list[slice]:
 
 
 def _groups(strips: Sequence[Strip], one: Strip) -> Iterator[list[Strip]]:
-    """Strips whose middle products with `one` fit the cache together."""
+    """Strips whose middle products with `one`, and shared factors, take no more together than suits the device."""
     group: list[Strip] = []
-    room = most = grain_of(one.own.device).middle_bytes // (one.own[0, 0].numel() * one.own.element_size())
+    room = most = grain_of(one.own.device).middle_bytes
+    row_bytes = one.own[0, 0].numel() * one.own.element_size()
     for strip in strips:
-        if group and strip.own.shape[1] > room:
+        taken = max(_num_rows(strip) * row_bytes, strip.shared.numel() * strip.shared.element_size())
+        if group and taken > room:
             yield group
             group, room = [], most
         group.append(strip)
-        room -= strip.own.shape[1]
+        room -= taken
     if group:
         yield group
 
@@ -232,7 +235,7 @@ def _segments(runs: Sequence[tuple[int, int, int]], places: int, size: int) -> I
 def _multiply(inner: Tensor, own: Tensor, runs: Sequence[tuple[int, int, int]], out: Tensor) -> None:
     """(A Aᵀ) own_m for each row, from the places that it covers. `out` is written to."""
     if runs == [(0, *own.shape[:2])] and inner.shape[1] == own.shape[1]:  # nothing to be cut out
-        torch.bmm(inner.expand(len(own), -1, -1), own, out=out)
+        torch.bmm(inner.expand(len(own), -1, -1), own, out=out[: len(own)])
         return
     for start, stop, places in runs:
         torch.bmm(inner[:, :places].expand(stop - start, -1, -1), own[start:stop, :places], out=out[start:stop])

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from fisherfunc.gradients.model_function import ModelFunction, ordinary
 from fisherfunc.gradients.module_calls import HOOK, watch_parts
+from fisherfunc.linalg.full_precision import changeable
 from fisherfunc.models.recomputation import kept_activations
 from fisherfunc.models.unfinished import undone
 from fisherfunc.records.axes import Batch
@@ -208,9 +209,11 @@ def _plain_recurrence() -> Iterator[None]:
     libraries: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)
     before = [library.enabled for library in libraries]
     try:
-        for library in libraries:
-            library.enabled = False
+        with changeable():
+            for library in libraries:
+                library.enabled = False
         yield
     finally:
-        for library, enabled in zip(libraries, before, strict=True):
-            library.enabled = enabled
+        with changeable():
+            for library, enabled in zip(libraries, before, strict=True):
+                library.enabled = enabled

@@ -119,7 +119,9 @@ class Holder:
         self._strips[key].put(int(piece.rows[0]) - first, part.own)
 
     def _space(self, use: int, shape: Sequence[int], like: Tensor) -> Tensor:
-        """Memory for a strip, out of one piece for all rows: what is let go strip by strip leaves holes."""
+        """Memory for a strip; on a CPU out of one piece for all rows: what is let go strip by strip leaves holes."""
+        if like.device.type != "cpu":  # where all that is asked for is taken
+            return like.new_empty(shape)
         size = math.prod(shape)
         left = self._spaces.get(use)
         if left is None or len(left) < size:

@@ -91,16 +91,18 @@ def settled_pass(work: Workload, stack: Stack, structure: Structure, **how: Any)
     Raises:
         Unsettled: If parameters are used in another way, one sequence reaches another, or they do not run together.
     """
-    together = Unsettled(replace(structure, stacked=False))
+    mixed = Unsettled(replace(structure, stacked=False))
     try:
         whole = trace(work, stack.batch, structure, width=stack.width, **how)
         changed = settled(structure, whole.recording)
         if changed != structure:
             raise Unsettled(changed)
         if stack.width > 1 and not sequences_apart(work, stack, structure, whole):
-            raise together
+            raise mixed
+    except torch.OutOfMemoryError:
+        raise
     except REFUSALS as error:
         if stack.width == 1:
             raise
-        raise together from error
+        raise mixed from error
     return whole

@@ -93,8 +93,7 @@ def _pairwise(use: Use, size: int, tally: Tally, *, causal: bool) -> float:
     if places == 1:
         return tally.num_tokens**2 * (features + size / features)
     products = strip_operations(tally.num_tokens, places, features, per_sequence=tally.per_sequence, causal=causal)
-    blocks = tally.grain.num_blocks(features, int(tally.per_sequence) * places * tally.itemsize)
-    return SLOWER * products + tally.num_sequences**2 / 2 * blocks * tally.grain.call
+    return SLOWER * products + tally.num_sequences**2 / 2 * tally.grain.num_blocks(features) * tally.grain.call
 
 
 def strip_operations(num_tokens: int, places: int, features: int, *, per_sequence: float, causal: bool) -> float:

@@ -52,12 +52,12 @@ def factored_grams(
         checkpoint.begin(plan)
         try:
             grams = passed_grams(work, plan, options, checkpoint)
+            break
         except Unsettled as found:
-            plan = planned(work, options, found.structure)
+            structure = found.structure
         except RuntimeError as error:  # a rule that cannot be batched, in a sequence other than the one probed
             raise NotFactorable(_first_line(error)) from error
-        else:
-            break
+        plan = planned(work, options, structure)  # here, where the exception no longer keeps what had been computed
     if plan.slabbed:
         plan = _add_slabbed(work, options, plan, grams, checkpoint.under("slabbed"))
     return {label: grams[label] for label in dict.fromkeys(map(options.label, work.params))}, plan

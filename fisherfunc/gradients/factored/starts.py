@@ -102,9 +102,11 @@ def _shortest(
     """
     end = whole.recording.end if taken.leg.start is not None else vectors(head_of(whole.recording, structure))
     assert end is not None
+    if not structure.causal:
+        return whole, end
     length = int(position.max()) + 1
     places = end.shape[1] if taken.leg.start is not None else by_sequence(end, stack.width).shape[1]
-    if not structure.causal or hardly_shorter(length, places):
+    if hardly_shorter(length, places):
         return whole, end
     traced = trace_prefix(
         work,

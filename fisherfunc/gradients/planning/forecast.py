@@ -18,6 +18,7 @@ from fisherfunc.gradients.factored.pieces import factor_dtype
 from fisherfunc.gradients.factored.plan import FactoredPlan
 from fisherfunc.gradients.factored.route import NotFactorable, planned, slab_pass, with_slabs
 from fisherfunc.gradients.factored.sample import sampled_seconds
+from fisherfunc.gradients.factored.structure import Structure, Unsettled
 from fisherfunc.gradients.planning.calibrate import (
     Bench,
     entry_rate,
@@ -50,24 +51,26 @@ def forecast(work: Workload, options: PassOptions, *, route: str, calibrate: boo
     begin = perf_counter()
     limit = options.limit(next(iter(work.params.values())).device)
     options = replace(options, memory_limit=limit, progress=None)
-    reason = "asked for"
-    if route == "factored":
+    reason, structure = "asked for", None
+    while route == "factored":
         try:
-            plan = _factored(work, options)
-        except NotFactorable as unfit:
-            reason = str(unfit)
-        else:
+            plan = _factored(work, options, structure)
             run = factored_run(plan, work, memory_limit=limit)
             spent = perf_counter() - begin
             return _factored_seconds(run, plan, work, options, spent) if calibrate else run
+        except Unsettled as found:  # seen in the timed sample, as the pass itself would see it
+            structure = found.structure
+        except NotFactorable as unfit:
+            reason = str(unfit)
+            break
     dense = plan_dense(work, options)
     run = dense_run(dense, work, reason=reason, memory_limit=limit)
     spent = perf_counter() - begin
     return _dense_seconds(run, dense, work, options, spent) if calibrate else run
 
 
-def _factored(work: Workload, options: PassOptions) -> FactoredPlan:
-    plan = planned(work, options)
+def _factored(work: Workload, options: PassOptions, structure: Structure | None) -> FactoredPlan:
+    plan = planned(work, options, structure)
     if not plan.groups:
         raise NotFactorable("the memory limit has no room for the factors of any tensor")
     return with_slabs(work, options, plan)
