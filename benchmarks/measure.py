@@ -12,7 +12,7 @@ from benchmarks.contenders import contender
 from benchmarks.contenders.common import CannotError, Options, Work, on_cpu
 from benchmarks.oracle import TOLERANCE, Oracle, check, oracle, summary
 from benchmarks.process import peak_memory, settled_memory
-from benchmarks.tasks import Task, build
+from benchmarks.tasks import Described, Task, build
 from fisherfunc.gradients.clock import clock
 
 OK, WRONG, CANNOT = "ok", "wrong", "cannot"
@@ -64,7 +64,7 @@ class Measurement:
 def measure(
     label: str,
     name: str,
-    task: tuple[str, dict[str, Any], str],
+    task: Described,
     options: Options,
     repeats: Repeats,
     truth: str | None,
@@ -142,7 +142,7 @@ def judged(found: Measurement, answer: Any, truth: Oracle, tolerance: float = TO
     return replace(found, status=WRONG, reason=verdict.reason, seconds=None, all_seconds=(), peak_bytes=None)
 
 
-def write_oracle(task: tuple[str, dict[str, Any], str], count: int | None, path: str) -> None:
+def write_oracle(task: Described, count: int | None, path: str) -> None:
     """Compute the oracle of a task into a file."""
     truth = oracle(build(*task), count)
     torch.save({"rows": truth.rows, "num_rows": truth.num_rows, "grams": dict(truth.grams)}, path)

@@ -23,7 +23,7 @@ from benchmarks.run import GEMM, LIMIT_S, machine
 from benchmarks.sections import FLOOR, SECTIONS, timed_by
 from benchmarks.stopwatch import Stopwatch
 from benchmarks.table import DASH, described, grid, in_seconds
-from benchmarks.tasks import build
+from benchmarks.tasks import Described, build
 from benchmarks.workloads import WORKLOADS, Entry, Workload
 from fisherfunc.gradients.clock import clock
 
@@ -49,7 +49,7 @@ def own_entries(workload: Workload, size: str) -> Iterator[Entry]:
             yield entry
 
 
-def profiled(task: tuple[str, dict[str, Any], str], options: Options, size: str) -> dict[str, Any]:
+def profiled(task: Described, options: Options, size: str) -> dict[str, Any]:
     """Run a task in this process, and say how long each section took.
 
     Args:

@@ -18,7 +18,7 @@ from benchmarks.oracle import sampled_rows
 from benchmarks.process import DiedError, in_fresh_process
 from benchmarks.scaling import scale
 from benchmarks.targets import outcomes
-from benchmarks.tasks import build
+from benchmarks.tasks import Described, build
 from benchmarks.workloads import Entry, Workload
 
 Say = Callable[[str], None]
@@ -122,7 +122,7 @@ def _gemm(size: str, device: str) -> dict[str, float]:
     return gemm_rates(**GEMM[size], device=device)
 
 
-def _facts(task: tuple[str, dict[str, Any], str]) -> dict[str, Any]:
+def _facts(task: Described) -> dict[str, Any]:
     built = build(*task)
     return {
         "num_rows": built.num_rows,
@@ -158,7 +158,7 @@ def _workload(
 
 def _measured(
     entry: Entry,
-    task: tuple[str, dict[str, Any], str],
+    task: Described,
     rows: tuple[int, ...],
     rows_a_sequence: int,
     repeats: Repeats,

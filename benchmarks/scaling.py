@@ -13,7 +13,7 @@ from benchmarks.contenders.common import Options
 from benchmarks.floor import floor_operations
 from benchmarks.measure import Repeats, measure_task, write_oracle
 from benchmarks.process import DiedError, in_fresh_process
-from benchmarks.tasks import build
+from benchmarks.tasks import Described, build
 
 CONTENDERS = ("loop", "vmap", "ours")
 ROWS_BYTES = {"quick": 10**9, "full": 6 * 10**9}
@@ -29,8 +29,6 @@ _P = {
     "full": [{"n_layer": 4, "n_embd": width, "positions": 64, "sequences": 2} for width in (128, 256, 512, 1024)],
 }
 AXES = {"num_rows": _N, "num_params": _P}
-
-Task = tuple[str, dict[str, Any], str]
 
 
 def scale(
@@ -53,7 +51,7 @@ def scale(
     """
     found = []
     for axis, sizes in AXES.items():
-        tasks: list[Task] = [("gpt2", {**_SHAPE, **point}, device) for point in sizes[size]]
+        tasks: list[Described] = [("gpt2", {**_SHAPE, **point}, device) for point in sizes[size]]
         truths = [str(folder / f"{axis}-{place}.pt") for place in range(len(tasks))]
         say(f"sweep over {axis}: the oracles")
         in_fresh_process(_oracles, tasks, truths, limit_s=limit_s)
@@ -70,12 +68,12 @@ def scale(
     return found
 
 
-def _oracles(tasks: list[Task], paths: list[str]) -> None:
+def _oracles(tasks: list[Described], paths: list[str]) -> None:
     for task, path in zip(tasks, paths, strict=True):
         write_oracle(task, SAMPLE, path)
 
 
-def _sweep(name: str, tasks: list[Task], truths: list[str], size: str) -> list[dict[str, Any]]:
+def _sweep(name: str, tasks: list[Described], truths: list[str], size: str) -> list[dict[str, Any]]:
     points = []
     for described, truth in zip(tasks, truths, strict=True):
         task = build(*described)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 import fisherfunc as ff
 
+Described = tuple[str, dict[str, Any], str]
+"""What a fresh process is told of a task: its name, its sizes, the device."""
 WARM_POSITIONS = 8
 WARM_SAMPLES = 4
 
@@ -137,7 +139,7 @@ BUILDERS: dict[str, Callable[..., Task]] = {"gpt2": gpt2, "mlp": mlp, "cnn": cnn
 
 
 def build(name: str, sizes: Mapping[str, Any], device: str = "cpu") -> Task:
-    """A task by name: what a fresh process is told."""
+    """A task as it was described."""
     return on_device(BUILDERS[name](**sizes), device)
 
 

@@ -1,4 +1,4 @@
-"""All tests on a GPU: `FISHERFUNC_TEST_DEVICE=cuda python -m pytest tests`.
+"""Tests on a GPU: `FISHERFUNC_TEST_DEVICE=cuda python -m pytest tests`.
 
 What the tests make, models included, then lies on that device; what the package makes lies where the package says, and
 what models make while it runs them, on the CPU, as for any user.
@@ -16,11 +16,26 @@ from torch.utils._device import _device_constructors
 DEVICE = os.environ.get("FISHERFUNC_TEST_DEVICE", "cpu")
 TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "fisherfunc"
-ON_CPU = {f"test_{name}.py" for name in ("checkpoint_folder", "cli", "cli_failures", "cli_resume", "cli_tokens")}
-ON_CPU |= {
-    f"test_{name}.py" for name in ("compare_command", "files", "huggingface", "recorder", "results_of_statistics")
-}
-ON_CPU |= {f"test_{name}.py" for name in ("spill", "targets_rows", "targets_wording", "threads", "token_grams")}
+ON_CPU = frozenset(
+    f"test_{name}.py"
+    for name in [
+        "checkpoint_folder",
+        "cli",
+        "cli_failures",
+        "cli_resume",
+        "cli_tokens",
+        "compare_command",
+        "files",
+        "huggingface",
+        "recorder",
+        "results_of_statistics",
+        "spill",
+        "targets_rows",
+        "targets_wording",
+        "threads",
+        "token_grams",
+    ]
+)
 """Of files, which hold what was on a CPU; of what a CPU alone has; of the command line, in processes of its own."""
 
 

@@ -6,6 +6,7 @@ from typing import ClassVar
 import pytest
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import fisherfunc as ff
 from fisherfunc.linalg.full_precision import full_precision, named
@@ -119,35 +120,35 @@ class Tells(nn.Linear):
 
 
 def token_grams(model, fn, batch, loss, grams):
-    ff.token_grams(fn, fn.params, batch, loss)
+    return ff.token_grams(fn, fn.params, batch, loss)
 
 
 def per_token_gradients(model, fn, batch, loss, grams):
-    ff.per_token_gradients(fn, fn.params, batch, loss)
+    return ff.per_token_gradients(fn, fn.params, batch, loss)
 
 
 def fisher_spectrum(model, fn, batch, loss, grams):
-    ff.fisher_spectrum(model, batch)
+    return ff.fisher_spectrum(model, batch)
 
 
 def fisher_eigenvectors(model, fn, batch, loss, grams):
-    ff.fisher_eigenvectors(model, batch)
+    return ff.fisher_eigenvectors(model, batch)
 
 
 def plan(model, fn, batch, loss, grams):
-    ff.plan(model, batch)
+    return ff.plan(model, batch)
 
 
 def eigenvectors(model, fn, batch, loss, grams):
-    ff.directions.eigenvectors(fn, fn.params, batch, loss, grams)
+    return ff.directions.eigenvectors(fn, fn.params, batch, loss, grams)
 
 
 def product(model, fn, batch, loss, grams):
-    ff.directions.fisher_vector_product(fn, fn.params, batch, loss)(fn.params)
+    return ff.directions.fisher_vector_product(fn, fn.params, batch, loss)(fn.params)
 
 
 def damped_inverse(model, fn, batch, loss, grams):
-    ff.directions.damped_inverse(fn, fn.params, batch, loss, grams, gamma=0.1)(fn.params)
+    return ff.directions.damped_inverse(fn, fn.params, batch, loss, grams, gamma=0.1)(fn.params)
 
 
 ENTRY_POINTS = (token_grams, per_token_gradients, fisher_spectrum, fisher_eigenvectors, plan, eigenvectors, product)
@@ -160,34 +161,35 @@ def setting():
     return model, fn, batch, loss, ff.token_grams(fn, fn.params, batch, loss)
 
 
-@pytest.mark.parametrize("run", [*ENTRY_POINTS, damped_inverse])
-def test_the_model_runs_in_full_precision(run, setting):
+@pytest.fixture
+def coarse():
     torch.set_float32_matmul_precision("medium")
-    try:
-        Tells.seen.clear()
-        run(*setting)
-        assert Tells.seen and all(seen == EXACT for seen in Tells.seen)
-        assert torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision("highest")
 
 
-def test_kernels_of_gradients_at_hand_run_in_full_precision():
+@pytest.mark.parametrize("run", [*ENTRY_POINTS, damped_inverse])
+def test_the_model_runs_in_full_precision(run, setting, coarse):
+    Tells.seen.clear()
+    run(*setting)
+    assert Tells.seen and all(seen == EXACT for seen in Tells.seen)
+    assert torch.get_float32_matmul_precision() == "medium"
+
+
+def test_kernels_of_gradients_at_hand_run_in_full_precision(coarse):
     seen = []
 
     def kernel(rows, **_):
         seen.append(everything())
         return ff.kernels.svd()(rows)
 
-    torch.set_float32_matmul_precision("medium")
-    try:
-        ff.spectrum_of_gradients({"w": torch.randn(3, 4)}, kernel=kernel)
-        assert seen == [EXACT]
-    finally:
-        torch.set_float32_matmul_precision("highest")
+    ff.spectrum_of_gradients({"w": torch.randn(3, 4)}, kernel=kernel)
+    assert seen == [EXACT]
 
 
 @pytest.mark.parametrize("run", [*ENTRY_POINTS, damped_inverse])
 def test_the_default_device_does_not_matter(run, setting):
     with torch.device("meta"):  # what lands there has no values
-        run(*setting)
+        found = run(*setting)
+    tensors = [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, torch.Tensor)]
+    assert (tensors or run is plan) and not any(tensor.is_meta for tensor in tensors)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fisherfunc.gradients.rows import runs
 from fisherfunc.gradients.sequences import Sequences
+from fisherfunc.gradients.slots import Slots
 from fisherfunc.linalg.token_grams import Tokens
 from fisherfunc.records.axes import Batch
 
@@ -60,14 +61,19 @@ class Stack:
         return len(self.rows)
 
     @cached_property
+    def slots(self) -> Slots:
+        """All of them."""
+        return Slots(self.rows)
+
+    @cached_property
     def bounds(self) -> list[tuple[int, int]]:
         """The first row of each sequence, and the one after its last."""
-        return [(int(mine[0]), int(mine.max()) + 1) for mine in self.rows.cpu().unbind(1)]
+        return [(int(mine[0]), int(mine[-1]) + 1) for mine in self.slots.by_sequence]
 
     @property
     def num_tokens(self) -> int:
         """Of all its sequences."""
-        return int((self.rows >= 0).sum())
+        return self.slots.num_tokens
 
 
 def stacks_of(sequences: Sequences, tokens: Tokens, width: int) -> Iterator[Stack]:

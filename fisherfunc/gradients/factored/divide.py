@@ -10,13 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from fisherfunc.gradients.factored.cuts import Carried, Levels
 from fisherfunc.gradients.factored.groups import Group, grouped, held_by
-from fisherfunc.gradients.factored.loads import (
-    Tally,
-    chunk_of,
-    prefix_share,
-    stack_width,
-    strip_share,
-)
+from fisherfunc.gradients.factored.loads import Tally, chunk_of, prefix_share, stack_width, strip_share
 from fisherfunc.linalg.grain import Grain
 
 UNLIMITED = 2**62
@@ -214,7 +208,7 @@ def _kept_bytes(needs: Needs, levels: Levels, most: int) -> int:
     And the values of all cuts; and for a Gram of the output layer that is held before those of lower uses are there.
     """
     tally = needs.tally
-    stack = tally.num_slots * needs.width(tally.grain.slots, UNLIMITED)
+    stack = tally.num_slots * needs.width(needs.grain.slots, UNLIMITED)
     cotangents = (tally.num_tokens + stack) * prefix_share(tally, causal=needs.causal, chunk_size=most)
     values = tally.num_sequences * len(levels.cuts)
     return int(levels.cut_bytes * (cotangents + values)) + (needs.gram if levels.carried else 0)
@@ -228,9 +222,8 @@ def _numbers_of_slots(needs: Needs, plain: Division) -> list[int]:
     if needs.chunk_size is not None or not needs.causal:
         return [plain.chunk_size]
     best = (needs.tally.num_slots * needs.repeated(len(plain.groups))) ** 0.5
-    grain = needs.grain
-    best = min(best, grain.slots, needs.tally.num_slots)
-    return list(dict.fromkeys(_even(max(1, round(best * FEWER**step)), grain) for step in range(TRIED)))
+    best = min(best, needs.grain.slots, needs.tally.num_slots)
+    return list(dict.fromkeys(_even(max(1, round(best * FEWER**step)), needs.grain) for step in range(TRIED)))
 
 
 def _even(slots: int, grain: Grain) -> int:

@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from fisherfunc.gradients.factored.recording import Use
 from fisherfunc.gradients.factored.rules import Convolution, Map, Scale, Shift
-from fisherfunc.gradients.factored.slots import Slots
 from fisherfunc.gradients.factored.structure import close
+from fisherfunc.gradients.slots import Slots
 from fisherfunc.linalg.factors import PointFactors, SharedFactors
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from fisherfunc.gradients.factored.groups import Taken
@@ -17,7 +17,6 @@ from fisherfunc.gradients.factored.loads import hardly_shorter
 from fisherfunc.gradients.factored.pieces import Piece, factor_dtype
 from fisherfunc.gradients.factored.places import own_cotangents
 from fisherfunc.gradients.factored.rules import Map
-from fisherfunc.gradients.factored.slots import Slots
 from fisherfunc.gradients.factored.structure import (
     Structure,
     Traced,
@@ -28,6 +27,7 @@ from fisherfunc.gradients.factored.structure import (
     trace_prefix,
     vectors,
 )
+from fisherfunc.gradients.slots import Slots
 from fisherfunc.gradients.stacks import Stack
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.linalg.factors import PointFactors
@@ -146,13 +146,17 @@ def _at_logits(whole: Traced, structure: Structure, stack: Stack) -> Float[Tenso
     Raises:
         Unsettled: If a loss of these sequences depends on more than its own place, or on the parameters otherwise.
     """
-    there = stack.rows >= 0
-    sequence = torch.arange(stack.width, device=there.device).expand_as(stack.rows)[there]
     logits = head_of(whole.recording, structure).output
-    found = own_cotangents(whole.losses, logits, sequence, stack.position[there], stack.entry[there])
+    position, entry = stack.slots.flat(stack.position), stack.slots.flat(stack.entry)
+    found = own_cotangents(whole.losses, logits, _sequence(stack), position, entry)
     if found is None:
         raise Unsettled(replace(structure, head=None, causal=False))
     return found
+
+
+def _sequence(stack: Stack) -> Int[Tensor, " n"]:
+    """Which of the stack each token belongs to, in the order of slot and sequence."""
+    return stack.slots.flat(torch.arange(stack.width, device=stack.rows.device).expand_as(stack.rows))
 
 
 def _below_head(work: Workload, structure: Structure, stack: Stack, at_logits: Tensor) -> Float[Tensor, "c b d"]:
@@ -165,14 +169,14 @@ def _below_head(work: Workload, structure: Structure, stack: Stack, at_logits: T
 
 
 def _head_pieces(whole: Traced, structure: Structure, stack: Stack, at_logits: Tensor, taken: Taken) -> Iterator[Piece]:
-    there = stack.rows >= 0
-    sequence = torch.arange(stack.width, device=there.device).expand_as(stack.rows)[there]
     own = at_logits.to(factor_dtype(at_logits.dtype))
     for use in apart(whole.recording, structure)[0]:
         if not taken.takes(use.name, use.number):
             continue
         part: PointFactors | Tensor = own
         if isinstance(use.role, Map):
-            shared = by_sequence(use.role.source.detach(), stack.width)[sequence, stack.position[there]]
+            shared = by_sequence(use.role.source.detach(), stack.width)[
+                _sequence(stack), stack.slots.flat(stack.position)
+            ]
             part = PointFactors(own=own, shared=shared.to(own), axis=use.role.axis)
-        yield Piece(name=use.name, use=-1 if isinstance(use.role, Map) else 0, rows=stack.rows[there], part=part)
+        yield Piece(name=use.name, use=-1 if isinstance(use.role, Map) else 0, rows=stack.slots.present, part=part)

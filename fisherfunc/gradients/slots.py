@@ -1,4 +1,4 @@
-"""The slots of a chunk: which row of the Gram each is, of each sequence of a stack, read once for all parameters.
+"""Slots of a stack: which row of the Gram each is, of each of the sequences, read once for all parameters.
 
 Reading from a GPU waits for all that it was given to do. Axis order: c slots, b sequences.
 """
@@ -24,12 +24,12 @@ class Slots:
     @property
     def num_tokens(self) -> int:
         """How many there are of all sequences."""
-        return int((self._on_cpu >= 0).sum())
+        return int(self._there.sum())
 
     @cached_property
     def everywhere(self) -> bool:
         """Whether every sequence has a token in every slot."""
-        return bool((self._on_cpu >= 0).all())
+        return bool(self._there.all())
 
     @cached_property
     def by_sequence(self) -> list[Int[Tensor, " n"]]:
@@ -56,9 +56,13 @@ class Slots:
         return self.rows.cpu()
 
     @cached_property
+    def _there(self) -> Tensor:
+        return self._on_cpu >= 0
+
+    @cached_property
     def _index(self) -> tuple[Tensor, ...]:
-        return tuple(axis.to(self.rows.device) for axis in (self._on_cpu >= 0).nonzero(as_tuple=True))
+        return tuple(axis.to(self.rows.device) for axis in self._there.nonzero(as_tuple=True))
 
     @cached_property
     def _slots(self) -> list[Tensor]:
-        return [(mine >= 0).nonzero().squeeze(1).to(self.rows.device) for mine in self._on_cpu.unbind(1)]
+        return [mine.nonzero().squeeze(1).to(self.rows.device) for mine in self._there.unbind(1)]
