@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from fisherfunc.records.axes import Batch, Params
 from fisherfunc.records.record import record
@@ -19,9 +18,8 @@ class ModelFunction:
     Attributes:
         params: The parameters to differentiate by; a tied tensor appears once.
         frozen: The other parameters.
-        buffers: The buffers; each call works on copies of these and of the batch, so a model that writes to them
-            changes nothing.
-        call: (all tensors by name, batch) → output.
+        buffers: The buffers.
+        call: (all tensors by name, batch) → output; it writes to none of them.
         name: The class of the model.
     """
 
@@ -33,9 +31,7 @@ class ModelFunction:
 
     def apply(self, params: Params, batch: Batch) -> Any:
         """The model's output on a batch at these parameters; those not given are the model's own."""
-        buffers = {name: buffer.clone() for name, buffer in self.buffers.items()}
-        inputs = pytree.tree_map_only(Tensor, torch.clone, batch)
-        return self.call({**self.frozen, **self.params, **buffers, **params}, inputs)
+        return self.call({**self.frozen, **self.params, **self.buffers, **params}, batch)
 
     def at(self, params: Params) -> dict[str, Tensor]:
         """Parameters to differentiate by, detached from whatever computed them.

@@ -1,7 +1,8 @@
 """Calls of the modules inside a model, seen by whoever asks to: it runs them, or answers in their place.
 
-The private copy of a module (models/functionalize.py) has its parts `watched`. That takes the hook which torch has for
-modules that are compiled in place: their forward methods stay as they are, and copies of them are not watched.
+The copy of a module that such a call runs (models/functionalize.py) has its parts `watched`. That takes the hook which
+torch has for modules that are compiled in place: their forward methods stay as they are, and copies of them are not
+watched.
 """
 
 import weakref
@@ -30,6 +31,11 @@ def answered_by(answer: Answer) -> Iterator[None]:
         yield
     finally:
         _answer.reset(token)
+
+
+def is_answered() -> bool:
+    """Whether calls of watched modules are answered by a function here."""
+    return _answer.get() is not None
 
 
 def watch_parts(model: nn.Module) -> None:

@@ -1,12 +1,11 @@
 """A module as a pure function of its parameters, without touching the module.
 
-The function runs on a private copy of the module's structure that shares its parameters and buffers (no memory), in
-evaluation mode: a dropout mask or a batch statistic would make a token's gradient depend on chance or on its
-neighbours. What a model draws at random all the same, it draws alike in each call, from generators of its own. Forward
-hooks run, for they may be part of the function; backward hooks do not, for they cannot be.
+Each call runs a copy of its own of the module's structure (isolation.py), in evaluation mode: a dropout mask or a batch
+statistic would make a token's gradient depend on chance or on its neighbours. What a model draws at random all the
+same, it draws alike in each call, from generators of its own. Forward hooks run, for they may be part of the function;
+backward hooks do not, for they cannot be.
 """
 
-import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -19,10 +18,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from fisherfunc.gradients.model_function import ModelFunction, ordinary
-from fisherfunc.gradients.module_calls import HOOK, watch_parts
+from fisherfunc.gradients.module_calls import is_answered, watch_parts
 from fisherfunc.linalg.full_precision import changeable
+from fisherfunc.models.isolation import Blueprint, evaluation_copy, isolated
 from fisherfunc.models.recomputation import kept_activations
-from fisherfunc.models.unfinished import undone
+from fisherfunc.models.writes import Guard
 from fisherfunc.records.axes import Batch
 
 Selection = str | Callable[[str], bool] | Iterable[str]
@@ -78,31 +78,13 @@ def _check_kind(model: Any) -> None:
 
 
 def _private_copy(model: nn.Module) -> nn.Module:
-    memo = _shared_tensors(model)
-    try:
-        private: Any = copy.deepcopy(model, memo)
-    except (TypeError, RuntimeError, AttributeError) as error:
-        raise TypeError(
-            f"cannot copy the structure of {type(model).__name__} ({error}); remove what cannot be deep-copied, "
-            "such as open files, locks or generators, from the module and its hooks"
-        ) from error
+    private: Any = evaluation_copy(model)
     if getattr(getattr(private, "config", None), "_experts_implementation", None) not in (None, "eager"):
         private.set_experts_implementation("eager")  # grouped products have no batching rule, and no float64
     for module in private.modules():
         module._backward_hooks.clear()
         module._backward_pre_hooks.clear()
-        if hasattr(module, "_orig_mod"):  # compiled, which no transform of ours goes through
-            setattr(module, HOOK, module._orig_mod.__call__)
-    watch_parts(private)
-    private.eval()
     return private
-
-
-def _shared_tensors(model: nn.Module) -> dict[int, Any]:
-    """A memo for deepcopy: parameters and buffers stay themselves, other tensors are cloned, in a graph or not."""
-    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    leaves = (leaf for module in model.modules() for leaf in pytree.tree_leaves(vars(module)))
-    return shared | {id(t): t.clone() for t in leaves if isinstance(t, Tensor) and id(t) not in shared}
 
 
 def _selected(parameters: Mapping[str, nn.Parameter], selection: Selection) -> list[str]:
@@ -153,24 +135,35 @@ def _caller(private: nn.Module) -> Callable[[dict[str, Tensor], Batch], Any]:
     accepted = inspect.signature(private.forward).parameters
     fixed = {"use_cache": False} if "use_cache" in accepted else {}
     recurrent = any(isinstance(module, nn.RNNBase) for module in private.modules())
-    rescaled = _rescaled(private)
+    blueprint, guard = Blueprint(private), Guard({name for name, _ in private.named_parameters()})
+    shapes_seen: set[Any] = set()
 
     def call(tensors: dict[str, Tensor], batch: Batch) -> Any:
-        arguments, keywords = _arguments(private, batch)
-        tensors = {name: t.clone() if name in rescaled else t for name, t in tensors.items()}
         device = next(iter(tensors.values())).device
-        plain = _plain_recurrence() if recurrent else nullcontext()
-        with _same_draws(device), sdpa_kernel(SDPBackend.MATH), kept_activations(), plain, undone(private):
-            return torch.func.functional_call(private, tensors, arguments, {**fixed, **keywords})
+
+        def run(given: dict[str, Tensor]) -> Any:
+            module = blueprint.build({n: t.clone() if n in blueprint.buffers else t for n, t in given.items()})
+            arguments, keywords = _arguments(module, isolated(batch))
+            if recorded:
+                watch_parts(module)
+            plain = _plain_recurrence() if recurrent else nullcontext()
+            with _same_draws(device), sdpa_kernel(SDPBackend.MATH), kept_activations(), plain:
+                return module(*arguments, **{**fixed, **keywords})
+
+        recorded, shapes = is_answered(), _shapes(batch)
+        if recorded or shapes in shapes_seen:
+            return guard.unwatched(run, tensors)
+        output = guard.watched(run, tensors)
+        if torch.is_grad_enabled():  # without gradients a call is a first look, at the values of each sequence
+            shapes_seen.add(shapes)
+        return output
 
     return call
 
 
-def _rescaled(private: nn.Module) -> set[str]:
-    """The weights that the forward pass writes to: those of embeddings with `max_norm`."""
-    embeddings = [m for m in private.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.max_norm]
-    weights = {id(module.weight) for module in embeddings}
-    return {name for name, parameter in private.named_parameters() if id(parameter) in weights}
+def _shapes(batch: Batch) -> Any:
+    leaves, form = pytree.tree_flatten(batch)
+    return str(form), tuple((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else None for leaf in leaves)
 
 
 def _arguments(module: nn.Module, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -1,0 +1,183 @@
+"""A user's module, isolated: every call starts from the module exactly as it was given.
+
+A `Blueprint` is a copy of a module's structure that is never run. Each call gets a module of its own made from it, with
+the tensors of that call as its parameters: what it keeps in attributes, buffers or containers goes with it, and a
+backward pass that runs its modules again, however late, finds the same parameters. Copied are the objects that can
+change; parameters are not (writes.py).
+"""
+
+import copy
+import enum
+import types
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fisherfunc.gradients.model_function import ordinary
+from fisherfunc.gradients.module_calls import HOOK
+from fisherfunc.models.writes import writes_refused
+
+ATOMS = (
+    *(type(None), bool, int, float, complex, str, bytes, range, type),
+    *(types.FunctionType, types.BuiltinFunctionType, types.ModuleType, enum.Enum),
+    *(torch.dtype, torch.device, torch.Size, torch.memory_format),
+)
+"""What has nothing in it that a call could change."""
+REGISTRIES = ("_parameters", "_buffers", "_modules")
+
+
+class Blueprint:
+    """What modules are made from.
+
+    Args:
+        module: Never run, and not to be changed from here on.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.buffers = dict(module.named_buffers())
+        self.tensors = dict(module.named_parameters()) | self.buffers
+        self._parts = [_Part(part) for part in module.modules()]
+        self._loose = _loose_tensors(module)
+
+    def build(self, tensors: Mapping[str, Tensor]) -> nn.Module:
+        """Make a module that holds these tensors in place of its own, and copies of all else that can change.
+
+        Cost: some microseconds a part of the module, and copies of the tensors that are neither parameter nor buffer.
+
+        Args:
+            tensors: By the names of parameters and buffers; of those that are not given it has its own.
+        """
+        memo: dict[int, Any] = {id(own): tensors.get(name, own) for name, own in self.tensors.items()}
+        memo |= {id(tensor): tensor.clone() for tensor in self._loose}
+        plain = [part for part in self._parts if not part.copies_itself]
+        for part in plain:
+            memo[id(part.module)] = part.kind.__new__(part.kind)
+        for part in plain:
+            object.__setattr__(memo[id(part.module)], "__dict__", part.attributes(memo))
+        return copy.deepcopy(self.module, memo)  # but for parts that copy themselves, what is made already
+
+
+class _Part:
+    """One module of a blueprint, its attributes sorted by what a copy of it needs."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.kind = type(module)
+        self.copies_itself = "_orig_mod" not in module._modules and _copies_itself(self.kind)
+        own = vars(module)
+        self._registries = {key: own[key] for key in REGISTRIES}
+        others = {key: value for key, value in own.items() if key not in REGISTRIES}
+        self._compiled = "_orig_mod" in module._modules
+        self._fixed = {key: value for key, value in others.items() if self._compiled or _is_fixed(value)}
+        self._empty = {key: type(value) for key, value in others.items() if _is_empty(value)}
+        self._changing = {k: v for k, v in others.items() if k not in self._fixed and k not in self._empty}
+
+    def attributes(self, memo: dict[int, Any]) -> dict[str, Any]:
+        """Make those of a copy, given what stands for the tensors and modules of the blueprint."""
+        made = dict(self._fixed)
+        for key, kind in self._empty.items():
+            made[key] = kind()
+        for key, value in self._changing.items():
+            made[key] = copy.deepcopy(value, memo)
+        for key, registry in self._registries.items():
+            made[key] = type(registry)((name, copy.deepcopy(entry, memo)) for name, entry in registry.items())
+        if self._compiled:  # it calls the module that was compiled, as no transform of ours goes through it
+            made[HOOK] = made["_modules"]["_orig_mod"].__call__
+        return made
+
+
+def _copies_itself(kind: type) -> bool:
+    """Whether a class says itself how it is copied, or keeps attributes where `vars` does not show them."""
+    own = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__")
+    return any(getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in own) or any(
+        vars(base).get("__slots__") for base in kind.__mro__
+    )
+
+
+def _is_fixed(value: Any) -> bool:
+    if type(value) in (tuple, frozenset):
+        return all(map(_is_fixed, value))
+    return isinstance(value, ATOMS)
+
+
+def _is_empty(value: Any) -> bool:
+    return type(value) in (dict, list, set, OrderedDict) and not value
+
+
+def _loose_tensors(module: nn.Module) -> list[Tensor]:
+    """The tensors in attributes and containers that are neither parameters nor buffers, in a graph or not."""
+    registered = {id(t) for t in (*module.parameters(), *module.buffers())}
+    leaves = (leaf for part in module.modules() for leaf in pytree.tree_leaves(vars(part)))
+    return [t for t in leaves if isinstance(t, Tensor) and id(t) not in registered]
+
+
+def evaluation_copy(model: nn.Module) -> nn.Module:
+    """Copy the structure of a module, which goes into evaluation mode; its tensors are seen through aliases.
+
+    Where the module's own `train(False)` writes to parameters or buffers (low-rank updates are folded into weights so),
+    the flags `training` are set instead, and what it computes in training is computed.
+
+    Raises:
+        TypeError: If it cannot be copied.
+    """
+    private = _structure(model)
+    before = _identities(private)
+    with writes_refused(dict(private.named_parameters()) | dict(private.named_buffers())) as guard:
+        private.eval()
+    if guard.found or _identities(private) != before:
+        private = _structure(model)
+        for part in private.modules():
+            part.training = False
+    return private
+
+
+def _structure(model: nn.Module) -> nn.Module:
+    memo: dict[int, Any] = {id(t): _alias(t) for t in (*model.parameters(), *model.buffers())}
+    memo |= {id(tensor): tensor.clone() for tensor in _loose_tensors(model)}
+    try:
+        return copy.deepcopy(model, memo)
+    except (TypeError, RuntimeError, AttributeError) as error:
+        raise TypeError(
+            f"cannot copy the structure of {type(model).__name__} ({error}); remove what cannot be deep-copied, "
+            "such as open files, locks or generators, from the module and its hooks"
+        ) from error
+
+
+def _alias(tensor: Tensor) -> Tensor:
+    """The same memory under another object: `.data = …` there changes nothing here."""
+    if type(tensor) is nn.Parameter:
+        return nn.Parameter(ordinary(tensor), requires_grad=tensor.requires_grad)
+    return ordinary(tensor) if type(tensor) is Tensor and not tensor.requires_grad else tensor
+
+
+def _identities(module: nn.Module) -> dict[str, Any]:
+    return {name: (t.data_ptr(), t.shape) for name, t in module.named_parameters()}
+
+
+def isolated(batch: Any) -> Any:
+    """Copy all of a batch that a model could write to.
+
+    Raises:
+        TypeError: If something in it cannot be copied.
+    """
+    leaves, form = pytree.tree_flatten(batch)
+    return pytree.tree_unflatten([_copied(leaf) for leaf in leaves], form)
+
+
+def _copied(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return leaf.clone()
+    if _is_fixed(leaf):
+        return leaf
+    try:
+        return copy.deepcopy(leaf)
+    except (TypeError, RuntimeError, AttributeError) as error:
+        raise TypeError(
+            f"the batch holds a {type(leaf).__name__} that cannot be copied ({error}), so the model could write to it; "
+            "take it out, or put tensors in its place"
+        ) from error

@@ -1,0 +1,134 @@
+"""Writes to a user's tensors, seen before they happen.
+
+A version counter tells after the harm, and nothing of what is written through `.data`. So the first forward pass over
+inputs of a shape, and every one without gradients, runs under a mode that sees each operation before it is done: where
+one would write to a parameter, the call ends, and starts again with a copy of that parameter.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class WriteFound(BaseException):
+    """Ends a call before it writes to a protected tensor; no error, so no handler of the model may take it."""
+
+
+class WritesRefused(TorchDispatchMode):
+    """See every operation before it is done; end the call where one would write to a protected tensor.
+
+    Args:
+        protected: By name.
+    """
+
+    def __init__(self, protected: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+        self._names = {address: name for name, tensor in protected.items() if (address := _address(tensor))}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run `func`, unless it writes to what is protected."""
+        kwargs = kwargs or {}
+        if func._schema.is_mutable:
+            addresses = {_address(tensor) for tensor in _written(func, args, kwargs)} & self._names.keys()
+            if addresses:
+                self.found.update(self._names[address] for address in addresses)
+                raise WriteFound
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def writes_refused(protected: Mapping[str, Tensor]) -> Iterator[WritesRefused]:
+    """Inside, the first write to a protected tensor ends the call; its name is found afterwards."""
+    guard = WritesRefused(protected)
+    try:
+        with guard:
+            yield guard
+    except WriteFound:
+        pass
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
+    """The tensors that an operation writes to, by its schema."""
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[place] if place < len(args) else kwargs.get(argument.name)
+            yield from (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
+
+
+def _address(tensor: Tensor) -> int:
+    """Where a tensor's memory begins; 0 where it has none of its own (empty, sparse, under a transform)."""
+    if tensor.layout != torch.strided or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return 0
+    return tensor.untyped_storage().data_ptr()
+
+
+class Guard:
+    """Have calls write to no parameter: what would is given a copy of it, from then on.
+
+    Args:
+        protected: The names of the tensors that are not to be written to.
+    """
+
+    def __init__(self, protected: set[str]) -> None:
+        self._protected = protected
+        self._copied: set[str] = set()
+
+    def watched(self, run: Callable[[dict[str, Tensor]], Any], tensors: dict[str, Tensor]) -> Any:
+        """Run what takes tensors by name; where it is about to write to a protected one, again with a copy of that.
+
+        Raises:
+            ValueError: If it gives a protected tensor other memory; the error names it.
+        """
+        while True:
+            given = self._given(tensors)
+            output = None
+            with writes_refused({n: t for n, t in given.items() if n in self._protected - self._copied}) as guard:
+                output = self._in_place(run, given)
+            if not guard.found:
+                return output
+            self._copied |= guard.found
+
+    def unwatched(self, run: Callable[[dict[str, Tensor]], Any], tensors: dict[str, Tensor]) -> Any:
+        """Run it without a look at each operation, where such a call was watched before.
+
+        Raises:
+            ValueError: If it wrote to a protected tensor all the same, or gives it other memory; the error names it.
+        """
+        given = self._given(tensors)
+        before = {name: t._version for name, t in given.items() if name in self._protected - self._copied}
+        output = self._in_place(run, given)
+        for name, version in before.items():
+            if given[name]._version != version:
+                raise ValueError(
+                    f"the forward pass wrote to parameter {name!r}, which no earlier pass over inputs of these shapes "
+                    "did; write to a copy of it there"
+                )
+        return output
+
+    def _in_place(self, run: Callable[[dict[str, Tensor]], Any], given: dict[str, Tensor]) -> Any:
+        """Run it, and see to it that the tensors keep their memory: `.data = …` is no operation that could be seen."""
+        before = {
+            name: (t, t.detach(), address)
+            for name, t in given.items()
+            if (address := _address(t)) and name in self._protected
+        }
+        try:
+            return run(given)
+        finally:
+            replaced = [name for name, (t, _, address) in before.items() if _address(t) != address]
+            for name in replaced:
+                before[name][0].data = before[name][1]
+            if replaced:
+                raise ValueError(
+                    f"the forward pass gives {replaced[0]!r} other memory (`.data = …`), which no gradient can follow; "
+                    "write to it in place, or to a tensor of its own"
+                )
+
+    def _given(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: t.clone() if name in self._copied else t for name, t in tensors.items()}
