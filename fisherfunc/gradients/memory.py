@@ -2,11 +2,14 @@
 
 import ctypes
 import sys
-from collections.abc import Iterable
+from typing import Any
 
 import psutil
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def free_bytes(device: torch.device) -> int:
@@ -24,40 +27,40 @@ def give_back() -> None:
         trim(0)
 
 
-class SavedBytes:
+class SavedBytes(TorchDispatchMode):
     """What forward passes inside the context save for their backward passes, in bytes.
 
-    Args:
-        beside: Tensors that are there anyway, such as the parameters; what shares their memory does not count.
+    Counted is the memory that operations inside made and that is still held at the end of the context: what a graph
+    that is alive then saves, and what leads to it. Tensors that were there before, such as parameters, do not count.
     """
 
-    def __init__(self, *, beside: Iterable[Tensor] = ()) -> None:
-        self._sizes: dict[int, int] = {}
-        self._alive: list[Tensor] = []  # or the memory of one that is let go would be counted for the next one too
-        there = {tensor.untyped_storage().data_ptr() for tensor in beside}
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._sizes: list[int] = []
 
-        def pack(tensor: Tensor) -> Tensor:
-            if tensor.layout == torch.strided and tensor.untyped_storage().data_ptr() not in there:
-                self._alive.append(tensor.detach())
-                self._sizes[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
-            return tensor.detach()  # what a graph has made leads back to it: it would hold itself, for good
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run `func`, and note the memory that it made."""
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view and not func._schema.is_mutable:
+            for leaf in pytree.tree_leaves(result):
+                if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
+                    storage = leaf.untyped_storage()
+                    self._made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        return result
 
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(pack, torch.Tensor.detach)
-
-    def __enter__(self) -> "SavedBytes":
-        self._hooks.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._hooks.__exit__(*error)
-        self._alive.clear()
+    def __exit__(self, *error: Any) -> None:
+        """Count what is still there."""
+        super().__exit__(*error)
+        self._sizes = [size for there, size in self._made.values() if not there.expired()]
+        self._made.clear()
 
     @property
     def total(self) -> int:
-        """All tensors together, each counted once."""
-        return sum(self._sizes.values())
+        """All memory together."""
+        return sum(self._sizes)
 
     @property
     def largest(self) -> int:
-        """The largest tensor."""
-        return max(self._sizes.values(), default=0)
+        """The largest piece of memory."""
+        return max(self._sizes, default=0)

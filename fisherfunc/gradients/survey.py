@@ -74,12 +74,12 @@ def _width(fn: ModelFunction, params: Params, sequences: Sequences, loss: TokenL
     everything = {**fn.frozen, **fn.params, **params}
     leaves = leaves_of({name: p for name, p in everything.items() if p.is_floating_point()})
     try:
-        with torch.enable_grad(), SavedBytes(beside=leaves.values()) as saved:
+        with torch.enable_grad(), SavedBytes() as saved:
             predictions = loss.predictions(fn.apply(leaves, largest), largest)
     except REFUSALS:  # one at a time, which finds what is wrong, and where
         return 1
-    num_bytes = saved.total + predictions.numel() * predictions.element_size()
-    return max(1, min(MOST_TOGETHER, BYTES_TOGETHER // max(num_bytes, 1)))
+    del predictions
+    return max(1, min(MOST_TOGETHER, BYTES_TOGETHER // max(saved.total, 1)))
 
 
 def _together(

@@ -113,11 +113,9 @@ class Guard:
 
     def _in_place(self, run: Callable[[dict[str, Tensor]], Any], given: dict[str, Tensor]) -> Any:
         """Run it, and see to it that the tensors keep their memory: `.data = …` is no operation that could be seen."""
-        before = {
-            name: (t, t.detach(), address)
-            for name, t in given.items()
-            if (address := _address(t)) and name in self._protected
-        }
+        mine = {name: t for name, t in given.items() if name in self._protected and _address(t)}
+        with torch.no_grad():  # nothing that a recorder takes for a use
+            before = {name: (t, t.detach(), _address(t)) for name, t in mine.items()}
         try:
             return run(given)
         finally:

@@ -155,8 +155,9 @@ def plan_dense(work: Workload, options: PassOptions, *, coordinates: Coordinates
         ValueError: If the memory limit is below the smallest chunk.
     """
     leaves = pullback.leaves_of(work.params)
-    with torch.enable_grad(), SavedBytes(beside=leaves.values()) as saved:
-        work.loss.values(work.fn.apply(leaves, work.largest), work.largest)
+    with torch.enable_grad(), SavedBytes() as saved:
+        losses = work.loss.values(work.fn.apply(leaves, work.largest), work.largest)
+    del losses
     footprint = Footprint(
         num_tokens=work.num_tokens,
         itemsize=max(p.element_size() for p in leaves.values()),

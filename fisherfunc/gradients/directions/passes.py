@@ -100,8 +100,9 @@ def _pass(work: Workload, group: Sequence[int], rows: Mapping[int, Tensor]) -> P
 def _width(work: Workload) -> int:
     """How many sequences are held together, by what the largest saves for its backward pass."""
     leaves = leaves_of(work.params)
-    with torch.enable_grad(), SavedBytes(beside=leaves.values()) as saved:
-        work.loss.values(work.fn.apply(leaves, work.largest), work.largest)
+    with torch.enable_grad(), SavedBytes() as saved:
+        losses = work.loss.values(work.fn.apply(leaves, work.largest), work.largest)
+    del losses
     return max(1, min(MOST_TOGETHER, BYTES_TOGETHER // max(saved.total, 1)))
 
 

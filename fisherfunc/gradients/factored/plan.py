@@ -93,7 +93,7 @@ def plan_factored(work: Workload, options: PassOptions, *, structure: Structure 
     """
     known = structure is not None
     structure = probe(work)[0] if structure is None else structure
-    with SavedBytes(beside=work.params.values()) as saved:  # of one pass: memory of others is used again
+    with SavedBytes() as saved:  # of one pass: memory of others is used again
         traced = trace(work, work.longest, structure, leaves=structure.dense, note=True)
     like = next(iter(work.params.values()))
     tally = tally_of(work)
