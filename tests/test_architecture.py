@@ -218,7 +218,14 @@ def test_only_the_taps_intercept_a_model():
         r"Torch(Function|Dispatch)Mode|register_\w*hook|__torch_(function|dispatch)__|_call_impl|\.forward = "
     )
     found = {name for name, source in sources().items() if intercepting.search(source.text)}
-    assert found <= {"gradients.factored._taps", "gradients.module_calls", "models.writes"}
+    assert found <= {
+        "gradients.factored._taps",
+        "gradients.memory",
+        "gradients.module_calls",
+        "gradients.nature",
+        "models.batch_of_one",
+        "models.writes",
+    }
 
 
 @pytest.mark.parametrize("space", CONTRACT)

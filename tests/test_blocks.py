@@ -145,7 +145,14 @@ def test_the_self_check_names_a_block_that_is_wrong():
     grams = grams_of("gpt2", blocks=ff.by_layer)
     fn = ff.functionalize(model)
     loss, sequences, single = ff.losses.causal_lm(), split(batch), grams_of("gpt2")
-    work = Workload(fn=fn, params=fn.params, sequences=sequences, loss=loss, tokens=single.tokens)
+    work = Workload(
+        fn=fn,
+        params=fn.params,
+        sequences=sequences,
+        loss=loss,
+        tokens=single.tokens,
+        nature=Nature(precision=torch.float64),
+    )
     checks.check_grams(grams.grams, work, labels=grams.labels)
     wrong = {**grams.grams, "layer.1": 1.1 * grams.grams["layer.1"]}
     with pytest.raises(RuntimeError, match=r"Gram of 'layer\.1' differs"):

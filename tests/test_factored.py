@@ -20,8 +20,8 @@ from fisherfunc.gradients.workload import Workload
 
 def workload(model: nn.Module, batch, kind: str) -> Workload:
     fn, loss, sequences = ff.functionalize(model), getattr(ff.losses, kind)(), split(batch)
-    tokens, _ = survey(fn, fn.params, sequences, loss)
-    return Workload(fn=fn, params=fn.params, sequences=sequences, loss=loss, tokens=tokens)
+    found = survey(fn, fn.params, sequences, loss)
+    return Workload(fn=fn, params=fn.params, sequences=sequences, loss=loss, tokens=found.tokens, nature=found.nature)
 
 
 def grams(model: nn.Module, batch, kind: str, **options) -> ff.TokenGrams:

@@ -117,7 +117,7 @@ def test_samples_that_do_not_run_together(rule, monkeypatch):
 def test_the_losses_of_samples_that_reach_each_other_are_those_of_each_alone():
     model, (x, y) = Net(MIXING["pair"]), samples()
     fn = ff.functionalize(model)
-    tokens, _ = survey(fn, fn.params, split((x, y)), ff.losses.classification())
+    tokens = survey(fn, fn.params, split((x, y)), ff.losses.classification()).tokens
     logits = torch.cat([model(row[None]) for row in x]).detach()
     torch.testing.assert_close(tokens.loss, functional.cross_entropy(logits, y, reduction="none"))
 
@@ -136,7 +136,7 @@ def test_samples_of_large_activations_are_surveyed_few_at_a_time(parameters, mon
     for most in (COUNT, 18):
         widths.clear()
         monkeypatch.setattr(surveys, "BYTES_TOGETHER", most * saved.total)
-        found[most], _ = survey(fn, fn.params, split(samples()), ff.losses.classification())
+        found[most] = survey(fn, fn.params, split(samples()), ff.losses.classification()).tokens
         assert max(widths) == most
     torch.testing.assert_close(found[COUNT].loss, found[18].loss)
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fisherfunc.gradients.certificate import certified
 from fisherfunc.gradients.checkpoint import NOWHERE, Checkpoint, opened
 from fisherfunc.gradients.dense.route import dense_grams
 from fisherfunc.gradients.dense.slabs import DensePlan
@@ -22,8 +23,7 @@ from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.planning.outcome import watched
 from fisherfunc.gradients.planning.run_plan import dense_run, factored_run
 from fisherfunc.gradients.prepare import check_options, prepared
-from fisherfunc.gradients.self_check import check_grams
-from fisherfunc.gradients.sound import named, sound_pass
+from fisherfunc.gradients.sound import SoundPass, named, sound_pass
 from fisherfunc.gradients.targets import Targets, chosen
 from fisherfunc.gradients.workload import PassOptions, Workload
 from fisherfunc.linalg.full_precision import full_precision
@@ -55,7 +55,7 @@ def token_grams(
     max_coordinates: int | None = None,
     coordinate_blocks: Callable[[str], str] | None = None,
     drop_nonfinite: bool = False,
-    self_check: bool = False,
+    self_check: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
     spill: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -82,7 +82,8 @@ def token_grams(
         max_coordinates: Approximate: keep at most this many columns a block (see subsample.py).
         coordinate_blocks: The blocks of `max_coordinates`; those of `blocks` where None, or else each parameter is one.
         drop_nonfinite: Whether to leave out tokens with a loss or gradient that is not finite, and count them.
-        self_check: Whether to compare the Grams with ordinary backward passes on a few tokens (see self_check.py).
+        self_check: Whether to hold the Grams against one ordinary backward pass of the batch (see certificate.py).
+            Where that of the factored route fails, the pass is done again by the dense one, and the metadata say so.
         checkpoint: A folder in which the pass keeps what it has done: the same call goes on from there, to the same
             bits, and after the end takes the Grams from there. Each run needs a folder of its own; nothing deletes it.
         spill: A folder for the factors, the largest thing that the factored route holds, on a CPU: the system may then
@@ -95,7 +96,8 @@ def token_grams(
     Raises:
         ValueError: If no token is valid, an option is out of range, the memory limit is below the smallest chunk, a
             loss or gradient is not finite (the error names sequence, position and parameter), the checkpoint is of
-            another run (it says what differs), or the targets are not for this loss, this unit or this memory limit.
+            another run (it says what differs), the targets are not for this loss, this unit or this memory limit, the
+            samples of a batch depend on each other, or the self-check fails (it names block and sequences).
         OSError: If the checkpoint or the spill folder cannot be written.
     """
     check_options(num_tokens, chunk_size, memory_limit, route, unit)
@@ -121,13 +123,20 @@ def token_grams(
     work = targets.rows(ready.work, options)
     numbers = count()  # of the passes: there are more than one where rows are not finite
 
-    def passed(rows: Workload) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def passed_by(way: str, note: str, rows: Workload) -> tuple[dict[str, Tensor], dict[str, Any]]:
         folder = None if checkpoint is None else Path(checkpoint, *[f"again-{n}" for n in [next(numbers)] if n])
-        kept = opened(folder, partial(fingerprint, rows, options, route, coordinates, targets.name))
-        return _passed(rows, options, route, coordinates, kept)
+        kept = opened(folder, partial(fingerprint, rows, options, way, coordinates, targets.name))
+        return _passed(rows, options, way, coordinates, kept, note)
 
-    done = sound_pass(work, passed, unit=unit, drop_nonfinite=drop_nonfinite, of="block" if labels else "parameter")
-    checked = check_grams(done.grams, done.rows, labels=labels, seed=seed) if self_check else None
+    def done_by(way: str, note: str = "") -> SoundPass:
+        of = "block" if labels else "parameter"
+        return sound_pass(work, partial(passed_by, way, note), unit=unit, drop_nonfinite=drop_nonfinite, of=of)
+
+    done = done_by(route)
+    checked = None
+    if self_check:
+        limit = options.limit(next(iter(params.values())).device)
+        done, checked = certified(done, done_by, labels=labels, coordinates=coordinates, limit=limit, seed=seed)
     facts: dict[str, Any] = {
         "fisher": targets.fisher,
         "targets": targets.name,
@@ -142,7 +151,8 @@ def token_grams(
         "accumulated": "by parameter" if blocks is None else rule_name(blocks),
         "device": str(next(iter(params.values())).device),
         **done.how,
-        "self_check": checked,
+        "self_check": None if checked is None else checked.to_dict(),
+        "each_alone": loss.each_alone,
         "approximations": [f"at most {max_coordinates} coordinates a block, seed {seed}"] if coordinates.index else [],
         "sampled_parameters": sorted(coordinates.index),
         "versions": versions(),
@@ -170,10 +180,15 @@ def _by_label(num_params: Mapping[str, int], options: PassOptions) -> dict[str, 
 
 
 def _passed(
-    work: Workload, options: PassOptions, route: str, coordinates: Coordinates, checkpoint: Checkpoint = NOWHERE
+    work: Workload,
+    options: PassOptions,
+    route: str,
+    coordinates: Coordinates,
+    checkpoint: Checkpoint = NOWHERE,
+    note: str = "",
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The Grams by a route, and how they were computed."""
-    reason = "asked for" if route == "dense" else "coordinates are sampled"
+    """The Grams by a route, and how they were computed; `note` says why the dense one, where nobody asked for it."""
+    reason = note or ("asked for" if route == "dense" else "coordinates are sampled")
     limit = options.limit(next(iter(work.params.values())).device)
     if isinstance(checkpoint.plan, DensePlan):
         reason = checkpoint.note

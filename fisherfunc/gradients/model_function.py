@@ -1,6 +1,6 @@
 """A model as a pure function of its parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +10,10 @@ from torch import Tensor
 from fisherfunc.records.axes import Batch, Params
 from fisherfunc.records.record import record
 
+Plain = Callable[[dict[str, Tensor], Collection[str]], tuple[dict[str, Tensor], Callable[[Batch], Any]]]
 
-@record(static=("call", "name"))
+
+@record(static=("call", "name", "plain"))
 class ModelFunction:
     """`apply(params, batch) → output`, with the tensors it depends on.
 
@@ -21,6 +23,8 @@ class ModelFunction:
         buffers: The buffers.
         call: (all tensors by name, batch) → output; it writes to none of them.
         name: The class of the model.
+        plain: (all tensors by name, those to differentiate by) → these as parameters of a fresh copy of the module, and
+            an ordinary call of that copy: batch → output. What passes are held against; `call` where None.
     """
 
     params: dict[str, Tensor]
@@ -28,10 +32,31 @@ class ModelFunction:
     buffers: dict[str, Tensor]
     call: Callable[[dict[str, Tensor], Batch], Any]
     name: str
+    plain: Plain | None = None
 
     def apply(self, params: Params, batch: Batch) -> Any:
         """The model's output on a batch at these parameters; those not given are the model's own."""
-        return self.call({**self.frozen, **self.params, **self.buffers, **params}, batch)
+        return self.call(self._everything(params), batch)
+
+    def ordinary_call(
+        self, params: Params, wanted: Collection[str]
+    ) -> tuple[dict[str, Tensor], Callable[[Batch], Any]]:
+        """Prepare one ordinary call at these parameters, on a copy of the module of its own, to differentiate by some.
+
+        Args:
+            params: Those that are not given are the model's own.
+            wanted: The names of those to differentiate by.
+
+        Returns:
+            These as leaves of the graph to come, and batch → output.
+        """
+        if self.plain is not None:
+            return self.plain(self._everything(params), wanted)
+        leaves = {name: params[name].detach().requires_grad_() for name in wanted}
+        return leaves, lambda batch: self.apply({**params, **leaves}, batch)
+
+    def _everything(self, params: Params) -> dict[str, Tensor]:
+        return {**self.frozen, **self.params, **self.buffers, **params}
 
     def at(self, params: Params) -> dict[str, Tensor]:
         """Parameters to differentiate by, detached from whatever computed them.

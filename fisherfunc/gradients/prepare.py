@@ -50,11 +50,11 @@ def prepared(
         ValueError: If no token is valid, a loss is not finite, or gradients would miss something.
     """
     params, sequences = fn.at(params), split(batch)
-    found, dropped = survey(fn, params, sequences, loss, drop_nonfinite=drop_nonfinite)
-    tokens = _pick(found, num_tokens, seed)
+    found = survey(fn, params, sequences, loss, drop_nonfinite=drop_nonfinite)
+    tokens = _pick(found.tokens, num_tokens, seed)
     check_reach(losses_of(fn, params, sequences, loss)(int(tokens.sequence[0])), params)
-    work = Workload(fn=fn, params=params, sequences=sequences, loss=loss, tokens=tokens)
-    return Prepared(work=work, num_valid=len(found.sequence), num_dropped=dropped)
+    work = Workload(fn=fn, params=params, sequences=sequences, loss=loss, tokens=tokens, nature=found.nature)
+    return Prepared(work=work, num_valid=len(found.tokens.sequence), num_dropped=found.num_dropped)
 
 
 def check_options(num_tokens: int | None, chunk_size: int | None, memory_limit: Any, route: str, unit: str) -> None:

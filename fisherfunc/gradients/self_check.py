@@ -13,33 +13,6 @@ from fisherfunc.gradients.pullback import leaves_of, strided
 from fisherfunc.gradients.rows import losses_of, runs
 from fisherfunc.gradients.workload import Workload
 
-NUM_TOKENS = 8
-
-
-def check_grams(
-    grams: Mapping[str, Tensor], work: Workload, *, labels: Mapping[str, str] | None = None, seed: int = 0
-) -> float:
-    """Compare the Grams of a pass with ordinary backward passes, on at most 8 tokens picked by seed.
-
-    Cost: one forward and one backward pass for each sequence that has one of the tokens; a gradient is held.
-
-    Returns:
-        The largest difference found, relative to the size of its Gram.
-
-    Raises:
-        RuntimeError: If a Gram is off by more than round-off; it names the tensor.
-    """
-    order = torch.randperm(work.num_tokens, generator=torch.Generator().manual_seed(seed), device="cpu")
-    index = order[:NUM_TOKENS].sort().values
-    chosen = {name: gram[index.to(gram.device)][:, index.to(gram.device)] for name, gram in grams.items()}
-    errors = gram_errors(chosen, work.select(index), labels=labels, seed=seed)
-    for name in wrong(errors, work):
-        raise RuntimeError(
-            f"self-check: the Gram of {name!r} differs from ordinary backward passes by {errors[name]:.1e} of its "
-            "size; please report this model, and use route='dense' for it"
-        )
-    return max(errors.values())
-
 
 def gram_errors(
     grams: Mapping[str, Tensor],

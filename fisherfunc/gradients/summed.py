@@ -5,6 +5,7 @@ A workload of sequences is one of tokens whose model takes (sequence, which of i
 order: b sequences, s positions.
 """
 
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -45,7 +46,12 @@ def of_first(fn: ModelFunction) -> ModelFunction:
     def call(tensors: dict[str, Tensor], batch: Batch) -> Any:
         return fn.call(tensors, batch[0])
 
-    return replace(fn, call=call)
+    def plain(tensors: dict[str, Tensor], wanted: Collection[str]) -> tuple[dict[str, Tensor], Callable[[Batch], Any]]:
+        assert fn.plain is not None
+        leaves, run = fn.plain(tensors, wanted)
+        return leaves, lambda batch: run(batch[0])
+
+    return replace(fn, call=call, plain=None if fn.plain is None else plain)
 
 
 def _summed_loss(loss: TokenLoss, num_targets: int) -> TokenLoss:

@@ -4,6 +4,7 @@ Errors that a long run would meet late (no valid token, targets out of range, a 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from fisherfunc.gradients.losses import IGNORED, TokenLoss
 from fisherfunc.gradients.memory import SavedBytes
 from fisherfunc.gradients.model_function import ModelFunction
+from fisherfunc.gradients.nature import Nature, Observed, coarsest
 from fisherfunc.gradients.pullback import leaves_of
 from fisherfunc.gradients.sequences import Sequences
 from fisherfunc.gradients.stacks import REFUSALS, neighbours
@@ -20,10 +22,28 @@ from fisherfunc.records.axes import Batch, Params
 
 MOST_TOGETHER = 2048
 FEWEST_TOGETHER = 16
+"""Of fewer sequences, each is run alone as well."""
+FEWEST = 2
+"""What runs together at the least, to see whether its sequences reach each other."""
 BYTES_TOGETHER = 2**26
 """What sequences that run together would save for a backward pass, at most, with their predictions."""
 PARTS = 8
 """How many random parts of a group run without each other, to see whether its sequences reach each other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surveyed:
+    """What there is to pass over.
+
+    Attributes:
+        tokens: The valid tokens, in the order of sequence and position.
+        num_dropped: Tokens left out as their losses are not finite.
+        nature: What was seen of the model's arithmetic.
+    """
+
+    tokens: Tokens
+    num_dropped: int
+    nature: Nature
 
 
 def survey(
@@ -33,8 +53,8 @@ def survey(
     loss: TokenLoss,
     *,
     drop_nonfinite: bool = False,
-) -> tuple[Tokens, int]:
-    """The valid tokens in order of sequence and position, and how many were dropped. Cost: two forward passes.
+) -> Surveyed:
+    """Find the valid tokens and their losses. Cost: two forward passes.
 
     Args:
         fn: The model.
@@ -44,31 +64,42 @@ def survey(
         drop_nonfinite: Whether to leave out tokens whose loss is not finite, rather than raise.
 
     Raises:
-        ValueError: If no token is valid, shapes differ, a target is out of range, or a loss is not finite.
+        ValueError: If no token is valid, shapes differ, a target is out of range, a loss is not finite, or sequences
+            that run together have other losses than each alone.
     """
-    found = _surveyed(fn, params, sequences, loss)
-    tokens = concatenated(found)
+    with Observed(coarsest(*(p.dtype for p in params.values()))) as seen:
+        _tokens(fn, params, sequences[0], loss, 0)
+    tokens = concatenated(_surveyed(fn, params, sequences, loss, seen.nature))
     if tokens.loss.numel() == 0:
         raise ValueError(
             f"no valid token in {len(sequences)} sequences: a token counts if its target is not -100 and its position "
             "and its target's position are attended to; a causal model needs at least two tokens a sequence"
         )
-    return _finite(tokens, drop_nonfinite)
+    tokens, dropped = _finite(tokens, drop_nonfinite)
+    return Surveyed(tokens=tokens, num_dropped=dropped, nature=seen.nature)
 
 
-def _surveyed(fn: ModelFunction, params: Params, sequences: Sequences, loss: TokenLoss) -> list[Tokens]:
+def _surveyed(fn: ModelFunction, params: Params, sequences: Sequences, loss: TokenLoss, nature: Nature) -> list[Tokens]:
     """Sequence by sequence; many small ones of one shape together, where that gives the losses that each has alone."""
     found: list[Tokens] = []
     for group in neighbours(range(len(sequences)), sequences, _width(fn, params, sequences, loss)):
-        together = _together(fn, params, sequences, loss, group) if len(group) >= FEWEST_TOGETHER else None
-        each = (_tokens(fn, params, sequences[index], loss, index) for index in group)
-        found += each if together is None else [together]
+        together = None
+        if len(group) > 1 and not (loss.each_alone or nature.draws):
+            together = _together(fn, params, sequences, loss, group)
+        many = together is not None and len(group) >= FEWEST_TOGETHER
+        if together is not None and many and _is_sound(fn, params, sequences, loss, group, together, nature):
+            found.append(together)
+            continue
+        each = [_tokens(fn, params, sequences[index], loss, index) for index in group]
+        if together is not None:
+            _check_apart(concatenated(each), together, loss, nature, group)
+        found += each
     return found
 
 
 def _width(fn: ModelFunction, params: Params, sequences: Sequences, loss: TokenLoss) -> int:
     """How many sequences may run together, by what the largest would save if all parameters had gradients."""
-    if len(sequences) < FEWEST_TOGETHER:
+    if len(sequences) == 1:
         return 1
     largest = sequences[max(range(len(sequences)), key=sequences.num_entries)]
     everything = {**fn.frozen, **fn.params, **params}
@@ -79,22 +110,15 @@ def _width(fn: ModelFunction, params: Params, sequences: Sequences, loss: TokenL
     except REFUSALS:  # one at a time, which finds what is wrong, and where
         return 1
     del predictions
-    return max(1, min(MOST_TOGETHER, BYTES_TOGETHER // max(saved.total, 1)))
+    return max(FEWEST, min(MOST_TOGETHER, BYTES_TOGETHER // max(saved.total, 1)))
 
 
 def _together(
     fn: ModelFunction, params: Params, sequences: Sequences, loss: TokenLoss, group: Sequence[int]
 ) -> Tokens | None:
-    """The tokens of a group from one pass; None where the first, the last, or a random part has other losses alone."""
-    ends = [_tokens(fn, params, sequences[index], loss, index) for index in (group[0], group[-1])]
+    """The tokens of a group from one pass; None where the model refuses it."""
     try:
         values, valid, targets = _evaluated(fn, params, sequences.joined(group), loss, group[0])
-        order = torch.randperm(len(group), generator=torch.Generator().manual_seed(group[0]), device="cpu")
-        for part in order.tensor_split(PARTS):
-            some = sequences.joined([group[i] for i in part.tolist()])
-            alone, counted, _ = _evaluated(fn, params, some, loss, group[0])
-            if len(values) != len(group) or not _same(alone[counted], values[part.to(values.device)][counted]):
-                return None
     except REFUSALS:  # one at a time then, which finds what is wrong, and where
         return None
     if values.shape != valid.shape or len(values) != len(group):
@@ -102,14 +126,64 @@ def _together(
     row, position = valid.nonzero().unbind(dim=1)
     sequence = torch.tensor(list(group), device=row.device)[row]
     target = None if targets is None else targets[row, position]
-    same = all(_same(end.loss, values[at][valid[at]]) for at, end in zip((0, -1), ends, strict=True))
-    return Tokens(sequence=sequence, position=position, loss=values[valid], target=target) if same else None
+    return Tokens(sequence=sequence, position=position, loss=values[valid], target=target)
 
 
-def _same(alone: Tensor, here: Tensor) -> bool:
-    """Whether losses agree well within what rounding does."""
-    tolerance = min(1e-3, torch.finfo(alone.dtype).eps ** 0.6)
-    return alone.shape == here.shape and torch.allclose(alone, here, rtol=tolerance, atol=tolerance, equal_nan=True)
+def _is_sound(
+    fn: ModelFunction,
+    params: Params,
+    sequences: Sequences,
+    loss: TokenLoss,
+    group: Sequence[int],
+    together: Tokens,
+    nature: Nature,
+) -> bool:
+    """Whether the first, the last, and random parts of a group have the same losses without the others."""
+    order = torch.randperm(len(group), generator=torch.Generator().manual_seed(group[0]), device="cpu")
+    parts = [[group[i] for i in part.sort().values.tolist()] for part in order.tensor_split(PARTS)]
+    for part in ([group[0]], [group[-1]], *parts):
+        alone = _together(fn, params, sequences, loss, part)
+        there = together.loss[torch.isin(together.sequence, torch.tensor(part, device=together.sequence.device))]
+        if alone is None or not _same(alone.loss, there, nature):
+            return False
+    return True
+
+
+def _check_apart(each: Tokens, together: Tokens, loss: TokenLoss, nature: Nature, group: Sequence[int]) -> None:
+    """Raise where the losses of sequences that run together are not those that each has alone."""
+    if _same(each.loss, together.loss, nature):
+        return
+    if each.loss.shape != together.loss.shape:
+        told = f"{len(together.loss)} tokens count in the batch and {len(each.loss)} of each alone"
+    else:
+        row = int((each.loss - together.loss).abs().nan_to_num().argmax())
+        told = (
+            f"at sequence {int(each.sequence[row])}, position {int(each.position[row])} it is "
+            f"{together.loss[row].item():.6g} in the batch and {each.loss[row].item():.6g} alone"
+        )
+    raise ValueError(f"of sequences {group[0]} to {group[-1]}, {told}: {samples_meet(loss)}")
+
+
+def samples_meet(loss: TokenLoss) -> str:
+    """Say what it means that a batch has other losses, or gradients, than each of its samples alone."""
+    return (
+        f"the samples of a batch depend on each other, in the model or in the loss {loss.name!r}, so that a token's "
+        "gradient in the batch is not that of its sample alone, which is what is computed; "
+        "loss=ff.losses.each_alone(loss) says that each sample alone is meant"
+    )
+
+
+def _same(alone: Tensor, here: Tensor, nature: Nature) -> bool:
+    """Whether losses agree within what rounding does, all together: a tie of a router may be decided otherwise."""
+    if alone.shape != here.shape:
+        return False
+    finite = alone.isfinite()
+    if bool((finite != here.isfinite()).any()):
+        return False
+    alone, here = alone[finite].double(), here[finite].double()
+    size = torch.linalg.vector_norm(alone).maximum(torch.linalg.vector_norm(here))
+    tolerance = torch.finfo(nature.precision).eps ** 0.5
+    return bool(torch.linalg.vector_norm(alone - here) <= tolerance * size)
 
 
 def _tokens(fn: ModelFunction, params: Params, batch: Batch, loss: TokenLoss, index: int) -> Tokens:

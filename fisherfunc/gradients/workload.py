@@ -9,6 +9,7 @@ from torch import Tensor
 from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.memory import free_bytes
 from fisherfunc.gradients.model_function import ModelFunction
+from fisherfunc.gradients.nature import Nature
 from fisherfunc.gradients.sequences import Sequences
 from fisherfunc.linalg.strips import Empty
 from fisherfunc.linalg.token_grams import Tokens
@@ -25,6 +26,7 @@ class Workload:
         sequences: One-sequence batches.
         loss: The token loss.
         tokens: The tokens wanted, in the order of sequence and position; each as often as it has targets.
+        nature: What was seen of the model's arithmetic.
     """
 
     fn: ModelFunction
@@ -32,6 +34,7 @@ class Workload:
     sequences: Sequences
     loss: TokenLoss
     tokens: Tokens
+    nature: Nature
 
     def select(self, index: Tensor) -> "Workload":
         """The same with the tokens of `index` alone."""

@@ -1,7 +1,7 @@
 """Products of float32 numbers in float32: torch may round their factors to fewer bits, and says so nowhere."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -9,11 +9,13 @@ from typing import Any
 import torch
 
 _CUDNN = torch.backends.cudnn
+DEVICES = ("cpu", "cuda", "mps", "xpu")
+"""Those that autocast may be on for."""
 
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """No TensorFloat-32 and no bfloat16 in products of float32 inside, whatever was set; that is put back.
+    """No TensorFloat-32, no bfloat16 in products of float32 and no autocast inside, whatever was set; that is put back.
 
     Convolutions on a GPU would use 10 bits of each factor by default, and matrix products where a user asked for it: a
     relative error of 1e-3 in what is exact up to 1e-7. A pass of less precision is asked for by its dtype. The settings
@@ -25,7 +27,11 @@ def full_precision() -> Iterator[None]:
             _set_exact()
         _SHARED.inside += 1
     try:
-        yield
+        with ExitStack() as without_autocast:
+            for device in DEVICES:
+                if torch.is_autocast_enabled(device):
+                    without_autocast.enter_context(torch.autocast(device, enabled=False))
+            yield
     finally:
         with _SHARED.lock, changeable():
             _SHARED.inside -= 1

@@ -7,7 +7,7 @@ backward hooks do not, for they cannot be.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from typing import Any
@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
-from fisherfunc.gradients.model_function import ModelFunction, ordinary
+from fisherfunc.gradients.model_function import ModelFunction, Plain, ordinary
 from fisherfunc.gradients.module_calls import is_answered, watch_parts
 from fisherfunc.linalg.full_precision import changeable
-from fisherfunc.models.isolation import Blueprint, evaluation_copy, isolated
+from fisherfunc.models.batch_of_one import ContiguousCotangents
+from fisherfunc.models.isolation import Blueprint, evaluation_copy, fresh_copy, isolated
 from fisherfunc.models.recomputation import kept_activations
 from fisherfunc.models.writes import Guard
 from fisherfunc.records.axes import Batch
@@ -59,12 +60,14 @@ def functionalize(model: nn.Module, *, parameters: Selection = "trainable") -> M
     names = _selected(originals, parameters)
     for name in names:
         _check_differentiable(name, everything[name])
+    call, plain = _callers(private)
     return ModelFunction(
         params={name: everything[name] for name in names},
         frozen={name: p for name, p in everything.items() if name not in names},
         buffers={name: ordinary(b) for name, b in private.named_buffers()},
-        call=_caller(private),
+        call=call,
         name=type(model).__name__,
+        plain=plain,
     )
 
 
@@ -131,34 +134,44 @@ def _check_differentiable(name: str, parameter: Tensor) -> None:
         )
 
 
-def _caller(private: nn.Module) -> Callable[[dict[str, Tensor], Batch], Any]:
+def _callers(private: nn.Module) -> tuple[Callable[[dict[str, Tensor], Batch], Any], Plain]:
+    """The calls of passes, and ordinary ones to hold them against."""
     accepted = inspect.signature(private.forward).parameters
     fixed = {"use_cache": False} if "use_cache" in accepted else {}
     recurrent = any(isinstance(module, nn.RNNBase) for module in private.modules())
     blueprint, guard = Blueprint(private), Guard({name for name, _ in private.named_parameters()})
     shapes_seen: set[Any] = set()
 
+    def run(module: nn.Module, batch: Batch, device: torch.device) -> Any:
+        arguments, keywords = _arguments(module, isolated(batch))
+        with _same_draws(device), _plain_recurrence() if recurrent else nullcontext():
+            return module(*arguments, **{**fixed, **keywords})
+
     def call(tensors: dict[str, Tensor], batch: Batch) -> Any:
         device = next(iter(tensors.values())).device
 
-        def run(given: dict[str, Tensor]) -> Any:
+        def built(given: dict[str, Tensor]) -> Any:
             module = blueprint.build({n: t.clone() if n in blueprint.buffers else t for n, t in given.items()})
-            arguments, keywords = _arguments(module, isolated(batch))
             if recorded:
                 watch_parts(module)
-            plain = _plain_recurrence() if recurrent else nullcontext()
-            with _same_draws(device), sdpa_kernel(SDPBackend.MATH), kept_activations(), plain:
-                return module(*arguments, **{**fixed, **keywords})
+            sound = ContiguousCotangents() if guard.normalises else nullcontext()
+            with sdpa_kernel(SDPBackend.MATH), kept_activations(), sound:
+                return run(module, batch, device)
 
         recorded, shapes = is_answered(), _shapes(batch)
         if recorded or shapes in shapes_seen:
-            return guard.unwatched(run, tensors)
-        output = guard.watched(run, tensors)
+            return guard.unwatched(built, tensors)
+        output = guard.watched(built, tensors)
         if torch.is_grad_enabled():  # without gradients a call is a first look, at the values of each sequence
             shapes_seen.add(shapes)
         return output
 
-    return call
+    def plain(tensors: dict[str, Tensor], wanted: Collection[str]) -> tuple[dict[str, Tensor], Callable[[Batch], Any]]:
+        module = fresh_copy(private, guard.writable(tensors), wanted)
+        leaves: dict[str, Tensor] = {name: p for name, p in module.named_parameters() if name in wanted}
+        return leaves, lambda batch: run(module, batch, next(iter(tensors.values())).device)
+
+    return call, plain
 
 
 def _shapes(batch: Batch) -> Any:

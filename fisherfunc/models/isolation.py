@@ -10,7 +10,7 @@ import copy
 import enum
 import types
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -134,6 +134,28 @@ def evaluation_copy(model: nn.Module) -> nn.Module:
         for part in private.modules():
             part.training = False
     return private
+
+
+def fresh_copy(module: nn.Module, tensors: Mapping[str, Tensor], wanted: Collection[str]) -> nn.Module:
+    """Copy a module by Python's own means, with these tensors as its parameters, and copies of these as buffers.
+
+    What a blueprint makes is held against calls of this: it shares no line with it.
+
+    Args:
+        module: The module.
+        tensors: By the names of parameters and buffers.
+        wanted: The names of the parameters that require a gradient.
+    """
+    memo: dict[int, Any] = {id(tensor): tensor.clone() for tensor in _loose_tensors(module)}
+    for name, parameter in module.named_parameters():
+        memo[id(parameter)] = nn.Parameter(tensors.get(name, parameter).detach(), requires_grad=name in wanted)
+    for name, buffer in module.named_buffers():
+        memo[id(buffer)] = tensors.get(name, buffer).clone()
+    copied = copy.deepcopy(module, memo)
+    for part in copied.modules():
+        if "_orig_mod" in part._modules:  # compiled
+            setattr(part, HOOK, part.get_submodule("_orig_mod").__call__)
+    return copied
 
 
 def _structure(model: nn.Module) -> nn.Module:

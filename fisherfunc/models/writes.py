@@ -29,6 +29,7 @@ class WritesRefused(TorchDispatchMode):
     def __init__(self, protected: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.found: set[str] = set()
+        self.normalises = False
         self._names = {address: name for name, tensor in protected.items() if (address := _address(tensor))}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -39,6 +40,7 @@ class WritesRefused(TorchDispatchMode):
             if addresses:
                 self.found.update(self._names[address] for address in addresses)
                 raise WriteFound
+        self.normalises = self.normalises or "batch_norm" in func.overloadpacket.__name__
         return func(*args, **kwargs)
 
 
@@ -73,11 +75,15 @@ class Guard:
 
     Args:
         protected: The names of the tensors that are not to be written to.
+
+    Attributes:
+        normalises: Whether a call that was watched had a batch or instance normalisation in it.
     """
 
     def __init__(self, protected: set[str]) -> None:
         self._protected = protected
         self._copied: set[str] = set()
+        self.normalises = False
 
     def watched(self, run: Callable[[dict[str, Tensor]], Any], tensors: dict[str, Tensor]) -> Any:
         """Run what takes tensors by name; where it is about to write to a protected one, again with a copy of that.
@@ -86,10 +92,11 @@ class Guard:
             ValueError: If it gives a protected tensor other memory; the error names it.
         """
         while True:
-            given = self._given(tensors)
+            given = self.writable(tensors)
             output = None
             with writes_refused({n: t for n, t in given.items() if n in self._protected - self._copied}) as guard:
                 output = self._in_place(run, given)
+            self.normalises = self.normalises or guard.normalises
             if not guard.found:
                 return output
             self._copied |= guard.found
@@ -100,7 +107,7 @@ class Guard:
         Raises:
             ValueError: If it wrote to a protected tensor all the same, or gives it other memory; the error names it.
         """
-        given = self._given(tensors)
+        given = self.writable(tensors)
         before = {name: t._version for name, t in given.items() if name in self._protected - self._copied}
         output = self._in_place(run, given)
         for name, version in before.items():
@@ -128,5 +135,6 @@ class Guard:
                     "write to it in place, or to a tensor of its own"
                 )
 
-    def _given(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def writable(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors, with copies of those that are written to."""
         return {name: t.clone() if name in self._copied else t for name, t in tensors.items()}

@@ -52,7 +52,7 @@ def fisher_spectrum(
     eigensolve_dtype: torch.dtype = torch.float64,
     max_coordinates: int | None = None,
     drop_nonfinite: bool = False,
-    self_check: bool = False,
+    self_check: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
     spill: str | os.PathLike[str] | None = None,
     intervals: IntervalMethod = None,
@@ -85,8 +85,8 @@ def fisher_spectrum(
         eigensolve_dtype: What eigenvalues are solved in.
         max_coordinates: Approximate: at most this many gradient coordinates a block; named in the metadata.
         drop_nonfinite: Whether to leave out tokens with a loss or gradient that is not finite, and count them.
-        self_check: Whether to compare the Grams with ordinary backward passes on a few tokens; an error names a
-            tensor that differs.
+        self_check: Whether to hold the Grams against one ordinary backward pass of the batch; `metadata["self_check"]`
+            says how far they were off (see `token_grams`).
         checkpoint: A folder from which the same call goes on where it was stopped, to the same bits (`token_grams`).
         spill: A folder for factors that memory has no room for (`token_grams`).
         intervals: Confidence intervals of all metrics: "bootstrap" or "jackknife" (see `spectrum_of_grams`).

@@ -60,7 +60,7 @@ def per_token_gradients(
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size expected at least 1, got chunk_size={chunk_size}")
     params, sequences = fn.at(params), split(batch)
-    tokens, _ = survey(fn, params, sequences, loss)
+    tokens = survey(fn, params, sequences, loss).tokens
     losses = losses_of(fn, params, sequences, loss)
     first = losses(int(tokens.sequence[0]))
     pullback.check_reach(first, params)

@@ -178,10 +178,15 @@ def _prelu(input: Tensor, weight: Tensor) -> Found:
 
 def _mul(input: Any, other: Any) -> Found:
     return [
-        (mine, Scale(factor=partial(torch.as_tensor, theirs, device=mine.device), shape=tuple(mine.shape)))
+        (mine, Scale(factor=partial(_constant, theirs, like=mine), shape=tuple(mine.shape)))
         for mine, theirs in ((input, other), (other, input))
         if isinstance(mine, Tensor)
     ]
+
+
+def _constant(factor: Any, *, like: Tensor) -> Tensor:
+    """A factor as a tensor; a number of Python's has the precision of what it is multiplied by."""
+    return factor if isinstance(factor, Tensor) else torch.as_tensor(factor, dtype=like.dtype, device=like.device)
 
 
 def _add(input: Any, other: Any) -> Found:

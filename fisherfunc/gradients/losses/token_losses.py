@@ -6,7 +6,7 @@ is not −100 and both its position and its target's position are attended to.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ class TokenLoss:
         targets: batch → `(b, s, …)`; ids are −100 at invalid tokens.
         valid: batch → `(b, s)`; None where every loss counts.
         negative_log_likelihood: (predictions, targets) → `(b, s)`.
+        each_alone: Whether each sample alone is meant, though the samples of a batch depend on each other.
     """
 
     name: str
@@ -40,6 +41,7 @@ class TokenLoss:
     targets: Callable[[Batch], Tensor | None]
     valid: Callable[[Batch], Bool[Tensor, "b s"] | None]
     negative_log_likelihood: Callable[[Tensor, Any], Float[Tensor, "b s"]]
+    each_alone: bool = False
 
     def values(self, output: Any, batch: Batch) -> Float[Tensor, "b s"]:
         """The loss of every position; entries at invalid tokens mean nothing."""
@@ -147,6 +149,18 @@ def custom(
         valid=lambda batch: None if valid is None else per_token(valid(batch)),
         negative_log_likelihood=lambda losses, _: losses,
     )
+
+
+def each_alone(loss: TokenLoss) -> TokenLoss:
+    """Say that the loss of each sample alone is meant, though in a batch the samples depend on each other.
+
+    In-batch negatives, losses normalised over the batch or statistics of the batch make the loss of a sample another
+    one where it is alone. Gradients per token are those of each sample alone; without this such a batch is refused.
+
+    Args:
+        loss: Any token loss.
+    """
+    return replace(loss, each_alone=True)
 
 
 def logits_of(output: Any) -> Tensor:

@@ -1,0 +1,265 @@
+"""The check of every run: uᵀ K u = ‖∇ Σₙ uₙ ℓₙ‖² for every block, by ordinary backward passes of the batch as given.
+
+The right side is what a training step computes: a plain call of a fresh copy of the module on the user's sequences
+together, padding and all, and one backward pass. It knows nothing of single sequences, of factors, or of what a pass
+exploits, and it sees every token: uₙ = ±1/√Kₙₙ, so that no token drowns another. It is held for each stack of sequences
+by itself and for all of them together.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fisherfunc.gradients.dense.subsample import EVERY, Coordinates
+from fisherfunc.gradients.memory import SavedBytes
+from fisherfunc.gradients.nature import coarsest
+from fisherfunc.gradients.pullback import strided
+from fisherfunc.gradients.rows import runs
+from fisherfunc.gradients.self_check import parts
+from fisherfunc.gradients.sound import SoundPass
+from fisherfunc.gradients.stacks import REFUSALS, neighbours
+from fisherfunc.gradients.survey import samples_meet
+from fisherfunc.gradients.workload import Workload
+
+MOST = 32
+"""Sequences that run together at most: a fault in one of them is to show."""
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
+"""Of a block's own trace. Where all is right, float32 was seen to differ by 1e-7 to 2e-6 and float64 by 1e-15; a
+document of thirty with another structure differs by 4e-3. Of coarser dtypes it is √eps."""
+FLOOR = 4
+"""In eps of the norm of the whole gradient: how far off that of a block may be, as that of a key bias is, which is zero
+but for round-off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificate:
+    """How far the Grams of a pass are from ordinary backward passes.
+
+    Attributes:
+        difference: The largest difference of a block, over its trace.
+        tolerance: What was allowed.
+        block: The block that differs by it.
+        sequences: Those of the stack in which it does.
+    """
+
+    difference: float
+    tolerance: float
+    block: str
+    sequences: tuple[int, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing differs by more than is allowed, or by NaN."""
+        return self.difference <= self.tolerance
+
+    def to_dict(self) -> dict[str, Any]:
+        """What results say of it."""
+        return {"held": self.holds, "difference": self.difference, "tolerance": self.tolerance, "block": self.block}
+
+    def told(self) -> str:
+        """Say where the largest difference is, and how large."""
+        last = self.sequences[-1]
+        where = f"sequence {last}" if len(self.sequences) == 1 else f"sequences {self.sequences[0]} to {last}"
+        return (
+            f"block {self.block!r} differs from an ordinary backward pass of {where} together by {self.difference:.1e} "
+            f"of its trace, where {self.tolerance:.1e} is allowed"
+        )
+
+
+def certified(
+    done: SoundPass,
+    done_by: Callable[[str, str], SoundPass],
+    *,
+    labels: Mapping[str, str] | None,
+    coordinates: Coordinates,
+    limit: int,
+    seed: int,
+) -> tuple[SoundPass, Certificate]:
+    """A pass that the check holds for, and the check: this one, or where it fails one by the dense route.
+
+    Args:
+        done: The pass.
+        done_by: (route, why) → a pass over the same.
+        labels: See `certify`.
+        coordinates: See `certify`.
+        limit: See `certify`.
+        seed: See `certify`.
+
+    Raises:
+        ValueError: If the check fails on the dense route as well, or as the samples of a batch depend on each other.
+    """
+
+    def held(some: SoundPass, *, alone: bool = False) -> Certificate:
+        return certify(
+            some.grams, some.rows, labels=labels, coordinates=coordinates, limit=limit, seed=seed, alone=alone
+        )
+
+    found = held(done)
+    if found.holds:
+        return done, found
+    if not done.rows.loss.each_alone and held(done, alone=True).holds:
+        raise ValueError(f"{found.told()}, and agrees with those of each alone: {samples_meet(done.rows.loss)}")
+    if done.how["route"] == "factored":
+        done = done_by("dense", f"the check of the factored route failed: {found.told()}")
+        found = held(done)
+    if not found.holds:
+        raise ValueError(
+            f"{found.told()}: no gradient per token that could be had here adds up to that of the batch. Something in "
+            "the model's backward pass depends on what runs beside a sample, or on how often it ran; "
+            "self_check=False gives the numbers all the same"
+        )
+    return done, found
+
+
+def certify(
+    grams: Mapping[str, Tensor],
+    work: Workload,
+    *,
+    labels: Mapping[str, str] | None = None,
+    coordinates: Coordinates = EVERY,
+    limit: int,
+    seed: int = 0,
+    alone: bool = False,
+) -> Certificate:
+    """Hold the Grams of a pass against ordinary backward passes.
+
+    Cost: a forward and a backward pass of the batch, two in half precision.
+
+    Args:
+        grams: By parameter or label.
+        work: What was passed over; all of its rows are finite.
+        labels: {parameter: the label that its Gram was added under}.
+        coordinates: The columns that were kept.
+        limit: In bytes; gradients take up to half of it, activations a quarter, or more where two sequences need it.
+        seed: Of the signs.
+        alone: Whether each sequence runs by itself.
+    """
+    alone = alone or work.loss.each_alone or work.nature.draws
+    dtype = coarsest(work.nature.precision, *(gram.dtype for gram in grams.values()))
+    tolerance, floor = TOLERANCES.get(dtype, torch.finfo(dtype).eps ** 0.5), FLOOR * torch.finfo(dtype).eps
+    diagonal = torch.stack([gram.diagonal().double() for gram in grams.values()]).sum(dim=0)
+    stacks = list(_stacks(work, 1 if alone else _width(work, limit)))
+    found = []
+    for number in range(1 if dtype in TOLERANCES else 2):
+        generator = torch.Generator().manual_seed(2 * seed + number)
+        signs = 2 * torch.randint(2, diagonal.shape, generator=generator, device="cpu").to(diagonal) - 1
+        weights = torch.where(diagonal > 0, signs * diagonal.clamp(min=TINY).rsqrt(), 0.0)
+        expected = _squared_norms(work, stacks, weights, alone=alone, coordinates=coordinates, room=limit // 4)
+        for stack, norms in zip([*stacks, _whole(stacks)], expected, strict=True):
+            rows, u = slice(stack.first, stack.last), weights[stack.first : stack.last]
+            parts_here = {label: gram[rows, rows] for label, gram in grams.items()}
+            traces = {label: float(u.square() @ gram.diagonal().double()) for label, gram in parts_here.items()}
+            off = floor * sum(traces.values()) ** 0.5
+            for label, gram in parts_here.items():
+                norm = sum(norms[name] for name in work.params if _label(name, labels) == label)
+                allowed = tolerance * traces[label] + 2 * off * traces[label] ** 0.5 + off**2 + TINY
+                error = tolerance / allowed * abs(float(u @ (gram @ u.to(gram.dtype)).double()) - norm)
+                found.append((error, label, stack.members))
+    difference, block, sequences = max(found, key=lambda one: (one[0] != one[0], one[0]))  # NaN first
+    return Certificate(difference=difference, tolerance=tolerance, block=block, sequences=sequences)
+
+
+TINY = torch.finfo(torch.float64).tiny
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stack:
+    """Sequences that run together, and their rows, from the first to the one after the last."""
+
+    members: tuple[int, ...]
+    first: int
+    last: int
+
+
+def _stacks(work: Workload, width: int) -> Iterator[_Stack]:
+    bounds = iter(list(runs(work.tokens.sequence)))
+    for group in neighbours(work.tokens.sequence.unique_consecutive().tolist(), work.sequences, width):
+        rows = [next(bounds) for _ in group]
+        yield _Stack(members=tuple(group), first=rows[0][0], last=rows[-1][1])
+
+
+def _whole(stacks: Sequence[_Stack]) -> _Stack:
+    members = tuple(member for stack in stacks for member in stack.members)
+    return _Stack(members=members, first=stacks[0].first, last=stacks[-1].last)
+
+
+def _width(work: Workload, limit: int) -> int:
+    """How many sequences run together, by what the largest saves for its backward pass."""
+    with torch.enable_grad(), SavedBytes() as saved:
+        _, run = work.fn.ordinary_call(work.params, work.params)
+        losses = work.loss.values(run(work.largest), work.largest)
+    del losses
+    return max(1, min(MOST, limit // 4 // max(saved.total, 1)))
+
+
+def _squared_norms(
+    work: Workload, stacks: Sequence[_Stack], weights: Tensor, *, alone: bool, coordinates: Coordinates, room: int
+) -> list[dict[str, float]]:
+    """‖Σₙ uₙ ∇_p ℓₙ‖² of each parameter, for each stack, and then for all of them together."""
+    found: list[dict[str, float]] = [{} for _ in range(len(stacks) + 1)]
+    for names in parts(work.params, room):
+        total: dict[str, Tensor] = {}
+        for norms, stack in zip(found, stacks, strict=False):
+            gradients = _gradients(work, stack, weights, names, alone=alone)
+            for name, gradient in gradients.items():
+                kept = _kept(gradient, name, coordinates)
+                norms[name] = float(torch.linalg.vector_norm(kept, dtype=torch.float64)) ** 2
+                total[name] = total[name] + kept if name in total else kept
+        for name, gradient in total.items():
+            found[-1][name] = float(torch.linalg.vector_norm(gradient, dtype=torch.float64)) ** 2
+    return found
+
+
+def _kept(gradient: Tensor, name: str, coordinates: Coordinates) -> Tensor:
+    if name not in coordinates.index:
+        return gradient
+    return gradient.flatten()[coordinates.index[name].to(gradient.device)] * coordinates.weight[name]
+
+
+def _gradients(
+    work: Workload, stack: _Stack, weights: Tensor, names: Sequence[str], *, alone: bool
+) -> dict[str, Tensor]:
+    """∇ Σₙ uₙ ℓₙ over the rows of a stack; of one sequence that runs twice, where that is not to be by itself.
+
+    Agreement of one sequence with itself would share what torch itself gets wrong for a batch of one.
+    """
+    rows = slice(stack.first, stack.last)
+    sequence = work.tokens.sequence[rows]
+    place = torch.searchsorted(torch.tensor(stack.members, device=sequence.device), sequence)
+    members = list(stack.members) * (1 if alone or len(stack.members) > 1 else 2)
+    leaves, losses = _run(work, members, names)
+    if losses is None and len(members) > 1:
+        apart = (
+            _Stack(members=(member,), first=rows.start + int(here[0]), last=rows.start + int(here[-1]) + 1)
+            for member in stack.members
+            for here in [(sequence == member).nonzero().squeeze(-1)]
+        )
+        each = [_gradients(work, one, weights, names, alone=True) for one in apart]
+        return {name: torch.stack([gradients[name] for gradients in each]).sum(dim=0) for name in names}
+    assert losses is not None
+    chosen = losses[place, work.tokens.entry[rows]]
+    if chosen.requires_grad:
+        (weights[rows].to(chosen) @ chosen).backward()
+    return {name: torch.zeros_like(p) if p.grad is None else strided(p.grad) for name, p in leaves.items()}
+
+
+def _run(work: Workload, members: Sequence[int], names: Sequence[str]) -> tuple[dict[str, Tensor], Tensor | None]:
+    """The losses of some sequences together, by an ordinary call; None where the model refuses more than one."""
+    batch = work.sequences.joined(members)
+    leaves, run = work.fn.ordinary_call(work.params, names)
+    try:
+        with torch.enable_grad():
+            return leaves, work.loss.values(run(batch), batch)
+    except torch.OutOfMemoryError:
+        raise
+    except REFUSALS:
+        if len(members) == 1:
+            raise
+        return leaves, None
+
+
+def _label(name: str, labels: Mapping[str, str] | None) -> str:
+    return name if labels is None else labels[name]

@@ -1,0 +1,53 @@
+"""What can be seen of a model's arithmetic in a forward pass: its coarsest dtype, and whether it draws at random."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nature:
+    """What a forward pass showed.
+
+    Attributes:
+        precision: The coarsest floating-point dtype that something was computed in, also where weights are finer.
+        draws: Whether random numbers were drawn: what a sample draws then depends on those that run beside it.
+    """
+
+    precision: torch.dtype
+    draws: bool = False
+
+
+class Observed(TorchDispatchMode):
+    """See every operation inside the context.
+
+    Args:
+        precision: That of the parameters.
+    """
+
+    def __init__(self, precision: torch.dtype) -> None:
+        super().__init__()
+        self._precision, self._draws = precision, False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run `func`, and look at what it is and returns."""
+        result = func(*args, **(kwargs or {}))
+        self._draws = self._draws or torch.Tag.nondeterministic_seeded in func.tags
+        for leaf in pytree.tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dtype != self._precision:
+                self._precision = coarsest(leaf.dtype, self._precision)
+        return result
+
+    @property
+    def nature(self) -> Nature:
+        """What was seen."""
+        return Nature(precision=self._precision, draws=self._draws)
+
+
+def coarsest(*dtypes: torch.dtype) -> torch.dtype:
+    """The floating-point dtype of the largest eps."""
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
