@@ -86,10 +86,19 @@ MIXING = {
 def test_samples_that_reach_each_other_do_not_run_together(mix):
     model = Net(MIXING[mix])
     alone = Net(lambda h, rare: torch.cat([MIXING[mix](row[None], r[None]) for row, r in zip(h, rare, strict=True)]))
-    result = grams(model, samples(), "classification")
-    assert result.metadata["stack_width"] == 1
+    loss = ff.losses.each_alone(ff.losses.classification())
+    fn = ff.functionalize(model)
+    result = ff.token_grams(fn, fn.params, samples(), loss)
+    assert result.metadata["stack_width"] == 1 and result.metadata["each_alone"]
     assert off(result, alone, samples()) < 1e-10
-    assert ff.plan(model, samples()).num_units == COUNT
+    assert ff.plan(model, samples(), loss=loss).num_units == COUNT
+
+
+@pytest.mark.parametrize("route", ["factored", "dense"])
+@pytest.mark.parametrize("mix", MIXING)
+def test_samples_that_reach_each_other_are_refused_where_nothing_says_that_each_alone_is_meant(mix, route):
+    with pytest.raises(ValueError, match=r"samples of a batch depend on each other.*ff\.losses\.each_alone\(loss\)"):
+        grams(Net(MIXING[mix]), samples(), "classification", route=route)
 
 
 @pytest.mark.parametrize(("sizes", "width"), [((2,), COUNT), ((3,), 1), ((COUNT,), 1), ((2, 3, COUNT), 1)])
@@ -117,7 +126,7 @@ def test_samples_that_do_not_run_together(rule, monkeypatch):
 def test_the_losses_of_samples_that_reach_each_other_are_those_of_each_alone():
     model, (x, y) = Net(MIXING["pair"]), samples()
     fn = ff.functionalize(model)
-    tokens = survey(fn, fn.params, split((x, y)), ff.losses.classification()).tokens
+    tokens = survey(fn, fn.params, split((x, y)), ff.losses.each_alone(ff.losses.classification())).tokens
     logits = torch.cat([model(row[None]) for row in x]).detach()
     torch.testing.assert_close(tokens.loss, functional.cross_entropy(logits, y, reduction="none"))
 
