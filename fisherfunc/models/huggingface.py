@@ -8,20 +8,19 @@ batches in windows.py.
 import json
 import re
 import sys
-import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from pickle import UnpicklingError
 from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
+from fisherfunc.models.adapters import CONFIG as ADAPTER_CONFIG
+from fisherfunc.models.adapters import adapter_in, with_adapter
+from fisherfunc.models.reading import brief, reading
+from fisherfunc.models.usable import check_decoder_start, check_finite
 from fisherfunc.models.windows import num_valid_tokens, text_batches
 
 __all__ = ["TASKS", "LoadedModel", "load", "max_context", "num_valid_tokens", "task_of", "text_batches"]
@@ -35,7 +34,6 @@ _SUFFIXES = (("ForMaskedLM", "masked_lm"), ("ForCausalLM", "causal_lm"), ("LMHea
 _HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
 _UNLIMITED = 1_000_000
 _NAMES_SHOWN = 5
-_LONGEST_REASON = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +46,7 @@ class LoadedModel:
         task: A key of `TASKS`.
         name: The folder or the hub id that it came from.
         max_context: The most positions it takes, or None where its files name no limit.
+        adapter_of: The base of a PEFT adapter, whose parameters alone are trainable; None for a whole model.
     """
 
     model: Any
@@ -55,6 +54,7 @@ class LoadedModel:
     task: str
     name: str
     max_context: int | None
+    adapter_of: str | None = None
 
 
 def load(
@@ -63,32 +63,42 @@ def load(
     """Read a causal, masked or sequence-to-sequence language model and its tokenizer.
 
     Args:
-        model_id_or_folder: A folder that `save_pretrained` wrote, or else a hub id.
+        model_id_or_folder: A folder that `save_pretrained` wrote, of a model or of a PEFT adapter whose base is here,
+            or else a hub id.
         dtype: The dtype of the weights.
         device: Where to put them.
 
     Raises:
         ImportError: If Transformers, or something that this model needs, is not installed.
-        FileNotFoundError: If there is no such folder, or it lacks a file.
+        FileNotFoundError: If there is no such folder, it lacks a file, or it is an adapter whose base is not here.
         OSError: If the hub does not give the model.
-        ValueError: If a file is corrupt, a weight is missing or misshapen, the model is quantised or no
-            language model, or the device cannot be used.
+        ValueError: If a file is corrupt, a weight is missing, misshapen or not finite, the model is quantised, needs
+            code of its own or is no language model, or the device cannot be used.
     """
     transformers = _transformers()
     name = str(model_id_or_folder)
     place = _located(model_id_or_folder)
     _check_device(device)
-    with _reading("configuration", name):
-        config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False)
+    adapter = adapter_in(place)
+    whole = place if adapter is None else adapter.base
+    with reading("configuration", name):
+        config = transformers.AutoConfig.from_pretrained(whole, trust_remote_code=False)
     task = task_of(config, name=name)
-    model = _weights(getattr(transformers, TASKS[task]), place, name, dtype)
-    tokenizer = _tokenizer(transformers, place, name)
+    model = _weights(getattr(transformers, TASKS[task]), whole, name, dtype)
+    if adapter is not None:
+        with reading("adapter", name):
+            model = with_adapter(model, adapter, dtype=dtype)
+    check_finite(model, name)
+    if task == "seq2seq_lm":
+        check_decoder_start(model, name)
+    tokenizer = _tokenizer(transformers, place if adapter is None or _has_tokenizer(place) else whole, name)
     return LoadedModel(
         model=model.to(device).eval(),
         tokenizer=tokenizer,
         task=task,
         name=name,
         max_context=max_context(model, tokenizer),
+        adapter_of=None if adapter is None else adapter.base,
     )
 
 
@@ -188,6 +198,8 @@ def _located(model_id_or_folder: str | Path) -> str:
     if not folder.is_dir():
         raise ValueError(f"{name} is a file; give the folder that holds config.json, weights and tokenizer")
     config = folder / "config.json"
+    if not config.is_file() and (folder / ADAPTER_CONFIG).is_file():
+        return str(folder)
     if not config.is_file():
         raise FileNotFoundError(f"{name} has no config.json; give a folder written by save_pretrained")
     _read_json(config)
@@ -208,55 +220,11 @@ def _check_device(device: str | torch.device) -> None:
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {str(device)!r} cannot be used ({_brief(error)}); try 'cpu'") from error
-
-
-@contextmanager
-def _reading(what: str, name: str) -> Iterator[None]:
-    """Say what was read, and from where, in any failure of the libraries that read it."""
-    try:
-        yield
-    except ImportError as error:
-        reason = f"{_brief(error)}; {_brief(_root(error))}" if _root(error) is not error else _brief(error)
-        raise ImportError(f"reading the {what} of {name} failed on an import: {reason}") from error
-    except Exception as error:  # safetensors, pickle and the hub raise types that share no other base
-        if Path(name).expanduser().exists():
-            raise ValueError(_unreadable(what, Path(name).expanduser(), error)) from error
-        raise OSError(f"no folder is called {name!r}, and the hub did not give its {what}: {_brief(error)}") from error
-
-
-def _root(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
-def _unreadable(what: str, folder: Path, error: Exception) -> str:
-    damaged = [reason for path in sorted(folder.glob("*.safetensors")) if (reason := _damage(path))]
-    reason = "; ".join(damaged) if what == "weights" and damaged else _brief(error)
-    return (
-        f"the {what} in {folder} cannot be read ({reason}); restore the files, or install the Transformers "
-        "that wrote them"
-    )
-
-
-def _damage(path: Path) -> str | None:
-    try:
-        with safe_open(path, framework="pt"):
-            return None
-    except SafetensorError as error:
-        return f"{path.name} is corrupt: {error}"
-
-
-def _brief(error: BaseException) -> str:
-    if isinstance(error, UnpicklingError):  # its own text advises to load the file unsafely
-        return "UnpicklingError: the .bin file is corrupt, or holds more than tensors"
-    message = " ".join(str(error).split())
-    return f"{type(error).__name__}: {textwrap.shorten(message, _LONGEST_REASON, placeholder=' …')}"
+        raise ValueError(f"device {str(device)!r} cannot be used ({brief(error)}); try 'cpu'") from error
 
 
 def _weights(auto_class: Any, place: str, name: str, dtype: torch.dtype) -> Any:
-    with _reading("weights", name):
+    with reading("weights", name):
         model, report = auto_class.from_pretrained(
             place,
             dtype=dtype,
@@ -275,8 +243,12 @@ def _weights(auto_class: Any, place: str, name: str, dtype: torch.dtype) -> Any:
     return model
 
 
+def _has_tokenizer(folder: str) -> bool:
+    return any((Path(folder) / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json"))
+
+
 def _tokenizer(transformers: ModuleType, place: str, name: str) -> Any:
-    with _reading("tokenizer", name):
+    with reading("tokenizer", name):
         tokenizer = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     ordinary = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
     if len(ordinary) < 2:  # without files, Transformers makes an empty tokenizer of the model's kind
