@@ -71,7 +71,11 @@ FAILURES = {
     ),
     "context beyond the model": (lambda hub, here: [*tiny(hub), "--context", 33], 1, r"--context 33 .*maximum is 32"),
     "context too small": (lambda hub, here: [*tiny(hub), "--context", 1], 1, r"causal_lm needs 2"),
-    "memory limit too small": (lambda hub, here: [*tiny(hub), "--memory", "1kB"], 1, r"memory_limit=1000 .*needs"),
+    "memory limit too small": (
+        lambda hub, here: [*tiny(hub), "--memory", "1kB"],
+        1,
+        r"--memory 1000 .*needs.*; raise the limit or lower --tokens",
+    ),
     "no memory size": (
         lambda hub, here: ["--memory", "2 cats"],
         2,

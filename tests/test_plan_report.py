@@ -19,7 +19,7 @@ from fisherfunc.surface.plan_report import plan_report, size, summary
 
 def printed(plan, facts):
     console = Console(width=200, file=io.StringIO())
-    console.print(plan_report(plan, facts))
+    console.print(plan_report(plan, facts, width=200))
     return console.file.getvalue()
 
 

@@ -5,6 +5,7 @@
 | bad input, a missing file or package | `fisherfunc: error: …` (with --debug: the traceback) | 1 |
 | wrong options | `fisherfunc: error: …` and where the help is | 2 |
 | interrupted | `fisherfunc: interrupted; nothing was written` (or what was, or how to go on) | 130 |
+| the reader of the output is gone (`| head -1`) | nothing | 0 |
 """
 
 import sys
@@ -13,8 +14,12 @@ from functools import wraps
 from typing import Any
 
 import click
+import torch
 
-EXPECTED = (ValueError, TypeError, KeyError, RuntimeError, OSError, ImportError)
+from fisherfunc.surface.option_names import in_options
+from fisherfunc.surface.visible import visible
+
+EXPECTED = (ValueError, TypeError, KeyError, RuntimeError, OSError, ImportError, EOFError, MemoryError)
 
 
 class Failure(click.ClickException):
@@ -45,6 +50,10 @@ class Group(click.Group):
             _leave("interrupted; nothing was written", Interrupted.exit_code)
         except click.ClickException as error:
             _leave(f"error: {_one_line(error.format_message())}", error.exit_code)
+        except SystemExit as left:
+            if isinstance(left.__context__, BrokenPipeError):  # who reads our output has read enough: no failure
+                left.code = 0  # of a table as of JSON, whether or not all of it had fitted into the pipe
+            raise
         sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -55,8 +64,10 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     def run(*, debug: bool, **options: Any) -> None:
         try:
             command(**options)
-        except BrokenPipeError:  # the reader of our output has closed it: not an error
+        except BrokenPipeError:  # click silences the streams and leaves
             raise
+        except KeyboardInterrupt as error:  # click would put an empty line before its own word
+            raise Interrupted("interrupted; nothing was written") from error
         except EXPECTED as error:
             if debug:
                 raise
@@ -70,7 +81,13 @@ def _message(error: BaseException) -> str:
         return str(error.args[0])  # str(KeyError) is a repr
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"  # without the number
-    return str(error) or type(error).__name__
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return f"out of memory ({_first_line(error)}); give a smaller --memory or fewer --tokens"
+    return in_options(str(error)) or type(error).__name__
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _one_line(message: str) -> str:
@@ -78,5 +95,5 @@ def _one_line(message: str) -> str:
 
 
 def _leave(message: str, status: int) -> None:
-    click.echo(f"fisherfunc: {message}", err=True)
+    click.echo(f"fisherfunc: {visible(message)}", err=True)
     sys.exit(status)

@@ -10,77 +10,11 @@ import click
 
 from fisherfunc.surface.boundary import Group, Interrupted, guarded
 from fisherfunc.surface.compare_command import compare
+from fisherfunc.surface.help_texts import PLAN_HELP, SPECTRUM_HELP, TOKENS_HELP
 from fisherfunc.surface.terminal import console as _console
 from fisherfunc.surface.terminal import hush as _hush
-
-SPECTRUM_HELP = """Compute the exact spectrum of the per-token empirical Fisher of a language model.
-
-With F = (1/N) Σ g gᵀ over the gradients g of the N token losses, this prints the eigenvalue metrics of each
-block of F, of its block-diagonal part and of the full matrix, and writes spectrum.json (everything),
-eigenvalues.csv, spectrum.png/.svg and couplings.png/.svg into --out. Without arguments it runs a small model
-and a text that come with the package. --targets makes it the true Fisher.
-
-\b
-Examples:
-  fisherfunc spectrum
-  fisherfunc spectrum --checkpoint init --out before-training
-  fisherfunc spectrum --model ./my-model --text book.txt --tokens 1024
-  fisherfunc spectrum --model gpt2 --text - --blocks module < book.txt
-  fisherfunc spectrum --tokens 2048 --intervals jackknife
-  fisherfunc spectrum --targets sampled --draws 4 --tokens 128
-  fisherfunc spectrum --format json | jq .full.effective_rank
-  fisherfunc spectrum --model ./large --text book.txt --resume ./kept
-
-\b
-Columns of the table:
-  tokens            N, what F is an average over
-  parameters        P, the size of the block
-  λ_max, λ_2        the two largest eigenvalues; gap is their difference
-  condition number  λ_max over the smallest eigenvalue above the resolution
-  eff. rank         exp of the entropy of λ/Σλ: how many directions matter
-  trace             Σλ, the mean squared norm of a token's gradient
-
-\b
-Windows of text are consecutive, from the beginning of the file:
-  causal models         each token of a window but its first is predicted
-  masked models         15 % of its tokens, chosen by --seed, are predicted
-  sequence-to-sequence  the first half is read, the second predicted
-"""
-
-PLAN_HELP = """Predict what `fisherfunc spectrum` would do with the same options, and what it would take.
-
-No token is passed over and no file is written: a forward pass finds the tokens, a probe the structure of the model,
-and about a second of calibration the speed of this machine.
-
-\b
-Examples:
-  fisherfunc plan
-  fisherfunc plan --model gpt2 --text book.txt --tokens 1024 --memory 2GB
-  fisherfunc plan --format json | jq .seconds.total
-
-\b
-Routes of parameters:
-  pairwise      inner products of output cotangents and of inputs; no gradient is formed
-  points        the same where a weight acts at one place of a sequence
-  output layer  the same, in closed form
-  rows          gradients are formed, where that is cheaper
-  elementwise   gradients of biases, norms and such
-  autograd      gradients are formed, as no rule knows the use; the table says which
-  slabs         gradients are formed slab by slab: it does not fit the memory limit otherwise
-"""
-
-TOKENS_HELP = """Print which tokens carry the leading eigenvectors of the empirical Fisher.
-
-With v an eigenvector of F = (1/N) Σ g gᵀ and λ its eigenvalue, the token of gradient g has the coefficient
-⟨g, v⟩/√(λN), and the square of it is its share in λ. No file is written.
-
-\b
-Examples:
-  fisherfunc tokens
-  fisherfunc tokens --block layer.0 --vectors 2 --top 20
-  fisherfunc tokens --model gpt2 --text book.txt --blocks module --block mlp
-  fisherfunc tokens --format json | jq '.tokens[] | [.share, .text]'
-"""
+from fisherfunc.surface.terminal import written
+from fisherfunc.surface.visible import escaped_json
 
 
 @click.group(cls=Group, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -107,6 +41,7 @@ _TEXT = click.Path(exists=True, dir_okay=False, allow_dash=True)
 _COUNT = click.IntRange(min=1)
 _CHECKPOINT = click.Choice(["init", "early", "middle", "final"])
 _DTYPE = click.Choice(["float32", "float64", "bfloat16"])
+_BOS = click.Choice(["auto", "always", "never"])
 _FORM = click.Choice(["table", "json"])
 
 
@@ -130,6 +65,13 @@ _TASK = (
         help="Positions of a window of text.  [default: 128, or the model's limit; 64 if embedded]",
     ),
     click.option("--seed", default=0, show_default=True, help="Picks and masks tokens, and draws targets."),
+    click.option(
+        "--bos",
+        type=_BOS,
+        default="auto",
+        show_default=True,
+        help="Start token of windows of causal models; auto: as the tokenizer begins any text.",
+    ),
 )
 _TARGETS = click.Choice(["observed", "sampled", "all-classes"])
 _CENTER = click.option("--center", is_flag=True, help="Subtract the mean gradient: the gradient covariance.")
@@ -204,13 +146,15 @@ def spectrum(
 ) -> None:
     """Run the main job."""
     _check_checkpoint(checkpoint, options)
-    from fisherfunc.surface import job
+    from fisherfunc.surface import job, results
     from fisherfunc.surface.progress import progress_bar
 
     _hush()
     task = job.Job(checkpoint=checkpoint or "final", **options)
     folder = out or task.folder
-    job.check_output(folder)
+    results.check_output(folder)
+    if out is None:
+        results.check_owner(task.folder, task)
     try:
         with progress_bar(quiet=quiet) as progress:
             result = job.compute(task, progress=progress, checkpoint=resume)
@@ -218,11 +162,15 @@ def spectrum(
         if resume is None:
             raise
         raise Interrupted(f"interrupted; run the same command again to go on from {resume}") from error
-    paths = job.save(result, folder)
+    try:
+        paths = results.save(result, folder)
+    except OSError:
+        _show(result, form)  # also where quiet is asked for: it took the time that it took
+        raise
     try:
         if not quiet:
             _show(result, form)
-            click.echo(f"wrote {', '.join(path.name for path in paths)} into {folder}", err=form == "json")
+            click.echo(written(paths, folder), err=form == "json")
     except KeyboardInterrupt as error:
         raise Interrupted(f"interrupted; the files are in {folder}") from error
 
@@ -242,7 +190,8 @@ def plan(form: str, checkpoint: str | None, **options: Any) -> None:
         return
     from fisherfunc.surface.plan_report import plan_report
 
-    _console().print(plan_report(found, facts))
+    console = _console()
+    console.print(plan_report(found, facts, width=console.width))
 
 
 @cli.command(help=TOKENS_HELP, short_help="Which tokens carry the leading eigenvectors.")
@@ -260,11 +209,12 @@ def tokens(form: str, checkpoint: str | None, block: str | None, vectors: int, t
         rows, facts = token_job.carriers(task, block=block, num=vectors, top=top, progress=progress)
     if form == "json":
         found = {"metadata": facts, "tokens": [asdict(row) for row in rows]}
-        click.echo(json.dumps(found, allow_nan=False, indent=1, ensure_ascii=False))
+        click.echo(escaped_json(json.dumps(found, allow_nan=False, indent=1, ensure_ascii=False)))
         return
     from fisherfunc.surface.token_report import token_report
 
-    _console().print(token_report(rows, facts))
+    console = _console()
+    console.print(token_report(rows, facts, width=console.width))
 
 
 def _check_checkpoint(checkpoint: str | None, options: Mapping[str, Any]) -> None:

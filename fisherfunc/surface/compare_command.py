@@ -8,14 +8,15 @@ import click
 from fisherfunc.linalg.metrics import SUMMARY
 from fisherfunc.pipeline.compare import ACROSS
 from fisherfunc.surface.boundary import Interrupted, guarded
-from fisherfunc.surface.terminal import console, hush
+from fisherfunc.surface.terminal import console, hush, written
 
 DEFAULT_METRICS = ("largest", "trace", "effective_rank")
 HELP = """Line up several results of `fisherfunc spectrum`: checkpoints, models or data sets.
 
 Each RESULT is a folder that `fisherfunc spectrum` or a recorder wrote, or its spectrum.json; a checkpoint of
 the embedded model (init, early, middle, final) is computed where no such folder is here. The first is what
-the others are held against: beside each number stands its ratio to that of the first.
+the others are held against: beside each number stands its ratio to that of the first. Results whose names
+differ in one number, checkpoint-50 and checkpoint-1000, are in the order of that number.
 
 Results that differ in unit or normalisation are refused, and so are those that differ in Fisher, loss,
 tokens, centring or rule of blocks, unless --across says that this is what the comparison is of.
@@ -72,11 +73,15 @@ def compare(
     compare_job.check(results, out)
     with progress_bar(quiet=quiet) as progress:
         found = compare_job.compared(results, across=across, progress=progress)
-    paths = compare_job.save(found, out, metrics=metrics)
+    try:
+        paths = compare_job.save(found, out, metrics=metrics)
+    except OSError:
+        _show(found, form, metrics)  # also where quiet is asked for: checkpoints may have been computed for it
+        raise
     try:
         if not quiet:
             _show(found, form, metrics)
-            click.echo(f"wrote {', '.join(path.name for path in paths)} into {out}", err=form == "json")
+            click.echo(written(paths, out), err=form == "json")
     except KeyboardInterrupt as error:
         raise Interrupted(f"interrupted; the files are in {out}") from error
 
@@ -87,4 +92,5 @@ def _show(found: Any, form: str, metrics: tuple[str, ...]) -> None:
         return
     from fisherfunc.surface.compare_report import compare_report
 
-    console().print(compare_report(found, metrics=metrics))
+    terminal = console()
+    terminal.print(compare_report(found, metrics=metrics, width=terminal.width))

@@ -11,6 +11,8 @@ from fisherfunc.pipeline.comparison import Comparison
 from fisherfunc.statistics.interval import Interval
 from fisherfunc.surface.report import require_rich
 from fisherfunc.surface.sample_notes import interval_note, sample_notes
+from fisherfunc.surface.tables import Column, Row, in_groups, left_out_note, table
+from fisherfunc.surface.visible import visible
 from fisherfunc.surface.wording import NOTHING, matrix_name, model_name, notes, number
 
 HEADINGS = {
@@ -27,28 +29,41 @@ HEADINGS = {
     "numerical_rank": "Numerical rank: eigenvalues above the resolution",
 }
 PLAIN = ("relative_gap", "effective_rank", "stable_rank", "participation_ratio", "numerical_rank")
+COLUMNS = (
+    Column("result", figures=False),
+    Column("model", rank=4, figures=False),
+    Column("loss", rank=3, figures=False),
+    Column("units", rank=1),
+    Column("parameters", rank=5),
+    Column("mean loss", rank=2),
+    Column("off-diagonal", rank=6),
+)
+_BLOCK = Column("block", figures=False)
 _OVERLAP = "Overlap of the leading subspaces"
 WHOLE = {"block_diagonal": "block-diagonal", "full": "full matrix"}
 
 
-def compare_report(found: Comparison, *, metrics: Sequence[str]) -> Any:
+def compare_report(found: Comparison, *, metrics: Sequence[str], width: int = 120) -> Any:
     """The tables with a caption and notes, as something that a rich console prints.
 
     Args:
         found: What to show.
         metrics: Names in `fisherfunc.metrics`, in the order of their tables.
+        width: The columns of the terminal; results that do not fit beside one another are below one another.
 
     Raises:
         ImportError: If rich is not installed.
     """
     rich = require_rich()
-    tables: list[Any] = [_facts(rich, found)]
-    tables += [_metric(rich, found, metric) for metric in metrics]
+    facts, left_out = _facts(rich, found, width)
+    tables: list[Any] = [facts]
+    tables += [_metric(rich, found, metric, width) for metric in metrics]
     for heading, matrices in (("Centred kernel alignment of the token Grams", "similarity"), (_OVERLAP, "overlaps")):
         rows = found.to_dict()[matrices]
-        tables += [_matrices(rich, found, heading, rows)] if rows else []
+        tables += [_matrices(rich, found, heading, rows, width)] if rows else []
     spaced = [part for table in tables for part in (table, "")]
-    return rich.console.Group(*spaced, *(rich.text.Text(line, style="dim") for line in caption(found, metrics)))
+    lines = [*map(visible, caption(found, metrics)), *left_out_note(left_out, width)]
+    return rich.console.Group(*spaced, *(rich.text.Text(line, style="dim") for line in lines))
 
 
 def title(found: Comparison) -> str:
@@ -82,12 +97,8 @@ def _listed(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{value} ({name})" for name, value in values.items())
 
 
-def _facts(rich: ModuleType, found: Comparison) -> Any:
-    table = _empty(rich)
-    for heading in ("result", "model", "loss"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("units", "parameters", "mean loss", "off-diagonal"):
-        table.add_column(heading, justify="right")
+def _facts(rich: ModuleType, found: Comparison, width: int) -> tuple[Any, list[str]]:
+    rows = []
     for name, result in found.results.items():
         facts = result.metadata
         mean, params = facts.get("mean_loss"), facts.get("num_params")
@@ -98,25 +109,26 @@ def _facts(rich: ModuleType, found: Comparison) -> Any:
             NOTHING if mean is None else f"{mean:.3f}",
             NOTHING if result.coupling is None else f"{result.coupling.block_diagonal_error:.1%}",
         )
-        table.add_row(*(rich.text.Text(word) for word in words), *figures)
-    return _headed(rich, f"{title(found)} of {len(found.names)} results", table)
+        rows.append(Row([*map(visible, words), *figures]))
+    drawn, left_out = table(rich, COLUMNS, rows, width=width)
+    return _headed(rich, f"{title(found)} of {len(found.names)} results", [drawn]), left_out
 
 
-def _metric(rich: ModuleType, found: Comparison, metric: str) -> Any:
-    table = _empty(rich)
-    table.add_column("block", overflow="fold")
-    for name in found.names:
-        table.add_column(rich.text.Text(name), justify="right", overflow="fold")
-    labels = list(found.values)
+def _metric(rich: ModuleType, found: Comparison, metric: str, width: int) -> Any:
+    labels, rows = list(found.values), []
     for label in labels:
-        if label == labels[-2]:
-            table.add_section()
-        cells = [_cell(found, label, metric, name) for name in found.names]
-        table.add_row(rich.text.Text(shown(label)), *cells, style="bold" if label in labels[-2:] else "")
+        style = "bold" if label in labels[-2:] else ""
+        rows.append(Row([shown(label), *(_cell(found, label, metric, name) for name in found.names)], style=style))
         intervals = found.intervals[label][metric]
         if any(intervals.values()):
-            table.add_row("", *(_ends(intervals[name], metric) for name in found.names), style="dim")
-    return _headed(rich, HEADINGS[metric], table)
+            rows.append(Row(["", *(_ends(intervals[name], metric) for name in found.names)], style="dim"))
+        if label == labels[-3]:
+            rows[-1] = rows[-1]._replace(ends_section=True)
+    return _headed(rich, HEADINGS[metric], in_groups(rich, _BLOCK, _columns(found), rows, width=width))
+
+
+def _columns(found: Comparison) -> list[Column]:
+    return [Column(visible(name)) for name in found.names]
 
 
 def _cell(found: Comparison, label: str, metric: str, name: str) -> str:
@@ -145,21 +157,16 @@ def _times(ratio: float | None) -> str:
     return "" if ratio is None else f"×{ratio:#.3g}".rstrip(".")
 
 
-def _matrices(rich: ModuleType, found: Comparison, heading: str, matrices: Mapping[str, Any]) -> Any:
+def _matrices(rich: ModuleType, found: Comparison, heading: str, matrices: Mapping[str, Any], width: int) -> Any:
     """Their first rows: each result against the first."""
-    table = _empty(rich)
-    table.add_column("block", overflow="fold")
-    for name in found.names:
-        table.add_column(rich.text.Text(name), justify="right")
-    for label, matrix in matrices.items():
-        table.add_row(rich.text.Text(shown(label)), *(NOTHING if v is None else f"{v:.3f}" for v in matrix[0]))
-    return _headed(rich, f"{heading} with those of {found.names[0]!r}", table)
+    rows = [
+        Row([shown(label), *(NOTHING if v is None else f"{v:.3f}" for v in matrix[0])])
+        for label, matrix in matrices.items()
+    ]
+    heading = f"{heading} with those of {visible(found.names[0])!r}"
+    return _headed(rich, heading, in_groups(rich, _BLOCK, _columns(found), rows, width=width))
 
 
-def _empty(rich: ModuleType) -> Any:
-    return rich.table.Table(box=rich.box.SIMPLE_HEAD, show_edge=False, padding=(0, 1), pad_edge=False)
-
-
-def _headed(rich: ModuleType, heading: str, table: Any) -> Any:
-    """A table below a heading, which may be wider than it."""
-    return rich.console.Group(rich.text.Text(heading, style="italic"), table)
+def _headed(rich: ModuleType, heading: str, tables: Sequence[Any]) -> Any:
+    """Tables below a heading, which may be wider than they are."""
+    return rich.console.Group(rich.text.Text(heading, style="italic"), *tables)

@@ -11,7 +11,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,12 +55,15 @@ def to_csv(result: FisherSpectrum) -> str:
     return text.getvalue()
 
 
-def write_files(folder: str | os.PathLike[str], contents: Mapping[str, bytes | str]) -> list[Path]:
+def write_files(
+    folder: str | os.PathLike[str], contents: Mapping[str, bytes | str], *, instead_of: Iterable[str] = ()
+) -> list[Path]:
     """Write files into a folder, all of them or none; the folder is made where it is absent.
 
     Args:
         folder: Where to write. Files of the same names are replaced.
         contents: {file name: content}; text is written as UTF-8.
+        instead_of: Names of files of an earlier result, which are deleted where this one has none of that name.
 
     Returns:
         The paths written.
@@ -70,10 +73,14 @@ def write_files(folder: str | os.PathLike[str], contents: Mapping[str, bytes | s
     """
     target = Path(folder)
     paths = [target / name for name in contents]
-    with _made(target), ExitStack() as files:
-        for path, content in zip(paths, contents.values(), strict=True):
-            temporary = files.enter_context(replacing(path))
-            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    with _naming(target):
+        with _made(target), ExitStack() as files:
+            for path, content in zip(paths, contents.values(), strict=True):
+                temporary = files.enter_context(replacing(path))
+                temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        for name in instead_of:
+            if name not in contents:
+                (target / name).unlink(missing_ok=True)
     return paths
 
 
@@ -87,12 +94,18 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
         OSError: If it cannot be made or written; the error names it.
     """
     target = Path(folder)
+    with _naming(target), _made(target), tempfile.TemporaryFile(dir=target):
+        pass
+
+
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Say of which folder an error is, and what to do."""
     try:
-        with _made(target), tempfile.TemporaryFile(dir=target):
-            pass
+        yield
     except OSError as error:
         raise OSError(
-            f"cannot write into the output folder {target} ({error.strerror or error}); choose another one"
+            f"cannot write into the output folder {folder} ({error.strerror or error}); choose another one"
         ) from error
 
 

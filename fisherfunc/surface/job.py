@@ -2,7 +2,6 @@
 
 import os
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,20 +14,17 @@ from fisherfunc.gradients import losses, targets
 from fisherfunc.gradients.planning.run_plan import RunPlan
 from fisherfunc.gradients.targets import Targets
 from fisherfunc.models.huggingface import LoadedModel, load, num_valid_tokens, text_batches
+from fisherfunc.models.windows import start_tokens
 from fisherfunc.partitioning import RULES
 from fisherfunc.pipeline.fisher import fisher_spectrum
 from fisherfunc.pipeline.plan import plan
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.records.axes import Progress
-from fisherfunc.surface import plots
-from fisherfunc.surface.coupling_plot import plot_couplings
-from fisherfunc.surface.files import CSV_NAME, JSON_NAME, check_writable, to_csv, to_json, write_files
+from fisherfunc.surface.texts import read_text
 
 DEFAULT_TOKENS = 512
 DEFAULT_CONTEXT = 128
 EMBEDDED_CONTEXT = 64
-PLOT_NAME = "spectrum"
-COUPLINGS_NAME = "couplings"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +42,7 @@ class Job:
         intervals: "bootstrap" or "jackknife" over the windows of text; no intervals where None.
         targets: "observed", "sampled" or "all-classes".
         num_draws: Of sampled targets; 1 where None.
+        bos: What windows of causal models begin with (`start_tokens` in models/windows.py).
 
     Raises:
         ValueError: If targets that are not sampled have a number of draws.
@@ -66,6 +63,7 @@ class Job:
     intervals: str | None = None
     targets: str = "observed"
     num_draws: int | None = None
+    bos: str = "auto"
 
     def __post_init__(self) -> None:
         if self.num_draws is not None and self.targets != "sampled":
@@ -90,6 +88,14 @@ class Job:
         """What results call the model; the embedded one has no machine-dependent path in it."""
         folder = Path(self.source)
         return f"{folder.parent.name}/{folder.name}" if self.model is None else self.source
+
+    @property
+    def owner(self) -> str:
+        """Which model results are of, wherever the command is run: a folder's full path, or the hub id."""
+        if self.model is None:
+            return f"fisherfunc:{self.name}"
+        folder = Path(self.model).expanduser()
+        return _storable(str(folder.resolve())) if folder.exists() else self.model
 
     @property
     def folder(self) -> Path:
@@ -172,53 +178,28 @@ def loaded_model(job: Job) -> tuple[LoadedModel, list[dict[str, Any]], dict[str,
         context=context,
         num_tokens=job.num_tokens or DEFAULT_TOKENS,
         seed=job.seed,
+        bos=job.bos,
     )
     _check_enough(job, num_valid_tokens(batches))
     _check_vocabulary(loaded, batches)
-    return loaded, batches, {"model_id": job.name, "text": job.text or "embedded sample", "context": context}
+    facts = {
+        "model_id": _storable(job.name),
+        "model_source": job.owner,
+        "text": _storable(job.text or "embedded sample"),
+        "context": context,
+        "bos": job.bos,
+    }
+    if loaded.adapter_of is not None:
+        facts["adapter_of"] = _storable(loaded.adapter_of)
+    if loaded.task == "causal_lm":
+        start = start_tokens(loaded.tokenizer, text, task=loaded.task, bos=job.bos)
+        facts["window_start"] = loaded.tokenizer.convert_ids_to_tokens(start)
+    return loaded, batches, facts
 
 
-def check_output(folder: str | os.PathLike[str]) -> None:
-    """Find out before the computation whether `save` can work.
-
-    Raises:
-        OSError: If the folder cannot be written.
-        ImportError: If matplotlib is not installed.
-    """
-    check_writable(folder)
-    plots.require_matplotlib()
-
-
-def save(result: FisherSpectrum, folder: str | os.PathLike[str]) -> list[Path]:
-    """Write `spectrum.json`, `eigenvalues.csv`, `spectrum.png` and `.svg`, and `couplings.png` and `.svg`, all or none.
-
-    Couplings are drawn where there are two blocks or more.
-
-    Raises:
-        OSError: If a file cannot be written.
-        ImportError: If matplotlib is not installed.
-    """
-    figures = {PLOT_NAME: plots.plot_spectrum(result)}
-    if result.coupling is not None and len(result.blocks) > 1:
-        figures[COUPLINGS_NAME] = plot_couplings(result)
-    pictures = {f"{name}.{kind}": plots.rendered(fig, kind) for name, fig in figures.items() for kind in plots.FORMATS}
-    return write_files(folder, {JSON_NAME: to_json(result), CSV_NAME: to_csv(result), **pictures})
-
-
-def read_text(path: str | None) -> str:
-    """The text of a file, of standard input for "-", or of the embedded sample for None.
-
-    Raises:
-        OSError: If the file cannot be read.
-        ValueError: If it is not UTF-8.
-    """
-    try:
-        if path == "-":
-            return sys.stdin.buffer.read().decode()
-        return (assets.sample_text() if path is None else Path(path)).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        name = "standard input" if path == "-" else path
-        raise ValueError(f"{name} is not UTF-8 text (see byte {error.start}); convert it") from error
+def _storable(path: str) -> str:
+    """The path as UTF-8 can hold it: bytes of a file name that are none are replaced."""
+    return os.fsencode(path).decode(errors="replace")
 
 
 LOSSES: dict[str, Callable[[], losses.TokenLoss]] = {

@@ -10,7 +10,8 @@ from typing import Any
 
 from fisherfunc.gradients.planning.run_plan import RunPlan
 from fisherfunc.surface.report import require_rich
-from fisherfunc.surface.wording import compact, count_of_units, matrix_name, model_name
+from fisherfunc.surface.tables import Column, Row, left_out_note, table
+from fisherfunc.surface.wording import compact, count_of_units, matrix_name, model_name, windows
 
 STEPS = {
     "preparation": "preparation",
@@ -18,31 +19,33 @@ STEPS = {
     "contraction": "contraction",
     "eigensolve": "eigensolve",
 }
+COLUMNS = (
+    Column("parameters", figures=False),
+    Column("route", figures=False),
+    Column("why", rank=1, figures=False),
+    Column("entries", rank=2),
+    Column("operations", rank=4),
+    Column("memory", rank=3),
+)
 _LAYER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
-def plan_report(plan: RunPlan, facts: Mapping[str, Any]) -> Any:
+def plan_report(plan: RunPlan, facts: Mapping[str, Any], *, width: int = 120) -> Any:
     """The table with the figures below it, as something that a rich console prints.
 
     Args:
         plan: What to show.
         facts: Of the metadata that a result would have.
+        width: The columns of the terminal; columns that do not fit are left out.
 
     Raises:
         ImportError: If rich is not installed.
     """
     rich = require_rich()
     title = f"Plan for {model_name(facts) or 'a model'}: {matrix_name(facts)}"
-    table = rich.table.Table(
-        title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, show_edge=False, padding=(0, 1), pad_edge=False
-    )
-    for heading in ("parameters", "route", "why"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("entries", "operations", "memory"):
-        table.add_column(heading, justify="right", overflow="fold")
-    for cells in _lines(plan):
-        table.add_row(*(rich.text.Text(cell) for cell in cells))
-    return rich.console.Group(table, "", *(rich.text.Text(line) for line in summary(plan, facts)))
+    drawn, left_out = table(rich, COLUMNS, [Row(cells) for cells in _lines(plan)], width=width, title=title)
+    lines = [*summary(plan, facts), *left_out_note(left_out, width)]
+    return rich.console.Group(drawn, "", *(rich.text.Text(line) for line in lines))
 
 
 def summary(plan: RunPlan, facts: Mapping[str, Any]) -> list[str]:
@@ -56,6 +59,7 @@ def summary(plan: RunPlan, facts: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{units}{within}, {plan.num_params:,} parameters: {passes} by the {plan.route} route"
         + (f" ({plan.reason})" if plan.reason else ""),
+        *windows(facts),
         f"Sequences run together: {plan.stack_width}; rows of each in a backward pass: {plan.chunk_size}",
         f"Peak memory beyond the model: {size(plan.peak_bytes)}, within a limit of {size(plan.memory_limit)}",
         "Operations: " + ", ".join(f"{step} {value:.2e}" for step, value in plan.operations.items()),

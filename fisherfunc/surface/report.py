@@ -13,7 +13,8 @@ from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.statistics.interval import Interval, Intervals
 from fisherfunc.surface.sample_notes import interval_note, sample_notes
-from fisherfunc.surface.wording import compact, count_of_units, matrix_name, model_name, notes, number
+from fisherfunc.surface.tables import Column, Row, left_out_note, table
+from fisherfunc.surface.wording import compact, count_of_units, matrix_name, model_name, notes, number, windows
 
 WIDE = 96
 COLUMNS = (
@@ -25,7 +26,8 @@ COLUMNS = (
     ("trace", "trace"),
 )
 PLAIN = ("effective_rank",)
-_FIGURES: dict[str, Any] = {"justify": "right", "vertical": "bottom", "overflow": "fold"}
+LEFT_OUT = ("gap", "second", "parameters", "condition_number", "tokens", "effective_rank", "trace")
+"""In a narrow terminal, in this order."""
 
 
 def report(result: FisherSpectrum, *, width: int = 100) -> Any:
@@ -33,15 +35,16 @@ def report(result: FisherSpectrum, *, width: int = 100) -> Any:
 
     Args:
         result: What to show.
-        width: The columns of the terminal; below 96, numbers have 3 digits in place of 4.
+        width: The columns of the terminal; below 96, numbers have 3 digits in place of 4, and below what they need
+            columns are left out.
 
     Raises:
         ImportError: If rich is not installed.
     """
     rich = require_rich()
-    table = _table(rich, result, wide=width >= WIDE)
-    lines = [*caption(result), *notes(result.metadata)]
-    return rich.console.Group(table, "", *(rich.text.Text(line, style="dim") for line in lines))
+    drawn, left_out = _table(rich, result, width)
+    lines = [*caption(result), *notes(result.metadata), *left_out_note(left_out, width)]
+    return rich.console.Group(drawn, "", *(rich.text.Text(line, style="dim") for line in lines))
 
 
 def caption(result: FisherSpectrum) -> list[str]:
@@ -52,6 +55,7 @@ def caption(result: FisherSpectrum) -> list[str]:
     lines = [f"{_capital(matrix_name(facts))} per {unit}: {scale} ({count_of_units(facts)})"]
     if loss:
         lines.append(f"Loss: {loss}" + (f", mean {mean:.3f} nats a token" if mean is not None else ""))
+    lines += windows(facts)
     floor = _relative_resolution(result.full)
     if floor is not None:
         lines.append(f"Eigenvalues of the full matrix below {floor:.1e} λ_max are not resolved")
@@ -67,37 +71,43 @@ def caption(result: FisherSpectrum) -> list[str]:
     return lines + sample_notes(result)
 
 
-def _table(rich: ModuleType, result: FisherSpectrum, *, wide: bool) -> Any:
-    table = rich.table.Table(
-        title=_title(result.metadata),
-        title_justify="left",
-        box=rich.box.SIMPLE_HEAD,
-        show_edge=False,
-        padding=(0, 0),
-        pad_edge=False,
-    )
-    table.add_column("block", overflow="fold", vertical="bottom")
+def _table(rich: ModuleType, result: FisherSpectrum, width: int) -> tuple[Any, list[str]]:
+    wide = width >= WIDE
     units = f"{result.metadata.get('unit', 'token')}s"
-    for heading in (units, "parameters" if wide else "params", *(heading for heading, _ in COLUMNS)):
-        table.add_column(heading if wide else heading.replace("condition", "cond."), **_FIGURES)
+    headings = ((units, "tokens"), ("parameters" if wide else "params", "parameters"), *COLUMNS)
+    columns = [
+        Column(heading if wide else heading.replace("condition", "cond."), rank=_rank(key)) for heading, key in headings
+    ]
     intervals = result.intervals or Intervals(blocks={}, block_diagonal={}, full={})
+    rows = []
     for label, spectrum in result.blocks.items():
-        table.add_row(rich.text.Text(label), *_cells(spectrum, wide=wide))
-        _add_ends(table, intervals.blocks.get(label), wide=wide)
-    table.add_section()
-    table.add_row("block-diagonal", *_cells(result.block_diagonal, wide=wide), style="bold")
-    _add_ends(table, intervals.block_diagonal, wide=wide)
-    table.add_row("full matrix", *_cells(result.full, wide=wide), style="bold")
-    _add_ends(table, intervals.full, wide=wide)
-    return table
+        rows.append(Row([label, *_cells(spectrum, wide=wide)]))
+        rows += _ends(intervals.blocks.get(label), wide=wide)
+    rows[-1] = rows[-1]._replace(ends_section=True)
+    for label, spectrum, ends in (
+        ("block-diagonal", result.block_diagonal, intervals.block_diagonal),
+        ("full matrix", result.full, intervals.full),
+    ):
+        rows.append(Row([label, *_cells(spectrum, wide=wide)], style="bold"))
+        rows += _ends(ends, wide=wide)
+    block = Column("block", figures=False)
+    return table(rich, [block, *columns], rows, width=width, title=_title(result.metadata), gap=1)
 
 
-def _add_ends(table: Any, intervals: Mapping[str, Interval] | None, *, wide: bool) -> None:
-    """Two lines under a matrix: the lower and the upper ends of the intervals of its metrics."""
-    if intervals:
-        for end in ("low", "high"):
-            cells = [_figure(getattr(intervals[key], end), key, wide=wide) for _, key in COLUMNS]
-            table.add_row(f"  {end}", "", "", *cells, style="dim")
+def _rank(key: str) -> int:
+    return len(LEFT_OUT) - LEFT_OUT.index(key) if key in LEFT_OUT else 0
+
+
+def _ends(intervals: Mapping[str, Interval] | None, *, wide: bool) -> list[Row]:
+    """Two rows under a matrix: the lower and the upper ends of the intervals of its metrics."""
+    return [
+        Row(
+            [f"  {end}", "", "", *(_figure(getattr(intervals[key], end), key, wide=wide) for _, key in COLUMNS)],
+            style="dim",
+        )
+        for end in ("low", "high")
+        if intervals
+    ]
 
 
 def _title(metadata: Mapping[str, Any]) -> str:
@@ -137,6 +147,7 @@ def require_rich() -> ModuleType:
     """
     try:
         import rich.box
+        import rich.cells
         import rich.console
         import rich.table
         import rich.text

@@ -6,41 +6,52 @@ from typing import Any
 
 from fisherfunc.gradients.directions import LeadingToken
 from fisherfunc.surface.report import require_rich
-from fisherfunc.surface.wording import count_of_units, matrix_name, model_name, number
+from fisherfunc.surface.tables import Column, Row, left_out_note, table
+from fisherfunc.surface.visible import visible
+from fisherfunc.surface.wording import count_of_units, matrix_name, model_name, number, windows
 
 BEFORE, AFTER = 30, 18
+COLUMNS = (
+    Column("λ", rank=1),
+    Column("share"),
+    Column("coeff.", rank=5),
+    Column("loss", rank=4),
+    Column("seq.", rank=3),
+    Column("pos.", rank=2),
+    Column("target in its text", figures=False),
+)
 WHAT = "The share of a token in λ is the square of its coefficient ⟨g, v⟩/√(λN); all shares of a vector add up to 1"
 
 
-def token_report(rows: Sequence[LeadingToken], facts: Mapping[str, Any]) -> Any:
+def token_report(rows: Sequence[LeadingToken], facts: Mapping[str, Any], *, width: int = 120) -> Any:
     """The table with its caption, as something that a rich console prints.
 
     Args:
         rows: The tokens, by vector.
         facts: The metadata.
+        width: The columns of the terminal; columns that do not fit are left out.
 
     Raises:
         ImportError: If rich is not installed.
     """
     rich = require_rich()
     name = model_name(facts)
-    table = rich.table.Table(
-        title=f"Leading tokens of the {matrix_name(facts)}" + (f" of {name}" if name else "") + f": {facts['block']}",
-        title_justify="left",
-        box=rich.box.SIMPLE_HEAD,
-        show_edge=False,
-        padding=(0, 1),
-        pad_edge=False,
-    )
-    for heading in ("λ", "share", "coeff.", "loss", "seq.", "pos."):
-        table.add_column(heading, justify="right")
-    table.add_column("target in its text", overflow="fold")
+    title = f"Leading tokens of the {matrix_name(facts)}" + (f" of {name}" if name else "") + f": {facts['block']}"
+    lines = []
     for _, some in groupby(rows, key=lambda row: row.vector):
-        for place, row in enumerate(some):
-            table.add_row(number(row.eigenvalue) if place == 0 else "", *_cells(row), rich.text.Text(shown(row)))
-        table.add_section()
-    lines = [f"{count_of_units(facts)}; loss: {facts.get('loss')}", WHAT]
-    return rich.console.Group(table, "", *(rich.text.Text(line, style="dim") for line in lines))
+        of_vector = list(some)
+        for place, row in enumerate(of_vector):
+            first, last = place == 0, place == len(of_vector) - 1
+            cells = [number(row.eigenvalue) if first else "", *_cells(row), shown(row)]
+            lines.append(Row(cells, ends_section=last))
+    drawn, left_out = table(rich, COLUMNS, lines, width=width, title=title)
+    below = [
+        f"{count_of_units(facts)}; loss: {facts.get('loss')}",
+        *windows(facts),
+        WHAT,
+        *left_out_note(left_out, width),
+    ]
+    return rich.console.Group(drawn, "", *(rich.text.Text(line, style="dim") for line in below))
 
 
 def shown(row: LeadingToken) -> str:
@@ -56,7 +67,7 @@ def shown(row: LeadingToken) -> str:
     before, after = row.before or "", row.after or ""
     before = f"…{before[-BEFORE:]}" if len(before) > BEFORE else before
     after = f"{after[:AFTER]}…" if len(after) > AFTER else after
-    return f"{before}«{row.text}»{after}".replace("\n", "⏎")
+    return visible(f"{before}«{row.text}»{after}".replace("\n", "⏎"))
 
 
 def _cells(row: LeadingToken) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fisherfunc.linalg.which_fisher import EMPIRICAL, matrix
+from fisherfunc.surface.visible import visible
 
 NOTHING = "–"
 
@@ -25,7 +26,24 @@ def matrix_name(metadata: Mapping[str, Any]) -> str:
 
 def model_name(metadata: Mapping[str, Any]) -> str | None:
     """The name of the model, else of its class; None where neither is known."""
-    return metadata.get("model_id") or metadata.get("model")
+    name = metadata.get("model_id") or metadata.get("model")
+    return name and visible(str(name))
+
+
+def windows(metadata: Mapping[str, Any]) -> list[str]:
+    """The line that says what windows of text begin with, where that is known: of causal models.
+
+    Example:
+        >>> windows({"context": 64, "window_start": ["<s>"]}), windows({"context": 64, "window_start": []})
+        (['Windows of 64 positions that begin with <s>'], ['Windows of 64 positions without a start token'])
+    """
+    if metadata.get("window_start") is None:
+        return []
+    start = visible(" ".join(map(str, metadata["window_start"])))
+    return [
+        f"Windows of {metadata.get('context')} positions "
+        + (f"that begin with {start}" if start else "without a start token")
+    ]
 
 
 def count_of_units(metadata: Mapping[str, Any]) -> str:
@@ -83,6 +101,9 @@ def notes(metadata: Mapping[str, Any]) -> list[str]:
     found += [f"solver fallback in {label}: {why}" for label, why in (metadata.get("fallback") or {}).items()]
     if metadata.get("centered") and metadata.get("num_tokens") == 1:
         found.append("one unit less its mean is zero, and so is its covariance: take more units")
+    if metadata.get("adapter_of"):
+        base = visible(str(metadata["adapter_of"]))
+        found.append(f"adapter of {base}: the parameters are the adapter's, those of the base are frozen")
     if dropped:
         found.append(f"{dropped:,} token(s) with a non-finite loss or gradient were dropped")
     return found

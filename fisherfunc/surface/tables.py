@@ -1,0 +1,119 @@
+"""Tables that fit a terminal: text is folded, columns are left out, and no number is ever cut or broken over two lines.
+
+Every column but the text ones is as wide as its widest cell. Where not all fit, those of the highest rank go first.
+"""
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
+
+LEAST_TEXT = 14
+"""To how many places text is folded before a column is left out: "block-diagonal" has as many."""
+_GAP = 3  # a space on either side of where a rule would be
+
+
+class Column(NamedTuple):
+    """What stands above cells, whether they are figures, and when they are left out: high ranks first, 0 never."""
+
+    heading: str
+    rank: int = 0
+    figures: bool = True
+
+
+class Row(NamedTuple):
+    """The cells of a row, how they look, and whether a rule follows."""
+
+    cells: Sequence[str]
+    style: str = ""
+    ends_section: bool = False
+
+
+def table(
+    rich: ModuleType, columns: Sequence[Column], rows: Sequence[Row], *, width: int, title: str = "", gap: int = _GAP
+) -> tuple[Any, list[str]]:
+    """Return a table that is at most so wide, and the headings of the columns that it has no room for.
+
+    Args:
+        rich: As of `require_rich`.
+        columns: Of the whole table.
+        rows: Each with a cell a column.
+        width: The columns of the terminal.
+        title: A line above.
+        gap: The places between two columns, 1 or 3.
+    """
+    shown = list(range(len(columns)))
+    widest = [_widest(rich, columns, rows, index) for index in shown]
+    while _least(columns, widest, shown, gap) > width and any(columns[index].rank for index in shown):
+        shown.remove(max(shown, key=lambda index: columns[index].rank))
+    widths = _widths(columns, widest, shown, width - gap * (len(shown) - 1))
+    drawn = rich.table.Table(
+        title=rich.text.Text(title, style="table.title") if title else None,
+        title_justify="left",
+        box=rich.box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, gap // 2),
+        pad_edge=False,
+    )
+    for index in shown:
+        heading = rich.text.Text(columns[index].heading, overflow="fold")
+        justify = "right" if columns[index].figures else "left"
+        drawn.add_column(heading, justify=justify, vertical="bottom", width=widths[index])
+    for row in rows:
+        cells = [rich.text.Text(row.cells[i], overflow="fold", no_wrap=columns[i].figures) for i in shown]
+        drawn.add_row(*cells, style=row.style, end_section=row.ends_section)
+    return drawn, [column.heading.replace("\n", " ") for i, column in enumerate(columns) if i not in shown]
+
+
+def left_out_note(headings: Sequence[str], width: int) -> list[str]:
+    """Return the line under a table that names the columns left out, if there are any."""
+    return [f"Not shown in {width} columns: {', '.join(headings)}; --format json has them"] if headings else []
+
+
+def in_groups(
+    rich: ModuleType, first: Column, columns: Sequence[Column], rows: Sequence[Row], *, width: int
+) -> list[Any]:
+    """Return tables of some columns each that are at most so wide, all of which begin with the same column.
+
+    Args:
+        rich: As of `require_rich`.
+        first: The column of text that each table begins with.
+        columns: The others, of figures, of which none may be left out; long headings are folded.
+        rows: Each with a cell for the first column, then one a column.
+        width: The columns of the terminal.
+    """
+    everything = [first, *columns]
+    widest = [_widest(rich, everything, rows, index) for index in range(len(everything))]
+    groups: list[list[int]] = [[]]
+    for index in range(1, len(everything)):
+        fits = _least(everything, widest, [0, *groups[-1], index], _GAP) <= width
+        groups.append([index]) if groups[-1] and not fits else groups[-1].append(index)
+    return [
+        table(
+            rich,
+            [everything[index] for index in (0, *group)],
+            [row._replace(cells=[row.cells[index] for index in (0, *group)]) for row in rows],
+            width=width,
+        )[0]
+        for group in groups
+    ]
+
+
+def _widest(rich: ModuleType, columns: Sequence[Column], rows: Sequence[Row], index: int) -> int:
+    """Of the cells; long headings of figures are folded to the least width of text."""
+    cells = max((rich.cells.cell_len(row.cells[index]) for row in rows), default=1)
+    heading = max(map(rich.cells.cell_len, columns[index].heading.split("\n")))
+    return max(cells, min(heading, LEAST_TEXT) if columns[index].figures else heading, 1)
+
+
+def _least(columns: Sequence[Column], widest: Sequence[int], shown: Sequence[int], gap: int) -> int:
+    places = [widest[i] if columns[i].figures else min(widest[i], LEAST_TEXT) for i in shown]
+    return sum(places) + gap * (len(shown) - 1)
+
+
+def _widths(columns: Sequence[Column], widest: Sequence[int], shown: Sequence[int], room: int) -> dict[int, int]:
+    """Of figures all that they need; of text what is left, the widest being folded first."""
+    widths = {index: widest[index] for index in shown}
+    texts = [index for index in shown if not columns[index].figures]
+    while texts and sum(widths.values()) > room and max(widths[index] for index in texts) > LEAST_TEXT:
+        widths[max(texts, key=widths.__getitem__)] -= 1
+    return widths
