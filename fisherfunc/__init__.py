@@ -6,32 +6,36 @@
 
 Layers, each importing only those before it: records, linalg, partitioning, statistics, gradients, models, pipeline,
 surface.
+
+What a name stands for is imported when the name is first used: the command line has to answer an interrupt from its
+first moment on, and torch takes seconds; `ff.testing` needs Hypothesis, which nothing else does.
 """
 
 from importlib import import_module
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from fisherfunc import statistics
-from fisherfunc.gradients import directions, losses, targets, tokens
-from fisherfunc.gradients.dense.route import per_token_gradients
-from fisherfunc.gradients.grams import token_grams
-from fisherfunc.gradients.model_function import ModelFunction
-from fisherfunc.gradients.planning.run_plan import RunPlan
-from fisherfunc.linalg import kernels, metrics
-from fisherfunc.linalg.spectrum import Spectrum
-from fisherfunc.linalg.token_grams import TokenGrams, Tokens
-from fisherfunc.models.functionalize import functionalize
-from fisherfunc.partitioning import by_layer, by_module, by_parameter, partition, whole
-from fisherfunc.pipeline.compare import compare
-from fisherfunc.pipeline.comparison import Comparison
-from fisherfunc.pipeline.determinism import deterministic
-from fisherfunc.pipeline.eigenvectors import fisher_eigenvectors
-from fisherfunc.pipeline.fisher import fisher_spectrum
-from fisherfunc.pipeline.plan import plan
-from fisherfunc.pipeline.result import FisherSpectrum
-from fisherfunc.pipeline.solve import spectrum_of_gradients, spectrum_of_grams
-from fisherfunc.surface.recorder import SpectrumRecorder
-from fisherfunc.surface.trainer_callback import trainer_callback
+if TYPE_CHECKING:
+    from fisherfunc import statistics
+    from fisherfunc.gradients import directions, losses, targets, tokens
+    from fisherfunc.gradients.dense.route import per_token_gradients
+    from fisherfunc.gradients.grams import token_grams
+    from fisherfunc.gradients.model_function import ModelFunction
+    from fisherfunc.gradients.planning.run_plan import RunPlan
+    from fisherfunc.linalg import kernels, metrics
+    from fisherfunc.linalg.spectrum import Spectrum
+    from fisherfunc.linalg.token_grams import TokenGrams, Tokens
+    from fisherfunc.models.functionalize import functionalize
+    from fisherfunc.partitioning import by_layer, by_module, by_parameter, partition, whole
+    from fisherfunc.pipeline.compare import compare
+    from fisherfunc.pipeline.comparison import Comparison
+    from fisherfunc.pipeline.determinism import deterministic
+    from fisherfunc.pipeline.eigenvectors import fisher_eigenvectors
+    from fisherfunc.pipeline.fisher import fisher_spectrum
+    from fisherfunc.pipeline.plan import plan
+    from fisherfunc.pipeline.result import FisherSpectrum
+    from fisherfunc.pipeline.solve import spectrum_of_gradients, spectrum_of_grams
+    from fisherfunc.surface.recorder import SpectrumRecorder
+    from fisherfunc.surface.trainer_callback import trainer_callback
 
 __all__ = [
     "Comparison",
@@ -67,9 +71,57 @@ __all__ = [
     "whole",
 ]
 
+_MODULES = {
+    "directions": "fisherfunc.gradients.directions",
+    "kernels": "fisherfunc.linalg.kernels",
+    "losses": "fisherfunc.gradients.losses",
+    "metrics": "fisherfunc.linalg.metrics",
+    "statistics": "fisherfunc.statistics",
+    "targets": "fisherfunc.gradients.targets",
+    "testing": "fisherfunc.testing",
+    "tokens": "fisherfunc.gradients.tokens",
+}
+_LAYERS = ("records", "linalg", "partitioning", "gradients", "models", "pipeline", "surface")
+_PLACES = {
+    "Comparison": "fisherfunc.pipeline.comparison",
+    "FisherSpectrum": "fisherfunc.pipeline.result",
+    "ModelFunction": "fisherfunc.gradients.model_function",
+    "RunPlan": "fisherfunc.gradients.planning.run_plan",
+    "Spectrum": "fisherfunc.linalg.spectrum",
+    "SpectrumRecorder": "fisherfunc.surface.recorder",
+    "TokenGrams": "fisherfunc.linalg.token_grams",
+    "Tokens": "fisherfunc.linalg.token_grams",
+    "by_layer": "fisherfunc.partitioning",
+    "by_module": "fisherfunc.partitioning",
+    "by_parameter": "fisherfunc.partitioning",
+    "compare": "fisherfunc.pipeline.compare",
+    "deterministic": "fisherfunc.pipeline.determinism",
+    "fisher_eigenvectors": "fisherfunc.pipeline.eigenvectors",
+    "fisher_spectrum": "fisherfunc.pipeline.fisher",
+    "functionalize": "fisherfunc.models.functionalize",
+    "partition": "fisherfunc.partitioning",
+    "per_token_gradients": "fisherfunc.gradients.dense.route",
+    "plan": "fisherfunc.pipeline.plan",
+    "spectrum_of_gradients": "fisherfunc.pipeline.solve",
+    "spectrum_of_grams": "fisherfunc.pipeline.solve",
+    "token_grams": "fisherfunc.gradients.grams",
+    "trainer_callback": "fisherfunc.surface.trainer_callback",
+    "whole": "fisherfunc.partitioning",
+}
 
-def __getattr__(name: str) -> ModuleType:
-    """`ff.testing` on first use: it needs Hypothesis, which the package itself does not."""
-    if name == "testing":
-        return import_module("fisherfunc.testing")
-    raise AttributeError(f"module 'fisherfunc' has no attribute {name!r}")
+
+def __getattr__(name: str) -> Any:
+    """Import what a public name stands for, once."""
+    if name in _MODULES or name in _LAYERS:
+        value: Any = import_module(_MODULES.get(name, f"fisherfunc.{name}"))
+    elif name in _PLACES:
+        value = getattr(import_module(_PLACES[name]), name)
+    else:
+        raise AttributeError(f"module 'fisherfunc' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Name what is public, imported or not."""
+    return sorted({*globals(), *__all__, "testing"})

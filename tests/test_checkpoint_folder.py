@@ -58,7 +58,6 @@ CHANGES = {
     "batch": other_batch,
     "tokens": lambda model, batch: (model, batch, {"num_tokens": 5}),
     r"chunk_size \(None there, 3 here\)": lambda model, batch: (model, batch, {"chunk_size": 3}),
-    r"memory_limit \(None there, 99999999 here\)": lambda m, b: (m, b, {"memory_limit": 99_999_999}),
     r"gram_dtype \(float64 there, float32 here\)": lambda m, b: (m, b, {"gram_dtype": torch.float32}),
     r"route \(factored there, dense here\)": lambda model, batch: (model, batch, {"route": "dense"}),
     r"model \(Sequential there, Other here\)": lambda model, batch: (Other(*model), batch, {}),
@@ -214,3 +213,46 @@ def test_a_value_that_json_cannot_give_back_is_refused():
         to_plain({"a": torch.ones(1)})
     with pytest.raises(ValueError, match=r"expected a dataclass of fisherfunc, got os\.system"):
         from_plain({"record": ["os", "system", {}]})
+
+
+def stopped_in_the_second_of_three_stacks(folder, monkeypatch, **options):
+    monkeypatch.setattr(divide, "stack_width", lambda *_: 2)
+    with pytest.raises(KeyboardInterrupt):
+        grams(*problem(), "classification", checkpoint=folder, progress=stop_after(6), **options)
+    assert len(list(folder.glob("pieces-*"))) == 2
+
+
+def test_a_pass_goes_on_under_another_memory_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(divide, "stack_width", lambda *_: 2)
+    expected = grams(*problem(), "classification")
+    stopped_in_the_second_of_three_stacks(tmp_path, monkeypatch, memory_limit=10**9)
+    done = []
+    found = grams(
+        *problem(), "classification", checkpoint=tmp_path, memory_limit=10**8, progress=lambda n, _: done.append(n)
+    )
+    assert done[0] == 4  # of two stacks, from what was kept
+    assert all(torch.equal(found.grams[name], gram) for name, gram in expected.grams.items())
+    assert found.metadata["resumed"] == (
+        "under a memory limit of 100000000 bytes, 1000000000 before: what was kept was gone on from"
+    )
+    assert "resumed" not in grams(*problem(), "classification", checkpoint=tmp_path, memory_limit=10**8).metadata
+
+
+def test_what_another_memory_limit_has_another_plan_for_is_computed_again(tmp_path, monkeypatch):
+    expected = grams(*problem(), "classification")
+    stopped_in_the_second_of_three_stacks(tmp_path, monkeypatch, memory_limit=10**9)
+    monkeypatch.setattr(divide, "stack_width", lambda *_: 3)  # as less memory would have it
+    for part in tmp_path.glob("pieces-*"):
+        write_tensors(part, {"of the other plan": torch.ones(1)}, {})
+    found = grams(*problem(), "classification", checkpoint=tmp_path, memory_limit=10**8)
+    torch.testing.assert_close(found.block(), expected.block())
+    assert found.metadata["resumed"].endswith("what was kept was of another plan and was computed again")
+
+
+def test_a_checkpoint_that_cannot_be_written_names_the_folder(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fisherfunc.gradients.checkpoint.write_tensors", full)
+    with pytest.raises(OSError, match=r"checkpoint='.*' cannot be written \(No space left on device\); .*another disk"):
+        grams(*problem(), "classification", checkpoint=tmp_path)

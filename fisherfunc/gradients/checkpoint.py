@@ -7,12 +7,14 @@
 | `pieces-K-S.safetensors` | what stack S of sequences gave in stage K (factored/store.py); deleted when used up |
 | `cotangents-L-S.safetensors` | the cotangents of stack S where level L of the model starts (factored/cotangents.py) |
 
-Files are written whole or not at all, and have checksums. A damaged or missing one is computed again.
+Files are written whole or not at all, and have checksums. A damaged or missing one is computed again. Under another
+memory limit the pass is planned anew: what was kept is of use where the plan is the same, and else is deleted.
 """
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +34,15 @@ class Checkpoint(ABC):
 
     Attributes:
         keeps: Whether anything is kept.
-        plan: That of the pass that began here; None where none did.
+        plan: That of the pass that began here; None where none did, or it had another memory limit.
         note: What that pass said of itself.
+        resumed: What became of it under another memory limit; empty where that is the same, or there was none.
     """
 
     keeps: bool
     plan: Any
     note: str
+    resumed: str
 
     @abstractmethod
     def begin(self, plan: Any, note: str = "") -> None:
@@ -71,6 +75,7 @@ class Nowhere(Checkpoint):
     keeps = False
     plan = None
     note = ""
+    resumed = ""
 
     def begin(self, plan: Any, note: str = "") -> None:
         """Nothing to do."""
@@ -110,7 +115,9 @@ class Folder(Checkpoint):
     def __init__(self, path: str | os.PathLike[str], fingerprint: Mapping[str, str]) -> None:
         self._path, self._fingerprint = Path(path), dict(fingerprint)
         self.plan: Any = None
-        self.note = ""
+        self.note = self.resumed = ""
+        self._kept: Any = None
+        self._other_limit = ""
         try:
             self._path.mkdir(parents=True, exist_ok=True)
         except FileExistsError as error:
@@ -119,18 +126,30 @@ class Folder(Checkpoint):
             left.unlink()
         header = self._header()
         if header is not None:
-            self.plan, self.note = from_plain(header["plan"]), header["note"]
+            self._kept = from_plain(header["plan"])
+            limits = [marks.get("memory_limit") for marks in (header["fingerprint"], self._fingerprint)]
+            if limits[0] == limits[1]:
+                self.plan, self.note = self._kept, header["note"]
+            else:
+                self._other_limit = f"under a memory limit of {limits[1]} bytes, {limits[0]} before"
 
     def begin(self, plan: Any, note: str = "") -> None:
         """Whatever was kept under another plan is of no use, and is deleted."""
         if self.plan == plan:
             return
-        for file in [*self._path.rglob(f"*{SUFFIX}")]:  # before the plan changes: they are of the old one
-            if file.name != INDEX or file.parent != self._path:
-                file.unlink()
+        use = "what was kept was gone on from"
+        if self._kept != plan:
+            use = "what was kept was of another plan and was computed again"
+            for file in [*self._path.rglob(f"*{SUFFIX}")]:  # before the plan changes: they are of the old one
+                if file.name != INDEX or file.parent != self._path:
+                    file.unlink()
         header = {"format": FORMAT, "fingerprint": self._fingerprint, "plan": to_plain(plan), "note": note}
-        write_tensors(self._path / INDEX, {}, header)
-        self.plan, self.note = plan, note
+        with self._writing():
+            write_tensors(self._path / INDEX, {}, header)
+        if self._other_limit:
+            self.resumed = f"{self._other_limit}: {use}"
+        self.plan = self._kept = plan
+        self.note = note
 
     def has(self, part: str) -> bool:
         """Whether a part is kept, perhaps damaged."""
@@ -145,7 +164,8 @@ class Folder(Checkpoint):
 
     def write(self, part: str, tensors: Mapping[str, Tensor], header: Any) -> None:
         """Keep a part."""
-        write_tensors(self._file(part), tensors, header)
+        with self._writing():
+            write_tensors(self._file(part), tensors, header)
 
     def drop(self, prefix: str) -> None:
         """Delete the parts whose names begin so."""
@@ -155,6 +175,17 @@ class Folder(Checkpoint):
     def under(self, name: str) -> "Folder":
         """Another one inside, for a pass of its own over the same."""
         return Folder(self._path / name, self._fingerprint)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Say which folder cannot be written."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                f"checkpoint={str(self._path)!r} cannot be written ({error.strerror or error}); what was written "
+                "before is kept: make room, or give a folder on another disk"
+            ) from error
 
     def _file(self, part: str) -> Path:
         return self._path / f"{part}{SUFFIX}"

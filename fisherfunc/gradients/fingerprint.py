@@ -11,6 +11,9 @@ from fisherfunc.records.dtypes import dtype_name
 from fisherfunc.records.hashing import SHORT, hash_of
 from fisherfunc.records.versions import versions
 
+MAY_CHANGE = ("memory_limit",)
+"""What decides about the plan alone: a pass that was killed for its memory goes on with less."""
+
 
 def fingerprint(
     work: Workload, options: PassOptions, route: str, coordinates: Coordinates, targets: str = "observed"
@@ -58,8 +61,9 @@ def tokens_of(work: Workload, rows: Workload, *, unit: str) -> dict[str, str]:
 
 
 def differences(there: Mapping[str, str], here: Mapping[str, str]) -> str:
-    """What differs between two fingerprints, in words; empty where nothing does."""
+    """What differs between two fingerprints that may not, in words; empty where nothing does."""
     names = [name for name in dict.fromkeys([*here, *there]) if there.get(name) != here.get(name)]
+    names = [name for name in names if name not in MAY_CHANGE]
     return ", ".join(_compared(name, there.get(name, "none"), here.get(name, "none")) for name in names)
 
 

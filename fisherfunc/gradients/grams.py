@@ -126,7 +126,8 @@ def token_grams(
     def passed_by(way: str, note: str, rows: Workload) -> tuple[dict[str, Tensor], dict[str, Any]]:
         folder = None if checkpoint is None else Path(checkpoint, *[f"again-{n}" for n in [next(numbers)] if n])
         kept = opened(folder, partial(fingerprint, rows, options, way, coordinates, targets.name))
-        return _passed(rows, options, way, coordinates, kept, note)
+        grams, how = _passed(rows, options, way, coordinates, kept, note)
+        return grams, how | ({"resumed": kept.resumed} if kept.resumed else {})
 
     def done_by(way: str, note: str = "") -> SoundPass:
         of = "block" if labels else "parameter"

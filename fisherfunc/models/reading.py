@@ -23,8 +23,8 @@ def reading(what: str, name: str) -> Iterator[None]:
         if "trust_remote_code" in str(error):
             raise ValueError(
                 f"{name} needs code of its own (the auto_map of its {what}), and fisherfunc runs no code that comes "
-                "with a model; load it yourself with trust_remote_code=True and pass it to fisherfunc.fisher_spectrum, or "
-                "give a version of it that Transformers has the code of"
+                "with a model; load it yourself with trust_remote_code=True and pass it to fisherfunc.fisher_spectrum, "
+                "or give a version of it that Transformers has the code of"
             ) from error
         if Path(name).expanduser().exists():
             raise ValueError(_unreadable(what, Path(name).expanduser(), error)) from error

@@ -127,7 +127,7 @@ _OUTPUT = (
         "--resume",
         type=click.Path(file_okay=False),
         metavar="DIR",
-        help="Keep what is done in this folder; the same command goes on from there.",
+        help="Keep what is done in this folder; the same command goes on from there, also with another --memory.",
     ),
 )
 _DEBUG = click.option("--debug", is_flag=True, help="Show the traceback of an error.")

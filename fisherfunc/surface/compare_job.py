@@ -12,6 +12,7 @@ from fisherfunc.pipeline.comparison import Comparison
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.records.axes import Progress
 from fisherfunc.surface import job, plots
+from fisherfunc.surface.axis import varying_number
 from fisherfunc.surface.compare_plots import plot_comparison
 from fisherfunc.surface.files import JSON_NAME, check_writable, read_spectrum, write_files
 
@@ -43,6 +44,8 @@ def check(results: Sequence[str], folder: str | os.PathLike[str]) -> None:
 def compared(results: Sequence[str], *, across: Iterable[str] = (), progress: Progress | None = None) -> Comparison:
     """The comparison of results by their paths; embedded checkpoints are computed with the defaults of `spectrum`.
 
+    Results whose names differ in one number are in its order, not in that of a shell (100, 1000, 50).
+
     Args:
         results: Folders, files, or names of checkpoints.
         across: As for `compare`.
@@ -53,7 +56,10 @@ def compared(results: Sequence[str], *, across: Iterable[str] = (), progress: Pr
         OSError: If a file cannot be read.
         ImportError: If Transformers is not installed, and a checkpoint is to be computed.
     """
-    found = {name: _result(given, progress) for name, given in zip(names_of(results), results, strict=True)}
+    names = names_of(results)
+    numbers = varying_number(names)
+    order = sorted(range(len(names)), key=numbers.__getitem__) if numbers else range(len(names))
+    found = {names[index]: _result(results[index], progress) for index in order}
     return compare(found, across=across)
 
 

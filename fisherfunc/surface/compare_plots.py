@@ -11,6 +11,7 @@ from typing import Any
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.pipeline.comparison import Comparison
 from fisherfunc.statistics.interval import Interval
+from fisherfunc.surface.axis import axis_name, varying_number
 from fisherfunc.surface.compare_report import PLAIN, shown, title
 from fisherfunc.surface.plot_style import INK, require_matplotlib, shortened, styled
 from fisherfunc.surface.plots import LEGEND_LIMIT, colorbar, line, palette_of
@@ -165,10 +166,10 @@ def _metric(matplotlib: ModuleType, axes: Any, found: Comparison, metric: str) -
     if steps == list(range(len(steps))):
         axes.set_xticks(steps, [shortened(name, 16) for name in found.names], rotation=30 if len(steps) > 5 else 0)
         axes.set_xlim(-0.3, len(steps) - 0.7)
-    axes.set_xlabel("step" if steps == _numbers(found.names) else "result")
+    axes.set_xlabel(axis_name(found.names) if steps == varying_number(found.names) else "result")
 
 
-def _bands(axes: Any, steps: Sequence[int], intervals: Sequence[tuple[Any, Sequence[Interval | None]]]) -> None:
+def _bands(axes: Any, steps: Sequence[float], intervals: Sequence[tuple[Any, Sequence[Interval | None]]]) -> None:
     """The intervals of a metric, each in its colour; those that reach far beyond all values do not set the axis."""
     axes.margins(y=0.15)
     limits = axes.get_ylim()
@@ -180,16 +181,10 @@ def _bands(axes: Any, steps: Sequence[int], intervals: Sequence[tuple[Any, Seque
     axes.set_ylim(limits)
 
 
-def _steps(found: Comparison) -> list[int]:
-    """Where the results lie on the axis: at steps where names are rising numbers, else in order."""
-    numbers = _numbers(found.names)
-    return numbers if numbers == sorted(numbers) and numbers else list(range(len(found.names)))
-
-
-def _numbers(names: Sequence[str]) -> list[int]:
-    """Of "100" or "step-00000100"; empty where one is no such name."""
-    digits = [name.removeprefix("step-") for name in names]
-    return [int(text) for text in digits] if all(text.isdecimal() for text in digits) else []
+def _steps(found: Comparison) -> list[float]:
+    """Where the results lie on the axis: at the number that their names differ in, if it rises, else in order."""
+    numbers = varying_number(found.names)
+    return numbers if numbers == sorted(numbers) and numbers else [float(index) for index in range(len(found.names))]
 
 
 def _unit(found: Comparison) -> str:

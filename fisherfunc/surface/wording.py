@@ -104,6 +104,8 @@ def notes(metadata: Mapping[str, Any]) -> list[str]:
     if metadata.get("adapter_of"):
         base = visible(str(metadata["adapter_of"]))
         found.append(f"adapter of {base}: the parameters are the adapter's, those of the base are frozen")
+    if metadata.get("resumed"):
+        found.append(f"resumed {metadata['resumed']}")
     if dropped:
         found.append(f"{dropped:,} token(s) with a non-finite loss or gradient were dropped")
     return found
