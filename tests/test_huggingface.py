@@ -1,5 +1,6 @@
 """Loading Hugging Face folders, their failures, and the cutting of a text into windows."""
 
+import json
 from pathlib import Path
 
 import hf_folders
@@ -190,3 +191,49 @@ def test_positions_that_start_after_the_padding_id_are_not_counted():
     )
     limit = huggingface.max_context(hf.RobertaForMaskedLM(config), hf_folders.tokenizer("bert"))
     assert limit == 18
+
+
+def test_a_weight_that_is_not_finite_is_named_with_its_count(tmp_path):
+    folder = hf_folders.write("gpt2", tmp_path / "m")
+    weights = load_file(folder / "model.safetensors")
+    name = "transformer.h.0.mlp.c_fc.weight"
+    weights[name][0, :3] = torch.tensor([float("nan"), float("inf"), 1.0])
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        ValueError, match=rf"m: {name} holds NaN and infinity \(2 of 1024 values\); .*earlier checkpoint"
+    ):
+        load(folder)
+    weights["transformer.wte.weight"][:] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        ValueError, match=r"transformer\.wte\.weight holds NaN \(736 of 736 values\), and so do 1 other"
+    ):
+        load(folder)
+
+
+def test_a_decoder_that_knows_no_start_is_an_error_that_names_what_is_missing(tmp_path):
+    folder = hf_folders.write("t5", tmp_path / "m")
+    for file in ("config.json", "generation_config.json"):
+        settings = json.loads((folder / file).read_text())
+        settings.pop("decoder_start_token_id", None)
+        (folder / file).write_text(json.dumps(settings))
+    with pytest.raises(
+        ValueError, match=r"its decoder has nothing to start from.*lacks decoder_start_token_id .*add it"
+    ):
+        load(folder)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_code_that_comes_with_a_model_is_not_run_and_said_so(tmp_path, known):
+    """Where Transformers knows the type of the model its own code is right; else the error says what to do."""
+    folder = hf_folders.write("gpt2", tmp_path / "m")
+    (folder / "configuration_x.py").write_text("raise SystemExit('this code ran')")
+    auto = {"AutoConfig": "configuration_x.XConfig", "AutoModelForCausalLM": "modeling_x.X"}
+    hf_folders.edit_config(folder, auto_map=auto, **({} if known else {"model_type": "x"}))
+    if known:
+        assert type(load(folder).model).__name__ == "GPT2LMHeadModel"
+        return
+    with pytest.raises(
+        ValueError, match=r"m needs code of its own .*runs no code that comes with a model; load it yourself"
+    ):
+        load(folder)

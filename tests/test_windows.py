@@ -119,3 +119,62 @@ def test_a_long_text_gives_no_warning(recwarn, caplog):
     text_batches(tokenizer, hf_folders.sentence(50), task="causal_lm", context=8)
     assert not recwarn.list
     assert not caplog.records
+
+
+def _with_start(kind="gpt2", start=("[CLS]",)):
+    """A tokenizer that begins every text with some tokens, as LLaMA's does."""
+    from tokenizers import processors
+
+    tokenizer = hf_folders.tokenizer(kind)
+    ids = {word: index for index, word in enumerate(hf_folders.SPECIAL)}
+    tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+        single=" ".join([*start, "$A"]), special_tokens=[(word, ids[word]) for word in start]
+    )
+    tokenizer.bos_token = start[0]
+    return tokenizer
+
+
+def _causal(tokenizer, length, context, **options):
+    return text_batches(tokenizer, hf_folders.sentence(length), task="causal_lm", context=context, **options)
+
+
+@given(length=st.integers(1, 60), context=st.integers(2, 20))
+def test_windows_begin_as_the_tokenizer_begins_a_text(length, context):
+    tokenizer = TOKENIZERS.setdefault("starts", _with_start())
+    for bos in ("auto", "always"):
+        batches = _causal(tokenizer, length, context, bos=bos)
+        rows = _rows(batches, "input_ids")
+        assert all(row[0] == tokenizer.bos_token_id and len(row) <= context for row in rows)
+        assert all(len(row) == context for row in rows[:-1])
+        ids = tokenizer(hf_folders.sentence(length), add_special_tokens=False)["input_ids"]
+        assert [token for row in rows for token in row[1:]] == ids
+        assert num_valid_tokens(batches) == length  # the first token of each window is predicted from its start
+    assert rows[0][:2] == tokenizer(hf_folders.sentence(length))["input_ids"][:2]
+
+
+def test_never_and_a_tokenizer_that_begins_with_nothing_leave_the_text_alone():
+    starts, plain = _with_start(), hf_folders.tokenizer("gpt2")
+    expected = _rows(_causal(plain, 30, 8), "input_ids")
+    assert _rows(_causal(starts, 30, 8, bos="never"), "input_ids") == expected
+    assert _rows(_causal(plain, 30, 8, bos="auto"), "input_ids") == expected
+    plain.bos_token = "[SEP]"  # has one, and does not begin texts with it
+    assert _rows(_causal(plain, 30, 8), "input_ids") == expected
+    assert {row[0] for row in _rows(_causal(plain, 30, 8, bos="always"), "input_ids")} == {plain.bos_token_id}
+
+
+def test_of_several_start_tokens_none_is_predicted():
+    batches = _causal(_with_start(start=("[CLS]", "[SEP]")), 5, 5)
+    assert _rows(batches, "input_ids")[0][:2] == [2, 3]
+    assert [row[:2] for row in _rows(batches, "labels")] == [[IGNORED, IGNORED]] * 2
+    assert num_valid_tokens(batches) == 5
+
+
+def test_a_start_token_that_there_is_not_is_an_error():
+    with pytest.raises(ValueError, match=r"bos='always' needs a start token, and this tokenizer has none.*bos='auto'"):
+        _causal(hf_folders.tokenizer("gpt2"), 9, 4, bos="always")
+    with pytest.raises(ValueError, match="bos='never' is of causal models; windows of a masked_lm model"):
+        _windows("bert", "w1 w2 w3", context=8, bos="never")
+    with pytest.raises(ValueError, match="bos expected 'auto', 'always' or 'never', got bos='yes'"):
+        _causal(hf_folders.tokenizer("gpt2"), 9, 4, bos="yes")
+    with pytest.raises(ValueError, match="context=1 leaves no token to predict; causal_lm needs 2"):
+        _causal(_with_start(), 9, 1)

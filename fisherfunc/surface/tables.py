@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 LEAST_TEXT = 14
 """To how many places text is folded before a column is left out: "block-diagonal" has as many."""
+_HARDLY_TEXT = 5  # where no other column is left to go
 _GAP = 3  # a space on either side of where a rule would be
 
 
@@ -114,6 +115,6 @@ def _widths(columns: Sequence[Column], widest: Sequence[int], shown: Sequence[in
     """Of figures all that they need; of text what is left, the widest being folded first."""
     widths = {index: widest[index] for index in shown}
     texts = [index for index in shown if not columns[index].figures]
-    while texts and sum(widths.values()) > room and max(widths[index] for index in texts) > LEAST_TEXT:
+    while texts and sum(widths.values()) > room and max(widths[index] for index in texts) > _HARDLY_TEXT:
         widths[max(texts, key=widths.__getitem__)] -= 1
     return widths
