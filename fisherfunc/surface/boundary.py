@@ -8,9 +8,12 @@
 | the reader of the output is gone (`| head -1`) | nothing | 0 |
 """
 
+import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
+from io import UnsupportedOperation
 from typing import Any
 
 import click
@@ -50,10 +53,6 @@ class Group(click.Group):
             _leave("interrupted; nothing was written", Interrupted.exit_code)
         except click.ClickException as error:
             _leave(f"error: {_one_line(error.format_message())}", error.exit_code)
-        except SystemExit as left:
-            if isinstance(left.__context__, BrokenPipeError):  # who reads our output has read enough: no failure
-                left.code = 0  # of a table as of JSON, whether or not all of it had fitted into the pipe
-            raise
         sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -64,8 +63,11 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     def run(*, debug: bool, **options: Any) -> None:
         try:
             command(**options)
-        except BrokenPipeError:  # click silences the streams and leaves
-            raise
+        except (BrokenPipeError, SystemExit) as error:
+            if not isinstance(error, BrokenPipeError) and not isinstance(error.__context__, BrokenPipeError):
+                raise
+            _discard_output()  # who reads it has read enough: no failure, of a table (rich exits) as of JSON
+            raise click.exceptions.Exit(0) from error
         except KeyboardInterrupt as error:  # click would put an empty line before its own word
             raise Interrupted("interrupted; nothing was written") from error
         except EXPECTED as error:
@@ -74,6 +76,12 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             raise Failure(_message(error)) from error
 
     return run
+
+
+def _discard_output() -> None:
+    """Have nothing left to flush into a closed pipe when the process ends."""
+    with suppress(UnsupportedOperation):  # of a stream without a file, as in tests
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _message(error: BaseException) -> str:
