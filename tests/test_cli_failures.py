@@ -11,7 +11,7 @@ from commands import FILES, run, tiny
 from commands import process as start
 
 from fisherfunc.__main__ import main
-from fisherfunc.surface import job
+from fisherfunc.surface import job, results
 
 PREFIX = "fisherfunc: error: "
 
@@ -141,7 +141,7 @@ def test_an_interrupted_run_leaves_nothing(hub, here, monkeypatch, stage):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(job, stage, stop)
+    monkeypatch.setattr(results if stage == "write_files" else job, stage, stop)
     ran = run(*tiny(hub), "--tokens", 9, "--out", "a/b")
     assert (ran.exit_code, ran.stdout) == (130, "")
     assert ran.stderr.strip() == "fisherfunc: interrupted; nothing was written"

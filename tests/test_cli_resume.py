@@ -7,10 +7,12 @@ import signal
 import time
 
 import pytest
+import torch
 from commands import FILES, run, tiny
 from commands import process as start
 
 from fisherfunc.surface import job
+from fisherfunc.surface.files import read_spectrum
 
 
 def result_of(folder):
@@ -69,3 +71,16 @@ def test_a_command_that_was_killed_goes_on(hub, here, tmp_path):
     assert again.returncode == 0, err
     assert run(*plain, "--out", "c").exit_code == 0
     assert result_of(here / "b") == result_of(here / "c")
+
+
+def test_a_command_goes_on_with_less_memory(hub, here, monkeypatch):
+    command = [*tiny(hub), "--tokens", 70, "--context", 8, "--resume", "kept"]
+    assert run(*tiny(hub), "--tokens", 70, "--context", 8, "--out", "whole").exit_code == 0
+    with monkeypatch.context() as patch:
+        interrupted_in_the_pass(patch, 65)
+        run(*command)
+    ran = run(*command, "--memory", "200MB", "--out", "again")
+    assert ran.exit_code == 0, ran.stderr
+    assert "resumed under a memory limit of 200000000 bytes, None before: what was kept" in " ".join(ran.stdout.split())
+    want, got = (read_spectrum(here / name).full.eigenvalues for name in ("whole", "again"))
+    torch.testing.assert_close(got, want, rtol=0, atol=70 * torch.finfo(torch.float32).eps * float(want.amax()))

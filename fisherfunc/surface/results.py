@@ -60,5 +60,5 @@ def save(result: FisherSpectrum, folder: str | os.PathLike[str]) -> list[Path]:
     if result.coupling is not None and len(result.blocks) > 1:
         figures[COUPLINGS_NAME] = plot_couplings(result)
     pictures = {f"{name}.{kind}": plots.rendered(fig, kind) for name, fig in figures.items() for kind in plots.FORMATS}
-    contents = {JSON_NAME: to_json(result), CSV_NAME: to_csv(result), **pictures}
+    contents: dict[str, bytes | str] = {JSON_NAME: to_json(result), CSV_NAME: to_csv(result), **pictures}
     return write_files(folder, contents, instead_of=[f"{COUPLINGS_NAME}.{kind}" for kind in plots.FORMATS])
