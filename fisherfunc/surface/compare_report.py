@@ -109,7 +109,7 @@ def _facts(rich: ModuleType, found: Comparison, width: int) -> tuple[Any, list[s
             NOTHING if mean is None else f"{mean:.3f}",
             NOTHING if result.coupling is None else f"{result.coupling.block_diagonal_error:.1%}",
         )
-        rows.append(Row([*map(visible, words), *figures]))
+        rows.append(Row([*words, *figures]))
     drawn, left_out = table(rich, COLUMNS, rows, width=width)
     return _headed(rich, f"{title(found)} of {len(found.names)} results", [drawn]), left_out
 

@@ -14,6 +14,7 @@ from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.statistics.interval import Interval, Intervals
 from fisherfunc.surface.sample_notes import interval_note, sample_notes
 from fisherfunc.surface.tables import Column, Row, left_out_note, table
+from fisherfunc.surface.visible import visible
 from fisherfunc.surface.wording import compact, count_of_units, matrix_name, model_name, notes, number, windows
 
 WIDE = 96
@@ -43,7 +44,7 @@ def report(result: FisherSpectrum, *, width: int = 100) -> Any:
     """
     rich = require_rich()
     drawn, left_out = _table(rich, result, width)
-    lines = [*caption(result), *notes(result.metadata), *left_out_note(left_out, width)]
+    lines = map(visible, [*caption(result), *notes(result.metadata), *left_out_note(left_out, width)])
     return rich.console.Group(drawn, "", *(rich.text.Text(line, style="dim") for line in lines))
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from fisherfunc.surface.visible import visible
+
 LEAST_TEXT = 14
 """To how many places text is folded before a column is left out: "block-diagonal" has as many."""
 _HARDLY_TEXT = 5  # where no other column is left to go
@@ -42,13 +44,14 @@ def table(
         title: A line above.
         gap: The places between two columns, 1 or 3.
     """
+    rows = [row._replace(cells=[visible(cell) for cell in row.cells]) for row in rows]
     shown = list(range(len(columns)))
     widest = [_widest(rich, columns, rows, index) for index in shown]
     while _least(columns, widest, shown, gap) > width and any(columns[index].rank for index in shown):
         shown.remove(max(shown, key=lambda index: columns[index].rank))
     widths = _widths(columns, widest, shown, width - gap * (len(shown) - 1))
     drawn = rich.table.Table(
-        title=rich.text.Text(title, style="table.title") if title else None,
+        title=rich.text.Text(visible(title), style="table.title") if title else None,
         title_justify="left",
         box=rich.box.SIMPLE_HEAD,
         show_edge=False,
