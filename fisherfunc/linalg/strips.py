@@ -9,7 +9,7 @@ Axis order of a strip's `own`: `(k, n, s, f)`, k blocks of f features.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate, groupby
 
@@ -26,6 +26,9 @@ COLUMNS = 16
 """Columns that a product is made of: the last of 63 take as long as 32 do, and most windows of a text have 2^k − 1."""
 LEFT = 6
 """How many columns of zeros complete a tile; for more it is not worth it."""
+CANCELS = 1e-2
+"""How much of a row's squared norm round-off may take by a bound (by what is seen, a hundredth of it) before products
+are taken in float64: inputs with a large part in common make factors large whose gradient is small."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,11 +123,51 @@ def add_strips(gram: Tensor, strips: Sequence[Strip], workspace: Workspace | Non
     assert len({strip.own.shape[::3] for strip in strips}) == 1, "strips meet block by block"
     pairs = [(one, others) for i, one in enumerate(strips) for others in ((), *_groups(strips[:i], one))]
     pairs.sort(key=lambda pair: sum(map(_num_rows, pair[1])), reverse=True)  # the longest first, themselves last
-    tasks = [partial(_against, one, others) if others else partial(_itself, one) for one, others in pairs]
+    exact = any(map(_cancels, strips))
+    way = _double if exact else _as_it_is
+    tasks = [partial(_product, way, one, others) for one, others in pairs]
     largest = max(one.own[0, 0].numel() * _whole_tiles(sum(map(_num_rows, others or (one,)))) for one, others in pairs)
-    found = side_by_side(tasks, size=largest, like=strips[0].own, workspace=workspace or Workspace())
+    like = strips[0].own.new_empty(0, dtype=torch.float64) if exact else strips[0].own
+    found = side_by_side(tasks, size=largest, like=like, workspace=workspace or Workspace())
     for (one, others), block in zip(pairs, found, strict=True):
         _add_block(gram, one, others, block.to(gram.dtype))
+
+
+def _product(way: Callable[[Strip], Strip], one: Strip, others: Sequence[Strip], space: Tensor) -> Tensor:
+    return _against(way(one), [way(other) for other in others], space) if others else _itself(way(one), space)
+
+
+def _as_it_is(strip: Strip) -> Strip:
+    return strip
+
+
+def _double(strip: Strip) -> Strip:
+    shared = strip.shared.double() if strip.shared.is_floating_point() else strip.shared
+    return replace(strip, own=strip.own.double(), shared=shared)
+
+
+def _cancels(strip: Strip) -> bool:
+    """Whether sums over places of float32 factors lose what they are to give, by a bound for some of the rows.
+
+    For δ_s and a_s at places s: eps (Σ_s ‖δ_s‖ ‖a_s‖)² against ‖Σ_s δ_s ⊗ a_s‖².
+    """
+    if strip.own.dtype != torch.float32 or not strip.shared.is_floating_point():
+        return False
+    shared = strip.shared.double()
+    inner = shared @ shared.mT
+    sizes = inner.diagonal().sqrt()
+    lost, left = [], []
+    for _, stop, places in _some(strip.runs()):
+        own = strip.own[:, stop - 1, :places].double()
+        lost.append((own.square().sum(dim=(0, 2)).sqrt() @ sizes[:places]).square())
+        left.append((own * (inner[:places, :places] @ own)).sum())
+    bound = torch.finfo(torch.float32).eps * torch.stack(lost)
+    return bool((bound > CANCELS * torch.stack(left)).any())
+
+
+def _some(runs: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """The first, one in the middle and the last, each once."""
+    return [runs[i] for i in sorted({0, len(runs) // 2, len(runs) - 1})]
 
 
 def _add_block(gram: Tensor, one: Strip, others: Sequence[Strip], block: Tensor) -> None:
