@@ -1,13 +1,25 @@
-"""One batch, whatever it is made of: cast, cut short, joined with others."""
+"""One batch, whatever it is made of: read, cast, cut short, joined with others.
 
-from collections.abc import Mapping, Sequence
+A batch is a mapping of keyword arguments, or `(*inputs, targets)`; sequences lie along axis 0.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 
 from fisherfunc.records.axes import Batch
+from fisherfunc.records.containers import contents, flattened, is_named_tuple, mapped, rebuilt, steps
+
+TARGET_KEYS = ("labels", "targets")
+SINGLE = (type(None), bool, int, float, complex, str, bytes)
+"""What has no parts."""
+_FORMS = "a batch is a mapping of keyword arguments, a tuple (*inputs, targets), or a list of these"
 
 
 class Aimed(NamedTuple):
@@ -17,33 +29,126 @@ class Aimed(NamedTuple):
     targets: Tensor
 
 
-def plain(batch: Batch) -> Batch:
-    """A batch as a dictionary or a tuple.
+def read(batch: Batch) -> list[Batch]:
+    """What a user gives for a batch as a list of batches, each a dictionary or a tuple, with a tensor for its targets.
+
+    `[*inputs, targets]`, which is what a DataLoader gives, is one batch: a tensor by itself is none. A dataclass is
+    read as a mapping. Targets in numbers, or in an array of NumPy, become a tensor; inputs stay what they are.
 
     Raises:
-        TypeError: If it is neither a mapping nor a tuple.
+        TypeError: If it has none of the forms of a batch, or can be read only once.
+        ValueError: If it is empty, or a DataLoader that shuffles.
     """
+    if isinstance(batch, DataLoader):
+        return read(_loaded(batch))
+    if not isinstance(batch, list):
+        return [_with_tensor_targets(_plain(batch))]
+    if not batch:
+        raise ValueError("the batch is empty: a list of no batches; give it a batch")
+    if len(batch) > 1 and any(isinstance(entry, Tensor | np.ndarray) for entry in batch):
+        return read(tuple(batch))
+    return [one for entry in batch for one in read(entry)]
+
+
+def _loaded(loader: DataLoader) -> list[Any]:
+    """The batches of a loader, with no random generator of torch moved."""
+    in_order = isinstance(loader.sampler, SequentialSampler) and isinstance(loader.batch_sampler, BatchSampler | None)
+    if not (in_order or isinstance(loader.dataset, IterableDataset)):
+        raise ValueError(
+            f"the DataLoader has an order of its own ({type(loader.sampler).__name__}), which may be another each "
+            "time; pass list(loader), or a loader with shuffle=False"
+        )
+    state = None if loader.generator is None else loader.generator.get_state()
+    with torch.random.fork_rng(devices=[]):
+        found = list(loader)
+    if state is not None:
+        loader.generator.set_state(state)
+    return found
+
+
+def _plain(batch: Any) -> Batch:
     if isinstance(batch, Mapping):
+        if not all(isinstance(key, str) for key in batch):
+            raise TypeError(f"{_FORMS}; got a mapping with keys {list(batch)[:3]}, expected names of arguments")
         return dict(batch)
-    if isinstance(batch, tuple) and len(batch) >= 2:
+    if is_dataclass(batch) and not isinstance(batch, type):
+        return {field.name: getattr(batch, field.name) for field in fields(batch)}
+    if isinstance(batch, tuple) and len(batch) >= 2 and not isinstance(batch, PackedSequence):
         return batch
-    raise TypeError(
-        f"a batch is a mapping of keyword arguments, a tuple (*inputs, targets), or a list of these; "
-        f"got {type(batch).__name__}{f' of length {len(batch)}' if isinstance(batch, tuple) else ''}"
-    )
+    raise TypeError(f"{_FORMS}; got {_described(batch)}")
 
 
-def cast(batch: Batch, *, dtype: torch.dtype | None, device: torch.device | str | None) -> Batch:
-    """The batch with floating-point tensors in `dtype` and all tensors on `device`."""
-    if isinstance(batch, list):
-        return [cast(one, dtype=dtype, device=device) for one in batch]
+def _described(batch: Any) -> str:
+    name = type(batch).__name__
+    if isinstance(batch, tuple):
+        return f"{name} of length {len(batch)}"
+    if isinstance(batch, Dataset):
+        return f"{name}; pass torch.utils.data.DataLoader(dataset, batch_size=…), or a list of its samples"
+    if isinstance(batch, Iterator):
+        return f"{name}, which can be read only once; pass a list of what it gives"
+    if isinstance(batch, Tensor):
+        return f"{name} without targets; pass (inputs, targets)"
+    return name
+
+
+def _with_tensor_targets(batch: Batch) -> Batch:
+    if isinstance(batch, dict):
+        return {key: _as_tensor(value) if key in TARGET_KEYS else value for key, value in batch.items()}
+    names = getattr(batch, "_fields", range(len(batch)))
+    of_targets = [name for name in names if name in TARGET_KEYS] or names[-1:]
+    values = zip(names, batch, strict=True)
+    return rebuilt(batch, [_as_tensor(value) if name in of_targets else value for name, value in values])
+
+
+def _as_tensor(targets: Any) -> Any:
+    """Numbers, alone, in lists or in an array, as a tensor; what is none of these as it is."""
+    if isinstance(targets, np.ndarray | np.generic):
+        known = np.ascontiguousarray(targets, dtype=targets.dtype.newbyteorder("="))
+        return torch.tensor(known, device="cpu").reshape(targets.shape) if known.dtype.kind in "biuf" else targets
+    leaves = [leaf for _, leaf in flattened(targets)]
+    if not leaves or not all(isinstance(leaf, bool | int | float | np.number | np.bool_) for leaf in leaves):
+        return targets
+    try:
+        return torch.tensor(targets, device="cpu")
+    except (TypeError, ValueError):  # rows of different lengths, or no list: for the loss to read
+        return targets
+
+
+def by_name(batch: Batch) -> Mapping[str, Any] | None:
+    """The entries of a batch by their names; None for a tuple none of whose entries is called targets."""
+    if isinstance(batch, Mapping):
+        return batch
+    named = is_named_tuple(batch) and any(name in TARGET_KEYS for name in batch._fields)
+    return dict(zip(batch._fields, batch, strict=True)) if named else None
+
+
+def targets_of(batch: Batch) -> Any:
+    """The targets of a batch: what is called so, or the last entry of a tuple; None where there are none."""
+    named = by_name(batch)
+    if named is None:
+        return batch[-1]
+    return next((named[key] for key in TARGET_KEYS if named.get(key) is not None), None)
+
+
+def others_than_tensors(batch: Batch) -> str:
+    """What of a batch is text, a number or an array, in words that can end an error; nothing where all are tensors."""
+    held = {path: leaf for path, leaf in flattened(batch) if leaf is not None and not isinstance(leaf, Tensor)}
+    if not held:
+        return ""
+    kinds = ", ".join(f"batch{path} is {type(leaf).__name__}" for path, leaf in list(held.items())[:3])
+    text = any(isinstance(leaf, str) for leaf in held.values())
+    return f"; {kinds}: {'has the text been through the tokenizer?' if text else 'should it be a tensor?'}"
+
+
+def cast(batch: Batch, *, dtype: torch.dtype | None, device: torch.device | str | None) -> list[Batch]:
+    """The batches that are meant, with floating-point tensors in `dtype` and all tensors on `device`."""
 
     def moved(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
         return leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else None)
 
-    return pytree.tree_map(moved, plain(batch))
+    return [mapped(moved, one) for one in read(batch)]
 
 
 def shortened(sequence: Batch, length: int) -> Batch | None:
@@ -55,7 +160,9 @@ def shortened(sequence: Batch, length: int) -> Batch | None:
         short = shortened(sequence.sequence, length)
         return None if short is None else sequence._replace(sequence=short)
     ids = sequence.get("input_ids") if isinstance(sequence, dict) else None
-    if ids is None or any(ids.shape[1] in value.shape[2:] for value in sequence.values() if isinstance(value, Tensor)):
+    if not isinstance(ids, Tensor) or ids.ndim < 2:
+        return None
+    if any(ids.shape[1] in value.shape[2:] for value in sequence.values() if isinstance(value, Tensor)):
         return None
 
     def cut(value: Any) -> Any:
@@ -65,35 +172,38 @@ def shortened(sequence: Batch, length: int) -> Batch | None:
     return {key: cut(value) for key, value in sequence.items()}
 
 
-def same_shape(one: Batch, other: Batch) -> bool:
-    """Whether two batches hold the same entries, tensors of one shape, so that they can be joined."""
-    entries, others = _entries(one), _entries(other)
-    return entries.keys() == others.keys() and all(_alike(value, others[key]) for key, value in entries.items())
+def same_shape(one: Any, other: Any) -> bool:
+    """Whether two batches hold the same entries, tensors of one shape, so that they can be joined.
 
-
-def _entries(batch: Batch) -> dict[Any, Any]:
-    """What a batch holds, by key or place."""
-    return batch if isinstance(batch, dict) else dict(enumerate(batch))
-
-
-def _alike(one: Any, other: Any) -> bool:
+    A list of one entry, or without tensors, is not joined: it may be the sample's own, or for all of them.
+    """
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         same = one.shape == other.shape and one.dtype == other.dtype
-        return same and (one.ndim > 0 or torch.equal(one, other))  # without an axis, they share one value
-    if isinstance(one, list | tuple | dict) and type(one) is type(other):
-        return len(one) == len(other) and same_shape(one, other)
-    return type(one) is type(other) and bool(one == other)
+        if one.ndim == 0:  # without an axis, they share one value
+            return same and torch.equal(one, other)
+        return same and (one.shape[0] == 1 or one.data_ptr() == other.data_ptr())
+    if type(one) is not type(other):
+        return False
+    inside, others = _entries(one), _entries(other)
+    if inside is None or others is None:
+        return one is other or (isinstance(one, SINGLE) and one == other)
+    if isinstance(one, list | tuple) and len(one) == 1:
+        return False
+    if inside and not any(isinstance(leaf, Tensor) for _, leaf in flattened(one)):
+        return False
+    return inside.keys() == others.keys() and all(same_shape(value, others[step]) for step, value in inside.items())
+
+
+def _entries(node: Any) -> dict[str, Any] | None:
+    inside = contents(node)
+    return None if inside is None else dict(zip(steps(node), inside, strict=True))
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
-    """One-sequence batches as one; a tensor that they share stays as it is."""
+    """One-sequence batches of the same shape as one; a tensor that they share stays as it is."""
     first = batches[0]
     if isinstance(first, Tensor):
         shared = first.ndim == 0 or first.shape[0] != 1 or all(b.data_ptr() == first.data_ptr() for b in batches)
         return first if shared else torch.cat(list(batches))
-    if isinstance(first, dict):
-        return {key: joined([batch[key] for batch in batches]) for key in first}
-    if isinstance(first, list | tuple):
-        parts = [joined(entries) for entries in zip(*batches, strict=True)]
-        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
-    return first
+    held = [entries for batch in batches if (entries := _entries(batch)) is not None]
+    return rebuilt(first, [joined([entries[step] for entries in held]) for step in held[0]]) if held else first

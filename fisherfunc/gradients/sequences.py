@@ -4,40 +4,57 @@ The model runs on one sequence at a time, so nothing of one sequence can reach a
 to give the same (stacks.py). Thousands of samples are few batches: nothing here is done sample by sample that need not.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
+from torch.nn.utils.rnn import PackedSequence
 
-from fisherfunc.gradients.batches import joined, plain, same_shape
+from fisherfunc.gradients.batches import SINGLE, by_name, joined, read, same_shape, targets_of
 from fisherfunc.gradients.model_function import ordinary
 from fisherfunc.records.axes import Batch
+from fisherfunc.records.containers import builder, contents, flattened, is_named_tuple, mapped, steps
 from fisherfunc.records.hashing import Column, hash_of_rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One batch, by its leaves.
+    """One batch.
 
     Attributes:
-        leaves: What it holds.
-        sliced: Which of these have a row a sequence; the others go with every sequence.
-        form: The tree that the leaves are of.
+        batch: All of it.
         count: The number of sequences.
+        own: The ways to what is no tensor and has an entry a sequence.
+        unclear: The ways to what is no tensor and may be the sequences' own or for all of them: whether it has an
+            entry for each. Nothing is unclear of one sequence.
+        bare: Whether it is one sample that may lack the axis of samples.
     """
 
-    leaves: tuple[Any, ...]
-    sliced: tuple[bool, ...]
-    form: pytree.TreeSpec
+    batch: Batch
     count: int
+    own: frozenset[str] = frozenset()
+    unclear: dict[str, bool] = field(default_factory=dict)
+    bare: bool = False
 
-    @property
-    def batch(self) -> Batch:
-        """All of it."""
-        return pytree.tree_unflatten(self.leaves, self.form)
+    def _is_leaf(self, path: str, node: Any) -> bool:
+        return path in self.own
+
+    @cached_property
+    def leaves(self) -> tuple[Any, ...]:
+        """What it holds."""
+        return tuple(leaf for _, leaf in flattened(self.batch, self._is_leaf))
+
+    @cached_property
+    def sliced(self) -> tuple[bool, ...]:
+        """Which of its leaves have a row a sequence; the others go with every sequence."""
+        return tuple(
+            path in self.own or (isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == self.count)
+            for path, leaf in flattened(self.batch, self._is_leaf)
+        )
 
     @cached_property
     def num_entries(self) -> int:
@@ -45,15 +62,26 @@ class Part:
         sizes = [leaf.numel() if isinstance(leaf, Tensor) else 0 for leaf in self.leaves]
         return sum(size // self.count if along else size for size, along in zip(sizes, self.sliced, strict=True))
 
+    @cached_property
+    def _built(self) -> Callable[[Iterator[Any]], Batch]:
+        return builder(self.batch, self._is_leaf)
+
     def rows(self, index: slice | list[int]) -> Batch:
         """Some of its sequences as a batch."""
         pairs = zip(self.leaves, self.sliced, strict=True)
-        return pytree.tree_unflatten([leaf[index] if along else leaf for leaf, along in pairs], self.form)
+        return self._built(_taken(leaf, index) if along else leaf for leaf, along in pairs)
 
     def columns(self) -> list[Column]:
         """Its leaves for a hash of rows."""
-        paths = [pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(self.batch)[0]]
+        paths = [path for path, _ in flattened(self.batch, self._is_leaf)]
         return [Column(*column) for column in zip(paths, self.leaves, self.sliced, strict=True)]
+
+
+def _taken(leaf: Any, index: slice | list[int]) -> Any:
+    """Some entries of a tensor, array, list or tuple, as one."""
+    if isinstance(leaf, Tensor | np.ndarray) or isinstance(index, slice):
+        return leaf[index]
+    return type(leaf)(leaf[place] for place in index)
 
 
 class Sequences:
@@ -66,6 +94,11 @@ class Sequences:
     def __init__(self, parts: Sequence[Part]) -> None:
         self._parts = tuple(parts)
         self._where = [(part, row) for part in self._parts for row in range(part.count)]
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The batches that they are the rows of."""
+        return self._parts
 
     def __len__(self) -> int:
         """How many."""
@@ -104,7 +137,10 @@ class Sequences:
     def beside(self, column: Tensor) -> "Sequences":
         """Pairs of a sequence and its row of a tensor, `(1, ...)`."""
         columns = column.split([part.count for part in self._parts])
-        return Sequences([_part((p.batch, own), p.count) for p, own in zip(self._parts, columns, strict=True)])
+        pairs = zip(self._parts, columns, strict=True)
+        return Sequences(
+            [replace(p, batch=(p.batch, rows), own=frozenset(f"[0]{path}" for path in p.own)) for p, rows in pairs]
+        )
 
     def hash(self) -> str:
         """`hash_of` the list of them: the same however they are divided into batches."""
@@ -115,52 +151,119 @@ def split(batch: Batch) -> Sequences:
     """The sequences of a batch or of a list of batches, in order.
 
     A tensor with as many rows as there are sequences is sliced; one with a single row (GPT-2's position ids), or
-    none, goes with every sequence.
+    none, goes with every sequence. So are lists and arrays, as far as can be told without the model (readings.py).
 
     Raises:
-        TypeError: If a batch is neither a mapping, nor a tuple, nor a list of these.
+        TypeError: If a batch is neither a mapping, nor a tuple, nor a list of these, or holds what has no rows.
         ValueError: If there is no sequence, or a tensor has another number of rows.
     """
-    return Sequences(_checked_parts(batch))
+    return Sequences([_part(one) for one in read(batch)])
 
 
 def one_by_one(batches: Sequence[Batch]) -> Sequences:
     """One-sequence batches that are not the rows of larger ones."""
-    return Sequences([_part(batch, 1) for batch in batches])
+    return Sequences([Part(batch=batch, count=1) for batch in batches])
 
 
-def _checked_parts(batch: Batch) -> list[Part]:
-    if isinstance(batch, list):
-        if not batch:
-            raise ValueError("the batch is empty: a list of no batches; give it a batch")
-        return [part for one in batch for part in _checked_parts(one)]
-    batch = pytree.tree_map_only(Tensor, ordinary, plain(batch))
+def _part(batch: Batch) -> Part:
+    for path, leaf in flattened(batch, lambda path, node: isinstance(node, PackedSequence)):
+        _check_has_rows(f"batch{path}", leaf)
+    batch = mapped(lambda leaf: ordinary(leaf) if isinstance(leaf, Tensor) else leaf, batch)
+    targets = targets_of(batch)
+    if _is_bare(batch, targets):
+        return Part(batch=_with_row_of_targets(batch, targets), count=1, bare=True)
     count = _num_sequences(batch)
-    for path, leaf in pytree.tree_flatten_with_path(batch)[0]:
+    found = dict(_no_tensors("", batch, count))
+    own = frozenset(path for path, node in found.items() if _has_entries(node, count) and not _has_rows(node, count))
+    unclear = {path: _has_entries(node, count) for path, node in found.items()} if count > 1 else {}
+    for path, leaf in flattened(batch, lambda path, node: path in found):
         if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] not in (1, count):
             raise ValueError(
-                f"batch{pytree.keystr(path)} has {leaf.shape[0]} rows, expected {count} (one a sequence) or 1 "
-                f"(for all of them); its shape is {tuple(leaf.shape)}"
+                f"batch{path} has {leaf.shape[0]} rows, expected {count} (one a sequence) or 1 (for all of them); its "
+                f"shape is {tuple(leaf.shape)}. A sample without an axis of samples gets it by [None]; graphs, or bags "
+                "of ids, that lie one after the other go in a list of batches, one each"
             )
-    return [_part(batch, count)]
+    return Part(batch=batch, count=count, own=own, unclear=unclear)
 
 
-def _part(batch: Batch, count: int) -> Part:
-    leaves, form = pytree.tree_flatten(batch)
-    sliced = tuple(isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == count for leaf in leaves)
-    return Part(leaves=tuple(leaves), sliced=sliced, form=form, count=count)
+def _check_has_rows(name: str, leaf: Any) -> None:
+    """Raise where sequences cannot be the rows of a leaf."""
+    if isinstance(leaf, PackedSequence):
+        raise TypeError(
+            f"{name} is a packed sequence, whose rows are positions of several sequences; pass it padded, and pack it "
+            "inside the model"
+        )
+    if not isinstance(leaf, Tensor):
+        return
+    if leaf.is_nested:
+        raise TypeError(
+            f"{name} is a nested tensor; pass it padded (torch.nested.to_padded_tensor), with a mask, or in a list of "
+            "batches of one sequence"
+        )
+    if leaf.layout != torch.strided:
+        raise TypeError(f"{name} is sparse ({leaf.layout}), expected a dense tensor; pass {name}.to_dense()")
+    if leaf.is_meta:
+        raise ValueError(f"{name} is on the meta device and holds no values; pass a tensor with values")
+
+
+def _is_bare(batch: Batch, targets: Any) -> bool:
+    """Whether a batch is one sample that may lack the axis of samples: of one target, and inputs of other lengths."""
+    if not isinstance(targets, Tensor) or targets.numel() == 0:
+        return False
+    others = [leaf for leaf in _tensors(batch) if leaf is not targets and leaf.ndim]
+    return targets.ndim == 0 or (targets.shape[0] == 1 and any(leaf.shape[0] != 1 for leaf in others))
+
+
+def _with_row_of_targets(batch: Batch, targets: Tensor) -> Batch:
+    return batch if targets.ndim else mapped(lambda leaf: leaf[None] if leaf is targets else leaf, batch)
+
+
+def _no_tensors(path: str, node: Any, count: int) -> Iterator[tuple[str, Any]]:
+    """The ways to what is no tensor and may have an entry a sequence, or hold something of all of them.
+
+    A list of tensors that has another length is a container, and the rows of its tensors are the sequences.
+    """
+    inside = contents(node)
+    if inside is None:
+        single = isinstance(node, (*SINGLE, Tensor, np.generic, torch.dtype, torch.device)) or callable(node)
+        if not single and not (isinstance(node, np.ndarray) and node.ndim == 0):
+            yield path, node
+    elif path and _is_list(node) and node and (len(node) == count or not _tensors(node)):
+        yield path, node
+    else:
+        for step, value in zip(steps(node), inside, strict=True):
+            yield from _no_tensors(path + step, value, count)
+
+
+def _is_list(node: Any) -> bool:
+    return isinstance(node, list | tuple) and not is_named_tuple(node)
+
+
+def _has_entries(node: Any, count: int) -> bool:
+    return (_is_list(node) or isinstance(node, np.ndarray)) and len(node) == count
+
+
+def _has_rows(node: Any, count: int) -> bool:
+    """Whether the rows of the tensors in a list may be the sequences."""
+    sized = [tensor for tensor in _tensors(node) if tensor.ndim]
+    return bool(sized) and all(tensor.shape[0] in (1, count) for tensor in sized)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for _, leaf in flattened(tree) if isinstance(leaf, Tensor)]
 
 
 def _num_sequences(batch: Batch) -> int:
-    if isinstance(batch, dict):
-        leading = [batch[key] for key in ("input_ids", "labels", "targets") if isinstance(batch.get(key), Tensor)]
-    else:
-        leading = [batch[-1]]
-    tensors = [leaf for leaf in leading + pytree.tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim]
-    if not tensors:
-        raise ValueError(f"the batch holds no tensor: {batch!r}; expected at least input_ids, or inputs and targets")
-    if tensors[0].numel() == 0:
+    named = by_name(batch)
+    leading = [targets_of(batch)] if named is None else [named.get("input_ids"), targets_of(batch)]
+    arrays = [leaf for _, leaf in flattened(batch) if isinstance(leaf, np.ndarray)]
+    found = [*leading, *_tensors(batch), *arrays]
+    sized = [leaf for leaf in found if isinstance(leaf, Tensor | np.ndarray) and leaf.ndim]
+    if not sized:
         raise ValueError(
-            f"the batch is empty: its first tensor has shape {tuple(tensors[0].shape)}; give it a sequence"
+            f"the batch holds no tensor: {batch!r}; expected at least input_ids, or inputs and targets; a tokenizer "
+            "gives tensors with return_tensors='pt'"
         )
-    return tensors[0].shape[0]
+    if 0 in sized[0].shape:
+        raise ValueError(f"the batch is empty: its first tensor has shape {tuple(sized[0].shape)}; give it a sequence")
+    return sized[0].shape[0]

@@ -5,7 +5,6 @@ A workload of sequences is one of tokens whose model takes (sequence, which of i
 order: b sequences, s positions.
 """
 
-from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +13,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from fisherfunc.gradients.losses import TokenLoss, custom
-from fisherfunc.gradients.model_function import ModelFunction
+from fisherfunc.gradients.model_function import ModelFunction, around
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.linalg.tokens import summed_tokens
 from fisherfunc.records.axes import Batch
@@ -42,16 +41,7 @@ def summed(work: Workload) -> Workload:
 
 def of_first(fn: ModelFunction) -> ModelFunction:
     """The model as a function of (sequence, what only the loss knows)."""
-
-    def call(tensors: dict[str, Tensor], batch: Batch) -> Any:
-        return fn.call(tensors, batch[0])
-
-    def plain(tensors: dict[str, Tensor], wanted: Collection[str]) -> tuple[dict[str, Tensor], Callable[[Batch], Any]]:
-        assert fn.plain is not None
-        leaves, run = fn.plain(tensors, wanted)
-        return leaves, lambda batch: run(batch[0])
-
-    return replace(fn, call=call, plain=None if fn.plain is None else plain)
+    return replace(fn, call=around(fn.call, batch=lambda pair: pair[0]))
 
 
 def _summed_loss(loss: TokenLoss, num_targets: int) -> TokenLoss:

@@ -67,6 +67,7 @@ def fisher_eigenvectors(
         {'weight': (1, 3, 2), 'bias': (1, 3)}
     """
     fn = functionalize(model, parameters=parameters).to(dtype=dtype, device=device)
+    batch = _cast(fn, batch)
     own = _passed(fn, batch, token_loss(loss, model, batch), block, blocks, **options)
     return eigenvectors(fn, own.params, own.batch, own.loss, own.grams, num=num, block=block, blocks=blocks)
 
@@ -97,8 +98,14 @@ def fisher_eigenpairs(
     Raises:
         ValueError: As `fisher_eigenvectors`.
     """
-    own = _passed(functionalize(model), batch, token_loss(loss, model, batch), block, blocks, **options)
+    fn = functionalize(model)
+    batch = _cast(fn, batch)
+    own = _passed(fn, batch, token_loss(loss, model, batch), block, blocks, **options)
     return eigenpairs(own.grams, num=num, block=block, blocks=blocks)
+
+
+def _cast(fn: ModelFunction, batch: Batch) -> Batch:
+    return cast(batch, dtype=input_dtype(fn), device=next(iter(fn.params.values())).device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +128,5 @@ def _passed(
 ) -> _Passed:
     """One Gram: of a block, or of all parameters."""
     params = restricted(fn.params, names_of_block(fn.params, block, blocks))
-    batch = cast(batch, dtype=input_dtype(fn), device=next(iter(params.values())).device)
     grams = token_grams(fn, params, batch, loss, blocks=whole if block is None else blocks, **options)
     return _Passed(params=params, batch=batch, loss=loss, grams=grams.center() if center else grams)

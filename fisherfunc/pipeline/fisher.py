@@ -115,12 +115,13 @@ def fisher_spectrum(
     targets = chosen(targets, unit=unit, center=center)
     partition(fn.params, blocks)  # what fails does so before the pass
     _check_eigensolver(eigensolve_device, eigensolve_dtype)
-    _check_intervals(intervals, batch)
     like = next(iter(fn.params.values()))
+    batch = cast(batch, dtype=input_dtype(fn), device=like.device)
+    _check_intervals(intervals, batch)
     grams = token_grams(
         fn,
         fn.params,
-        cast(batch, dtype=input_dtype(fn), device=like.device),
+        batch,
         token_loss(loss, model, batch),
         targets=targets,
         unit=unit,

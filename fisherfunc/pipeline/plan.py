@@ -91,9 +91,9 @@ def plan(
     fn = functionalize(model, parameters=parameters).to(dtype=dtype, device=device)
     labels = partition(fn.params, blocks)
     like = next(iter(fn.params.values()))
+    batch = cast(batch, dtype=input_dtype(fn), device=like.device)
     loss = token_loss(loss, model, batch)
     targets = chosen(targets, unit=unit)
-    batch = cast(batch, dtype=input_dtype(fn), device=like.device)
     options = PassOptions(chunk_size=chunk_size, memory_limit=memory_limit, labels=labels_of(labels))
     work = targets.rows(prepared(fn, fn.params, batch, loss, num_tokens=num_tokens, seed=seed).work, options)
     work = summed(work) if unit == "sequence" else work

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from itertools import repeat
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -65,8 +66,11 @@ def _head_of_row(column: Column) -> bytes:
 
 
 def _bytes_of_rows(column: Column, size: int) -> Iterable[memoryview | bytes]:
+    if isinstance(column.leaf, np.ndarray):
+        rows = [column.leaf[row : row + 1] if column.sliced else column.leaf for row in range(size)]
+        return [repr(row.tolist()).encode() for row in rows]
     if not isinstance(column.leaf, Tensor):
-        return repeat(b"", size)
+        return [hash_of(entry).encode() for entry in column.leaf] if column.sliced else repeat(b"", size)
     data = bytes_of(column.leaf)
     if not column.sliced:
         return repeat(data, size)
@@ -76,7 +80,7 @@ def _bytes_of_rows(column: Column, size: int) -> Iterable[memoryview | bytes]:
 
 def _head(leaf: Any) -> bytes:
     """What a leaf is, and its value where it is plain."""
-    if isinstance(leaf, Tensor):
+    if isinstance(leaf, Tensor | np.ndarray):
         return f"{leaf.dtype} {tuple(leaf.shape)}".encode()
     plain = leaf is None or isinstance(leaf, str | int | float)
     return (repr(leaf) if plain else type(leaf).__qualname__).encode()
