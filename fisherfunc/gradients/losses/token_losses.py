@@ -14,6 +14,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
+from fisherfunc.gradients.batches import by_name
+from fisherfunc.gradients.losses.masks import attended
 from fisherfunc.records.axes import Batch
 
 IGNORED = -100
@@ -57,7 +59,7 @@ def causal_lm() -> TokenLoss:
 
     def targets(batch: Batch) -> Tensor:
         ids = _ids(batch, "causal_lm", "labels", "targets", "input_ids")
-        mask = _mask(batch, "attention_mask", ids)
+        mask = attended(batch, "attention_mask", ids)
         return torch.where(mask[:, :-1] & mask[:, 1:], ids[:, 1:], IGNORED)
 
     return _categorical("causal_lm", targets, lambda output, batch: logits_of(output)[:, :-1], shift=1)
@@ -68,7 +70,7 @@ def masked_lm() -> TokenLoss:
 
     def targets(batch: Batch) -> Tensor:
         ids = _ids(batch, "masked_lm", "labels", "targets")
-        return torch.where(_mask(batch, "attention_mask", ids), ids, IGNORED)
+        return torch.where(attended(batch, "attention_mask", ids), ids, IGNORED)
 
     return _categorical("masked_lm", targets, lambda output, batch: logits_of(output))
 
@@ -81,7 +83,7 @@ def seq2seq_lm() -> TokenLoss:
 
     def targets(batch: Batch) -> Tensor:
         ids = _ids(batch, "seq2seq_lm", "labels", "targets")
-        return torch.where(_mask(batch, "decoder_attention_mask", ids), ids, IGNORED)
+        return torch.where(attended(batch, "decoder_attention_mask", ids), ids, IGNORED)
 
     return _categorical("seq2seq_lm", targets, lambda output, batch: logits_of(output))
 
@@ -90,8 +92,8 @@ def classification() -> TokenLoss:
     """Cross-entropy of a class: a sample `(b, v)` is one token; with predictions `(b, s, v)` each position is."""
 
     def targets(batch: Batch) -> Tensor:
-        ids = _entry(batch, "classification", "labels", "targets")
-        return ids[:, None] if ids.ndim == 1 else torch.where(_mask(batch, "attention_mask", ids), ids, IGNORED)
+        ids = _classes(batch, "classification", "labels", "targets")
+        return ids[:, None] if ids.ndim == 1 else torch.where(attended(batch, "attention_mask", ids), ids, IGNORED)
 
     def predictions(output: Any, batch: Batch) -> Tensor:
         logits = logits_of(output)
@@ -207,25 +209,31 @@ def _one_row_a_sample(values: Tensor) -> Float[Tensor, "b 1 v"]:
 
 
 def _entry(batch: Batch, loss: str, *keys: str) -> Tensor:
-    if isinstance(batch, tuple):
-        return batch[-1]
+    named = by_name(batch)
+    if named is None:
+        return _tensor(batch[-1], loss, "targets")
     for key in keys:
-        if isinstance(batch.get(key), Tensor):
-            return batch[key]
-    raise ValueError(f"{loss} expected {' or '.join(map(repr, keys))} in the batch, got keys {sorted(batch)}; add one")
+        if named.get(key) is not None:
+            return _tensor(named[key], loss, key)
+    raise ValueError(f"{loss} expected {' or '.join(map(repr, keys))} in the batch, got keys {sorted(named)}; add one")
+
+
+def _tensor(targets: Any, loss: str, key: str) -> Tensor:
+    if isinstance(targets, Tensor):
+        return targets
+    raise TypeError(f"{loss} expected {key} as a tensor of numbers, a row a sequence, got {type(targets).__name__}")
+
+
+def _classes(batch: Batch, loss: str, *keys: str) -> Tensor:
+    """Targets as int64, in which −100 is no class, whatever they are given in."""
+    given = _entry(batch, loss, *keys)
+    if given.is_floating_point() and not bool((given == given.round()).all()):
+        raise ValueError(f"{loss} expected class targets, which are integers, got {given.dtype} with fractions")
+    return given.long()
 
 
 def _ids(batch: Batch, loss: str, *keys: str) -> Tensor:
-    ids = _entry(batch, loss, *keys)
+    ids = _classes(batch, loss, *keys)
     if ids.ndim != 2:
         raise ValueError(f"{loss} expected targets of shape (sequences, positions), got {tuple(ids.shape)}")
     return ids
-
-
-def _mask(batch: Batch, key: str, ids: Tensor) -> Tensor:
-    mask = batch.get(key) if isinstance(batch, Mapping) else None
-    if mask is None:
-        return torch.ones_like(ids, dtype=torch.bool)
-    if mask.shape != ids.shape:
-        raise ValueError(f"{key} has shape {tuple(mask.shape)}, the targets {tuple(ids.shape)}; give them the same")
-    return mask.bool()
