@@ -1,0 +1,145 @@
+"""A model as a pure function of its parameters."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fisherfunc.records.axes import Batch, Params
+from fisherfunc.records.record import record
+
+Call = Callable[[dict[str, Tensor], Batch], Any]
+"""(all tensors by name, batch) → output; it writes to none of them."""
+Ordinary = Callable[[dict[str, Tensor], Collection[str]], tuple[dict[str, Tensor], Callable[[Batch], Any]]]
+"""(all tensors by name, the names of some) → these as parameters of a fresh copy of the module, and a call of that."""
+
+
+@dataclass(frozen=True, eq=False)
+class Calls:
+    """How a model is called.
+
+    Attributes:
+        passes: By passes.
+        ordinary: As by a user, once: what passes are held against.
+    """
+
+    passes: Call
+    ordinary: Ordinary
+
+    def __call__(self, tensors: dict[str, Tensor], batch: Batch) -> Any:
+        """The output of a call by passes."""
+        return self.passes(tensors, batch)
+
+
+def around(
+    call: Call, *, batch: Callable[[Any], Batch] = lambda one: one, output: Callable[[Any], Any] = lambda one: one
+) -> Call:
+    """A call that takes something else than the batch, or gives something else than the output.
+
+    Args:
+        call: The call.
+        batch: What it takes → the batch.
+        output: The output → what it gives.
+    """
+
+    def passes(tensors: dict[str, Tensor], one: Any) -> Any:
+        return output(call(tensors, batch(one)))
+
+    def ordinary(tensors: dict[str, Tensor], wanted: Collection[str]) -> tuple[dict[str, Tensor], Callable[..., Any]]:
+        assert isinstance(call, Calls)
+        leaves, run = call.ordinary(tensors, wanted)
+        return leaves, lambda one: output(run(batch(one)))
+
+    return Calls(passes, ordinary) if isinstance(call, Calls) else passes
+
+
+@record(static=("call", "name", "given_targets", "sees_class", "time_first"))
+class ModelFunction:
+    """`apply(params, batch) → output`, with the tensors it depends on.
+
+    Attributes:
+        params: The parameters to differentiate by; a tied tensor appears once.
+        frozen: The other parameters.
+        buffers: The buffers.
+        call: How the model is called.
+        name: The class of the model.
+        given_targets: `call` with the targets of the batch given to the model, the same where it requires them; None
+            where it takes none (see models/arguments.py).
+        sees_class: Whether its prediction of a sample depends on the target of that sample, which it is given.
+        time_first: The modules in it that take another axis than the first for that of samples.
+    """
+
+    params: dict[str, Tensor]
+    frozen: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    call: Call
+    name: str
+    given_targets: Call | None = None
+    sees_class: bool = False
+    time_first: tuple[str, ...] = ()
+
+    def apply(self, params: Params, batch: Batch) -> Any:
+        """The model's output on a batch at these parameters; those not given are the model's own."""
+        return self.call(self._everything(params), batch)
+
+    def ordinary_call(
+        self, params: Params, wanted: Collection[str]
+    ) -> tuple[dict[str, Tensor], Callable[[Batch], Any]]:
+        """Prepare one ordinary call at these parameters, on a copy of the module of its own, to differentiate by some.
+
+        Args:
+            params: Those that are not given are the model's own.
+            wanted: The names of those to differentiate by.
+
+        Returns:
+            These as leaves of the graph to come, and batch → output.
+        """
+        if isinstance(self.call, Calls):
+            return self.call.ordinary(self._everything(params), wanted)
+        leaves = {name: params[name].detach().requires_grad_() for name in wanted}
+        return leaves, lambda batch: self.apply({**params, **leaves}, batch)
+
+    def _everything(self, params: Params) -> dict[str, Tensor]:
+        return {**self.frozen, **self.params, **self.buffers, **params}
+
+    def at(self, params: Params) -> dict[str, Tensor]:
+        """Parameters to differentiate by, detached from whatever computed them.
+
+        Raises:
+            ValueError: If there are none, or one is not a parameter of the model, or has another shape.
+        """
+        if not params:
+            raise ValueError("params is empty; expected at least one parameter, such as those of fn.params")
+        own = {**self.frozen, **self.params}
+        for name, value in params.items():
+            if name not in own:
+                raise ValueError(f"params has {name!r}, which {self.name} has not; it has {list(own)}")
+            if value.shape != own[name].shape:
+                raise ValueError(
+                    f"params[{name!r}] has shape {tuple(value.shape)}, expected {tuple(own[name].shape)} "
+                    f"as in {self.name}"
+                )
+        return {name: ordinary(value) for name, value in params.items()}
+
+    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "ModelFunction":
+        """The same function with its floating-point tensors in `dtype`, all of them on `device`.
+
+        Raises:
+            ValueError: If `dtype` is not a floating-point one.
+        """
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"dtype expected a floating-point dtype such as torch.float64, got {dtype}")
+
+        def moved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {
+                name: t.to(device=device, dtype=dtype if t.is_floating_point() else None) for name, t in tensors.items()
+            }
+
+        return replace(self, params=moved(self.params), frozen=moved(self.frozen), buffers=moved(self.buffers))
+
+
+def ordinary(tensor: Tensor) -> Tensor:
+    """The tensor outside any graph; a copy where it was made in inference mode, as autograd takes none of those."""
+    return tensor.clone() if tensor.is_inference() else tensor.detach()

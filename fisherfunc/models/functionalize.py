@@ -6,6 +6,7 @@ same, it draws alike in each call, from generators of its own. Forward hooks run
 backward hooks do not, for they cannot be.
 """
 
+import glob
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -17,30 +18,34 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
-from fisherfunc.gradients.model_function import ModelFunction, Plain, ordinary
+from fisherfunc.gradients.model_function import Calls, ModelFunction, ordinary
 from fisherfunc.gradients.module_calls import is_answered, watch_parts
 from fisherfunc.linalg.full_precision import changeable
+from fisherfunc.models.arguments import arguments, takes_targets, time_first
 from fisherfunc.models.batch_of_one import ContiguousCotangents
 from fisherfunc.models.isolation import Blueprint, evaluation_copy, fresh_copy, isolated
 from fisherfunc.models.recomputation import kept_activations
+from fisherfunc.models.uncached import uncached
 from fisherfunc.models.writes import Guard
 from fisherfunc.records.axes import Batch
+from fisherfunc.records.containers import flattened
 
-Selection = str | Callable[[str], bool] | Iterable[str]
-TARGET_KEYS = ("labels", "targets")
+Selection = str | Callable[[str], bool] | Iterable[str] | Iterable[Tensor] | nn.Module
+_SELECTIONS = "expected 'trainable', 'all', names or glob patterns, parameters or a part of the model, or a predicate"
 
 
 @torch.inference_mode(mode=False)
 def functionalize(model: nn.Module, *, parameters: Selection = "trainable") -> ModelFunction:
     """A module as `apply(params, batch) → output`, in evaluation mode.
 
-    A mapping is passed as keyword arguments, without its targets; of a tuple all but the last element are passed.
+    A mapping is passed as keyword arguments, of a tuple all but the last element. Targets are passed where `forward`
+    requires them; where it takes them, the passes find out whether that makes a difference (arguments.py).
     Tensors are shared with the module: training it afterwards changes `params`.
 
     Args:
         model: Any module; its mode, flags, hooks, buffers and `.grad` stay as they are.
-        parameters: What to differentiate by: "trainable" (`requires_grad`), "all", names or glob patterns, or a
-            predicate of the name. A tied tensor is one parameter, under its first name.
+        parameters: What to differentiate by: "trainable" (`requires_grad`), "all", names or glob patterns, parameters
+            or a part of the model, or a predicate of the name. A tied tensor is one parameter, under its first name.
 
     Raises:
         ValueError: If no parameter is left, a pattern matches none, or a parameter is not a materialised real float.
@@ -60,14 +65,17 @@ def functionalize(model: nn.Module, *, parameters: Selection = "trainable") -> M
     names = _selected(originals, parameters)
     for name in names:
         _check_differentiable(name, everything[name])
-    call, plain = _callers(private)
+    blueprint, guard = Blueprint(private), Guard({name for name, _ in private.named_parameters()})
+    call = _calls(blueprint, guard)
+    with_targets = {"required": call, "optional": _calls(blueprint, guard, give_targets=True), "never": None}
     return ModelFunction(
         params={name: everything[name] for name in names},
         frozen={name: p for name, p in everything.items() if name not in names},
         buffers={name: ordinary(b) for name, b in private.named_buffers()},
         call=call,
         name=type(model).__name__,
-        plain=plain,
+        given_targets=with_targets[takes_targets(inspect.signature(private.forward))],
+        time_first=time_first(private),
     )
 
 
@@ -96,16 +104,35 @@ def _selected(parameters: Mapping[str, nn.Parameter], selection: Selection) -> l
         chosen = [name for name in names if parameters[name].requires_grad]
     elif selection == "all":
         chosen = names
+    elif isinstance(selection, nn.Module):
+        chosen = _matching(names, [_name_of(p, parameters) for p in selection.parameters()])
     elif callable(selection):
         chosen = [name for name in names if selection(name)]
     else:
-        chosen = _matching(names, [selection] if isinstance(selection, str) else list(selection))
+        if not isinstance(selection, Iterable):
+            raise TypeError(f"parameters {_SELECTIONS}, got {type(selection).__name__}")
+        wanted = [selection] if isinstance(selection, str | Tensor) else list(selection)
+        chosen = _matching(names, [_name_of(value, parameters) for value in wanted])
     if not chosen:
         raise ValueError(
             f"no parameter left of {len(names)} with parameters={selection!r}: requires_grad is set on "
             f"{sum(p.requires_grad for p in parameters.values())} of them; parameters='all' takes all"
         )
     return chosen
+
+
+def _name_of(value: Any, parameters: Mapping[str, nn.Parameter]) -> str:
+    """What a parameter is called: of a tensor, or of a pair (name, tensor), as a module gives them."""
+    if isinstance(value, str):
+        return value
+    tensor = value[1] if isinstance(value, tuple) and len(value) == 2 else value
+    name = next((name for name, parameter in parameters.items() if parameter is tensor), None)
+    if name is None:
+        raise TypeError(
+            f"parameters {_SELECTIONS}, got {type(value).__name__}"
+            + (f" of shape {tuple(tensor.shape)} that is none of the model's" if isinstance(tensor, Tensor) else "")
+        )
+    return glob.escape(name)
 
 
 def _matching(names: list[str], patterns: list[str]) -> list[str]:
@@ -134,20 +161,20 @@ def _check_differentiable(name: str, parameter: Tensor) -> None:
         )
 
 
-def _callers(private: nn.Module) -> tuple[Callable[[dict[str, Tensor], Batch], Any], Plain]:
+def _calls(blueprint: Blueprint, guard: Guard, *, give_targets: bool = False) -> Calls:
     """The calls of passes, and ordinary ones to hold them against."""
-    accepted = inspect.signature(private.forward).parameters
-    fixed = {"use_cache": False} if "use_cache" in accepted else {}
+    private = blueprint.module
+    accepted = inspect.signature(private.forward)
+    fixed = {"use_cache": False} if "use_cache" in accepted.parameters else {}
     recurrent = any(isinstance(module, nn.RNNBase) for module in private.modules())
-    blueprint, guard = Blueprint(private), Guard({name for name, _ in private.named_parameters()})
     shapes_seen: set[Any] = set()
 
     def run(module: nn.Module, batch: Batch, device: torch.device) -> Any:
-        arguments, keywords = _arguments(module, isolated(batch))
-        with _same_draws(device), _plain_recurrence() if recurrent else nullcontext():
-            return module(*arguments, **{**fixed, **keywords})
+        positional, keywords = arguments(module, isolated(batch), accepted, give_targets=give_targets)
+        with _same_draws(device), uncached(), _plain_recurrence() if recurrent else nullcontext():
+            return module(*positional, **{**fixed, **keywords})
 
-    def call(tensors: dict[str, Tensor], batch: Batch) -> Any:
+    def passes(tensors: dict[str, Tensor], batch: Batch) -> Any:
         device = next(iter(tensors.values())).device
 
         def built(given: dict[str, Tensor]) -> Any:
@@ -166,36 +193,16 @@ def _callers(private: nn.Module) -> tuple[Callable[[dict[str, Tensor], Batch], A
             shapes_seen.add(shapes)
         return output
 
-    def plain(tensors: dict[str, Tensor], wanted: Collection[str]) -> tuple[dict[str, Tensor], Callable[[Batch], Any]]:
+    def ordinary_call(tensors: dict[str, Tensor], wanted: Collection[str]) -> tuple[dict[str, Tensor], Callable[[Batch], Any]]:
         module = fresh_copy(private, guard.writable(tensors), wanted)
         leaves: dict[str, Tensor] = {name: p for name, p in module.named_parameters() if name in wanted}
         return leaves, lambda batch: run(module, batch, next(iter(tensors.values())).device)
 
-    return call, plain
+    return Calls(passes, ordinary_call)
 
 
 def _shapes(batch: Batch) -> Any:
-    leaves, form = pytree.tree_flatten(batch)
-    return str(form), tuple((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else None for leaf in leaves)
-
-
-def _arguments(module: nn.Module, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(batch, tuple):
-        return batch[:-1], {}
-    keywords = {key: value for key, value in batch.items() if key not in TARGET_KEYS}
-    encoder_decoder = getattr(getattr(module, "config", None), "is_encoder_decoder", False)
-    if encoder_decoder and not {"decoder_input_ids", "decoder_inputs_embeds"} & set(keywords):
-        keywords |= _decoder_inputs(module, batch)
-    return (), keywords
-
-
-def _decoder_inputs(module: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The decoder reads the targets, shifted right: by the model's own method, or inside its forward pass."""
-    targets = next((batch[key] for key in TARGET_KEYS if key in batch), None)
-    if targets is None:
-        return {}
-    shift_right = getattr(module, "prepare_decoder_input_ids_from_labels", None)
-    return {"labels": targets} if shift_right is None else {"decoder_input_ids": shift_right(labels=targets)}
+    return tuple((path, leaf.shape, leaf.dtype) for path, leaf in flattened(batch) if isinstance(leaf, Tensor))
 
 
 @contextmanager

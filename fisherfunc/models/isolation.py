@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from fisherfunc.gradients.model_function import ordinary
 from fisherfunc.gradients.module_calls import HOOK
 from fisherfunc.models.writes import writes_refused
+from fisherfunc.records.containers import mapped
 
 ATOMS = (
     *(type(None), bool, int, float, complex, str, bytes, range, type),
@@ -187,8 +188,7 @@ def isolated(batch: Any) -> Any:
     Raises:
         TypeError: If something in it cannot be copied.
     """
-    leaves, form = pytree.tree_flatten(batch)
-    return pytree.tree_unflatten([_copied(leaf) for leaf in leaves], form)
+    return mapped(_copied, batch)
 
 
 def _copied(leaf: Any) -> Any:
