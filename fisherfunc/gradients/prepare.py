@@ -8,6 +8,7 @@ import torch
 from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.pullback import check_reach
+from fisherfunc.gradients.readings import settled
 from fisherfunc.gradients.rows import losses_of
 from fisherfunc.gradients.sequences import split
 from fisherfunc.gradients.survey import survey
@@ -49,7 +50,8 @@ def prepared(
     Raises:
         ValueError: If no token is valid, a loss is not finite, or gradients would miss something.
     """
-    params, sequences = fn.at(params), split(batch)
+    params = fn.at(params)
+    fn, sequences = settled(fn, params, split(batch), loss)
     found = survey(fn, params, sequences, loss, drop_nonfinite=drop_nonfinite)
     tokens = _pick(found.tokens, num_tokens, seed)
     check_reach(losses_of(fn, params, sequences, loss)(int(tokens.sequence[0])), params)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fisherfunc.gradients.batches import others_than_tensors
 from fisherfunc.gradients.losses import IGNORED, TokenLoss
 from fisherfunc.gradients.memory import SavedBytes
 from fisherfunc.gradients.model_function import ModelFunction
@@ -29,6 +30,10 @@ BYTES_TOGETHER = 2**26
 """What sequences that run together would save for a backward pass, at most, with their predictions."""
 PARTS = 8
 """How many random parts of a group run without each other, to see whether its sequences reach each other."""
+
+_OFFSETS = (
+    "; offsets into the ids of a whole batch mean nothing of one bag: pass padded ids, or a list of batches of one bag"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +227,14 @@ def _output(fn: ModelFunction, params: Params, sequence: Batch, index: int) -> A
         raise ValueError(
             f"the model failed on sequence {index} with IndexError: {error}; an input id beyond the vocabulary, or a "
             "sequence longer than the position table, does this"
+        ) from error
+    except torch.OutOfMemoryError:
+        raise
+    except REFUSALS as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(
+            f"the model failed on sequence {index}, which runs alone, as a batch of one, with {type(error).__name__}: "
+            f"{error}{others_than_tensors(sequence)}{_OFFSETS if 'offsets[0]' in str(error) else ''}"
         ) from error
 
 

@@ -160,6 +160,11 @@ def _predictions(work: Workload, number: int) -> Float[Tensor, "s v"]:
 def _check_likelihood(work: Workload) -> int:
     """Hold the loss of the first sequence against the distribution that it names; the number of classes or outputs."""
     family = predictive(work.loss)
+    if work.fn.sees_class:
+        raise ValueError(
+            f"{work.fn.name} predicts from the targets that it is given (a margin?), so there is no distribution to "
+            "draw others from; take targets=ff.targets.observed(), or a model that is not given them"
+        )
     first, last = next(runs(work.tokens.sequence))
     number, position = int(work.tokens.sequence[first]), work.tokens.position[first:last]
     predictions, targets = _predictions(work, number), work.loss.targets(work.sequences[number])

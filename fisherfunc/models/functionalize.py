@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import _pytree as pytree
 
 from fisherfunc.gradients.model_function import Calls, ModelFunction, ordinary
 from fisherfunc.gradients.module_calls import is_answered, watch_parts
@@ -193,7 +192,9 @@ def _calls(blueprint: Blueprint, guard: Guard, *, give_targets: bool = False) ->
             shapes_seen.add(shapes)
         return output
 
-    def ordinary_call(tensors: dict[str, Tensor], wanted: Collection[str]) -> tuple[dict[str, Tensor], Callable[[Batch], Any]]:
+    def ordinary_call(
+        tensors: dict[str, Tensor], wanted: Collection[str]
+    ) -> tuple[dict[str, Tensor], Callable[[Batch], Any]]:
         module = fresh_copy(private, guard.writable(tensors), wanted)
         leaves: dict[str, Tensor] = {name: p for name, p in module.named_parameters() if name in wanted}
         return leaves, lambda batch: run(module, batch, next(iter(tensors.values())).device)

@@ -17,6 +17,7 @@ from fisherfunc.gradients.dense.subsample import EVERY, Coordinates
 from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.memory import SavedBytes
 from fisherfunc.gradients.model_function import ModelFunction
+from fisherfunc.gradients.readings import settled
 from fisherfunc.gradients.rows import gradient_chunks, losses_of, raise_nonfinite
 from fisherfunc.gradients.sequences import split
 from fisherfunc.gradients.survey import survey
@@ -59,7 +60,8 @@ def per_token_gradients(
     """
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size expected at least 1, got chunk_size={chunk_size}")
-    params, sequences = fn.at(params), split(batch)
+    params = fn.at(params)
+    fn, sequences = settled(fn, params, split(batch), loss)
     tokens = survey(fn, params, sequences, loss).tokens
     losses = losses_of(fn, params, sequences, loss)
     first = losses(int(tokens.sequence[0]))
