@@ -65,7 +65,8 @@ def fisher_spectrum(
 
     Args:
         model: Any module; it is left as it was. Evaluated in evaluation mode.
-        batch: Keyword arguments of the model with `labels`, or a tuple (*inputs, targets), or a list of these.
+        batch: Keyword arguments of the model with `labels`, or a tuple (*inputs, targets), or a list of these, or a
+            DataLoader that does not shuffle. Lists and arrays with an entry a sequence are divided as tensors are.
         loss: A token loss, or a function (output, batch) → losses not reduced over tokens; inferred where None.
         targets: `ff.targets.observed()`, also where None: the empirical Fisher; `ff.targets.sampled(num_draws)` or
             `ff.targets.all_classes()`: the true one, estimated or exact.
