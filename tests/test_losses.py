@@ -104,6 +104,8 @@ def test_the_loss_of_every_architecture_is_inferred(name):
         (torch.ones(2), "state"),
         [torch.ones(2)],
         type("Output", (), {"logits": torch.ones(2)})(),
+        (torch.tensor(0.5), torch.ones(2), "state"),
+        [torch.tensor(0.5), torch.tensor(0.1), torch.ones(2)],
     ],
 )
 def test_logits_are_found_in_any_output(output):
@@ -114,3 +116,83 @@ def test_logits_are_found_in_any_output(output):
 def test_an_output_without_logits_is_a_type_error_with_a_way_out(output):
     with pytest.raises(TypeError, match="a model without a head has no loss"):
         logits_of(output)
+
+
+@pytest.mark.parametrize("output", [torch.tensor(0.5), (torch.tensor(0.5),), {"logits": torch.tensor(0.5)}])
+def test_a_model_that_returns_a_reduced_loss_is_told(output):
+    with pytest.raises(ValueError, match=r"returns one number, a loss that is reduced.*ff\.losses\.custom"):
+        logits_of(output)
+
+
+class LossFirst(nn.Module):
+    """(loss, logits), as Transformers return without a dictionary."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.out = nn.Embedding(9, 4), nn.Linear(4, 9)
+
+    def forward(self, input_ids):
+        logits = self.out(self.embed(input_ids).cumsum(1))
+        return nn.functional.cross_entropy(logits[:, :-1].mT, input_ids[:, 1:]), logits
+
+
+def test_the_number_before_the_logits_is_passed_over():
+    model, batch = LossFirst().double(), {"input_ids": torch.arange(10).reshape(2, 5) % 9}
+    found = ff.fisher_spectrum(model, batch, loss=ff.losses.causal_lm())
+    assert found.metadata["mean_loss"] == pytest.approx(model(**batch)[0].item(), rel=1e-9)
+
+
+def pairs(output, batch):
+    good, bad = output.chunk(2)
+    return -nn.functional.logsigmoid(good[:, 0] - bad[:, 0])
+
+
+def halves(output, batch):
+    return output[:4, 0] - output[4:, 0]
+
+
+def stacked(output, batch):
+    return torch.stack([a - b for a, b in zip(output[::2, 0], output[1::2, 0], strict=False)])
+
+
+LOSSES_OF_YOUR_OWN = {
+    "pairs by chunk": (pairs, ValueError, r"a sample at a time.*\(pairs, 2, ...\)"),
+    "pairs by halves": (halves, ValueError, r"a sample at a time.*\(pairs, 2, ...\)"),
+    "pairs by strides": (stacked, ValueError, r"a sample at a time.*\(pairs, 2, ...\)"),
+    "pairs by shape": (lambda o, b: o.view(-1, 2, 3)[:, 0, 0], ValueError, r"a sample at a time"),
+    "reduced": (lambda o, b: nn.CrossEntropyLoss()(o, b[-1]), ValueError, "one number, reduced over tokens"),
+    "mean": (lambda o, b: o.mean(), ValueError, "one number, reduced over tokens"),
+    "of logits and targets": (lambda o, y: nn.functional.cross_entropy(o, y), ValueError, r"loss\(output, batch\)"),
+    "of three": (lambda o, y, z: o, ValueError, r"called as loss\(output, batch\)"),
+    "by a key that is not there": (lambda o, b: b["labels"], ValueError, r"a tuple \(\*inputs, targets\)"),
+    "a number": (lambda o, b: o.sum().item(), TypeError, "got float"),
+    "nothing": (lambda o, b: None, TypeError, "got NoneType"),
+    "too many axes": (lambda o, b: o[:, None, :], ValueError, r"shape \(1, 1, 3\)"),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES_OF_YOUR_OWN)
+@pytest.mark.parametrize("size", [8, 40])
+def test_a_function_that_gives_no_loss_a_sample_is_told_what_is_expected(name, size):
+    loss, error, words = LOSSES_OF_YOUR_OWN[name]
+    batch = torch.randn(size, 2), torch.randint(3, (size,))
+    with pytest.raises(error, match=words):
+        ff.fisher_spectrum(nn.Linear(2, 3), batch, loss=loss)
+
+
+def test_pairs_on_an_axis_of_their_own_are_samples():
+    model = nn.Sequential(nn.Flatten(0, 1), nn.Linear(2, 1), nn.Unflatten(0, (-1, 2))).double()
+    batch = torch.randn(6, 2, 2, dtype=torch.float64), torch.zeros(6)
+    found = ff.fisher_spectrum(model, batch, loss=lambda o, b: -nn.functional.logsigmoid(o[:, 0, 0] - o[:, 1, 0]))
+    assert found.full.num_tokens == 6 and float(found.full.eigenvalues[0]) > 0
+
+
+def test_a_loss_that_torch_func_cannot_transform_is_still_taken_by_ordinary_passes():
+    def loss(output, batch):
+        return output.square().sum(1) if output.sum().item() > -1e9 else output.sum(1)
+
+    model, batch = nn.Linear(2, 3).double(), (torch.randn(4, 2, dtype=torch.float64), torch.zeros(4))
+    got = ff.fisher_spectrum(model, batch, loss=loss, route="dense").full.eigenvalues
+    want = ff.fisher_spectrum(model, batch, loss=lambda o, b: o.square().sum(1), route="dense").full.eigenvalues
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=0)

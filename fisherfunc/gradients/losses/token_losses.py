@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fisherfunc.gradients.batches import by_name
+from fisherfunc.gradients.losses.calling import per_token
 from fisherfunc.gradients.losses.masks import attended
 from fisherfunc.records.axes import Batch
 
@@ -138,17 +139,15 @@ def custom(
         valid: batch → a mask of the same shape; every loss counts where None.
         name: The name that results carry; the function's where None.
     """
-
-    def per_token(losses: Tensor) -> Tensor:
-        return losses[:, None] if losses.ndim == 1 else losses
+    name = name or str(getattr(values, "__name__", type(values).__name__))
 
     return TokenLoss(
-        name=name or str(getattr(values, "__name__", type(values).__name__)),
+        name=name,
         shift=0,
         distribution="custom",
-        predictions=lambda output, batch: per_token(values(output, batch)),
+        predictions=per_token(values, name),
         targets=lambda batch: None,
-        valid=lambda batch: None if valid is None else per_token(valid(batch)),
+        valid=lambda batch: None if valid is None else _by_position(valid(batch)),
         negative_log_likelihood=lambda losses, _: losses,
     )
 
@@ -168,21 +167,38 @@ def each_alone(loss: TokenLoss) -> TokenLoss:
 def logits_of(output: Any) -> Tensor:
     """The predictions in a model's output: a tensor, its `.logits`, its entry "logits", or its first element.
 
+    A number that comes first in a tuple, as in (loss, logits), is passed over: predictions have an axis of samples.
+
     Raises:
         TypeError: If there are none.
+        ValueError: If all there is, is a number: a loss, reduced already.
     """
-    if isinstance(output, Tensor):
-        return output
+    found = output
     if isinstance(output, Mapping) and "logits" in output:
-        return output["logits"]
-    if isinstance(getattr(output, "logits", None), Tensor):
-        return output.logits
-    if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
-        return output[0]
-    raise TypeError(
-        f"expected a tensor or an output with `logits`, got {type(output).__name__}; a model without a head has no "
-        "loss: load it with one, or pass loss=ff.losses.custom(...)"
-    )
+        found = output["logits"]
+    elif isinstance(getattr(output, "logits", None), Tensor):
+        found = output.logits
+    elif isinstance(output, tuple | list):
+        found = next((part for part in output if not _is_number(part)), output[0] if output else output)
+    if not isinstance(found, Tensor):
+        raise TypeError(
+            f"expected a tensor or an output with `logits`, got {type(found).__name__}; a model without a head has no "
+            "loss: load it with one, or pass loss=ff.losses.custom(...)"
+        )
+    if found.ndim == 0:
+        raise ValueError(
+            "the model returns one number, a loss that is reduced over tokens, and no predictions; return the logits, "
+            "or one loss a sample with loss=ff.losses.custom(lambda output, batch: output)"
+        )
+    return found
+
+
+def _is_number(part: Any) -> bool:
+    return isinstance(part, Tensor) and part.ndim == 0
+
+
+def _by_position(values: Tensor) -> Tensor:
+    return values[:, None] if values.ndim == 1 else values
 
 
 def _categorical(

@@ -1,0 +1,65 @@
+"""A loss function of the user's own, called a sample at a time; what it raises or returns instead is named."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fisherfunc.records.axes import Batch
+
+_RAISED = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError)
+_ALONE = (
+    "losses are taken a sample at a time, so a call has a batch axis of length 1; where a loss is of a pair or group, "
+    "give that an axis of its own, (pairs, 2, ...)"
+)
+_CALLED = "loss(output, batch), with the batch as it was given, a mapping or a tuple (*inputs, targets)"
+
+
+class LossError(ValueError, RuntimeError):
+    """What a loss function raised, in our words; a RuntimeError too, after which a pass tries its next way to batch."""
+
+
+def per_token(values: Callable[[Any, Batch], Tensor], name: str) -> Callable[[Any, Batch], Float[Tensor, "b s"]]:
+    """The function with a loss a token as `(b, s)`, and errors that say what was expected.
+
+    Args:
+        values: (output, batch) → losses `(b,)` or `(b, s)`.
+        name: What errors call it.
+    """
+
+    def called(output: Any, batch: Batch) -> Tensor:
+        try:
+            losses = values(output, batch)
+        except (LossError, torch.OutOfMemoryError):
+            raise
+        except _RAISED as error:
+            raise LossError(
+                f"loss {name!r} failed on one sample ({type(error).__name__}: {error}): {_ALONE}. It is called as "
+                f"{_CALLED}, and returns losses (b,) or (b, s)"
+            ) from error
+        return _checked(losses, name)
+
+    return called
+
+
+def _checked(losses: Any, name: str) -> Tensor:
+    if not isinstance(losses, Tensor):
+        raise TypeError(
+            f"loss {name!r} expected to return a tensor of losses (b,) or (b, s), got {type(losses).__name__}"
+        )
+    if losses.ndim == 0:
+        raise ValueError(
+            f"loss {name!r} returned one number, reduced over tokens; expected losses (b,) or (b, s), as reduction="
+            "'none' gives, for their gradients are taken one by one. torch's own losses may be passed as they are, "
+            "such as loss=torch.nn.CrossEntropyLoss()"
+        )
+    if losses.ndim > 2:
+        raise ValueError(
+            f"loss {name!r} returned losses of shape {tuple(losses.shape)}; expected (b,) or (b, s): sum over the axes "
+            "that are one token's, and join those of positions"
+        )
+    if losses.numel() == 0:
+        raise ValueError(f"loss {name!r} returned no loss, shape {tuple(losses.shape)}: {_ALONE}")
+    return losses[:, None] if losses.ndim == 1 else losses
