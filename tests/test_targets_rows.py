@@ -135,7 +135,7 @@ class Squares(nn.Module):
 
 def test_a_token_without_a_finite_gradient_goes_with_all_of_its_rows():
     batch = (torch.tensor([[[1.0, 2.0], [4e19, 0.5]], [[2.0, 1.0], [0.5, 4.0]]]), torch.zeros(2, 2, dtype=torch.long))
-    loss, targets = ff.losses.classification(), ff.targets.sampled(8, seed=1)
+    loss, targets = ff.losses.classification(class_axis=-1), ff.targets.sampled(8, seed=1)
     drawn, rows = pass_rows(Squares(), batch, loss, targets)
     finite = rows[8:16].isfinite().all(dim=1)
     assert torch.equal(finite, drawn.tokens.target[8:16] == 0) and finite.any() and not finite.all()

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from fisherfunc.gradients.batches import by_name
 from fisherfunc.gradients.losses.calling import per_token
+from fisherfunc.gradients.losses.class_axis import classes_last
 from fisherfunc.gradients.losses.masks import attended
 from fisherfunc.records.axes import Batch
 
@@ -89,16 +90,28 @@ def seq2seq_lm() -> TokenLoss:
     return _categorical("seq2seq_lm", targets, lambda output, batch: logits_of(output))
 
 
-def classification() -> TokenLoss:
-    """Cross-entropy of a class: a sample `(b, v)` is one token; with predictions `(b, s, v)` each position is."""
+def classification(*, class_axis: int | None = None) -> TokenLoss:
+    """Cross-entropy of a class: a sample `(b, v)` is one token; with positions, each of them is.
+
+    Logits of positions, or of an image's pixels, are `(b, …, v)` or torch's `(b, v, …)`, as the labels `(b, …)` tell.
+    `attention_mask` counts where samples have several positions.
+
+    Args:
+        class_axis: The axis of the logits that holds the classes; to be given where there are as many classes as
+            positions, and the shapes fit both.
+    """
+
+    def labels(batch: Batch) -> Tensor:
+        return _classes(batch, "classification", "labels", "targets")
 
     def targets(batch: Batch) -> Tensor:
-        ids = _classes(batch, "classification", "labels", "targets")
-        return ids[:, None] if ids.ndim == 1 else torch.where(attended(batch, "attention_mask", ids), ids, IGNORED)
+        ids = labels(batch)
+        if ids.ndim == 1:
+            return ids[:, None]
+        return torch.where(attended(batch, "attention_mask", ids), ids, IGNORED).flatten(1)
 
     def predictions(output: Any, batch: Batch) -> Tensor:
-        logits = logits_of(output)
-        return logits[:, None] if logits.ndim == 2 else logits
+        return classes_last(logits_of(output), tuple(labels(batch).shape), class_axis)
 
     return _categorical("classification", targets, predictions)
 
@@ -244,7 +257,12 @@ def _classes(batch: Batch, loss: str, *keys: str) -> Tensor:
     """Targets as int64, in which −100 is no class, whatever they are given in."""
     given = _entry(batch, loss, *keys)
     if given.is_floating_point() and not bool((given == given.round()).all()):
-        raise ValueError(f"{loss} expected class targets, which are integers, got {given.dtype} with fractions")
+        raise ValueError(
+            f"loss {loss!r} expected class targets, which are integers, got {given.dtype} of shape "
+            f"{tuple(given.shape)} with fractions. Probabilities of classes are taken by "
+            "loss=torch.nn.CrossEntropyLoss(), labels 0 or 1 of several logits by ff.losses.binary_classification(), "
+            "real values by ff.losses.regression()"
+        )
     return given.long()
 
 
