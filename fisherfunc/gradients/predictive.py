@@ -1,7 +1,8 @@
 """The predictive distribution of a loss: what is drawn from it, and the losses of a position at several targets.
 
-Softmax for losses of distribution "categorical", N(f, 1) for "gaussian". Axis order: n tokens, b sequences, s
-positions, t targets of a position, v classes or outputs; losses of all targets are `(b, st)`, entry s · T + t.
+Softmax for losses of distribution "categorical", independent Bernoulli(σ(f)) for "bernoulli", N(f, 1) for "gaussian".
+Axis order: n tokens, b sequences, s positions, t targets of a position, v classes or outputs; losses of all targets are
+`(b, st)`, entry s · T + t.
 """
 
 from collections.abc import Callable
@@ -10,8 +11,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from fisherfunc.gradients.losses import TokenLoss
+from fisherfunc.gradients.losses.binary import binary_cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,12 @@ def _values(means: Float[Tensor, "n v"], uniform: Float[Tensor, "n t v"]) -> Flo
     return (means[:, None] + noise).to(torch.promote_types(means.dtype, torch.float32))
 
 
+def _bits(logits: Float[Tensor, "n v"], uniform: Float[Tensor, "n t v"]) -> Float[Tensor, "n t v"]:
+    """1 where a uniform number is below the probability of 1."""
+    drawn = uniform < logits.double().sigmoid()[:, None]
+    return drawn.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def _log_losses(logits: Float[Tensor, "b s v"], targets: Int[Tensor, "b s t"]) -> Float[Tensor, "b st"]:
     return -_log_softmax(logits).gather(-1, targets).flatten(1)
 
@@ -66,11 +75,24 @@ def _square_losses(means: Float[Tensor, "b s v"], targets: Float[Tensor, "b s t 
     return (means[:, :, None] - targets).square().sum(dim=-1).flatten(1) / 2
 
 
+def _binary_losses(logits: Float[Tensor, "b s v"], targets: Float[Tensor, "b s t v"]) -> Float[Tensor, "b st"]:
+    each = binary_cross_entropy(logits[:, :, None].expand(targets.shape), targets)
+    return each.sum(dim=-1).flatten(1)
+
+
 def _every_class(logits: Float[Tensor, "b s v"]) -> Float[Tensor, "b sv"]:
     """√p_c · −log p_c; a class of probability zero has no gradient."""
     log_p = _log_softmax(logits)
     weight = (log_p / 2).exp().detach()
     return torch.where(weight > 0, -weight * log_p, 0.0).flatten(1)
+
+
+def _every_logit(logits: Float[Tensor, "b s v"]) -> Float[Tensor, "b sv"]:
+    """√(p (1 − p)) f, p held constant; over y, the gradients (p − y) ∇f make p (1 − p) ∇f ∇fᵀ."""
+    at_least_float32 = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    log_p, log_q = (functional.logsigmoid(f).detach() for f in (at_least_float32, -at_least_float32))
+    weight = ((log_p + log_q) / 2).exp()
+    return torch.where(weight > 0, weight * at_least_float32, 0.0).flatten(1)
 
 
 def _every_output(means: Float[Tensor, "b s v"]) -> Float[Tensor, "b sv"]:
@@ -83,5 +105,6 @@ def _log_softmax(logits: Tensor) -> Tensor:
 
 _FAMILIES = {
     "categorical": Predictive(draw=_classes, losses=_log_losses, every=_every_class, num_uniform=1),
+    "bernoulli": Predictive(draw=_bits, losses=_binary_losses, every=_every_logit, num_uniform=2),
     "gaussian": Predictive(draw=_values, losses=_square_losses, every=_every_output, num_uniform=2),
 }

@@ -7,9 +7,10 @@
 | `all_classes()` | √p_c ∇ −log p_c, one a class c, p_c held constant | the true Fisher: the Gauss-Newton matrix |
 
 p is the model's own distribution at the token: softmax for cross-entropy; N(f, 1) for regression, where draws are f + ε
-and `all_classes` has a row ∇f_c an output. N stays the number of tokens. Sources: Martens, "New insights and
-perspectives on the natural gradient method", JMLR 2020; Kunstner, Hennig and Balles, "Limitations of the empirical
-Fisher approximation", NeurIPS 2019. Axis order: b sequences, s positions, t targets of a position, v outputs.
+and `all_classes` has a row ∇f_c an output; σ(f_c) for each logit of a binary classification, with a row
+√(p_c (1 − p_c)) ∇f_c. N stays the number of tokens. Sources: Martens, "New insights and perspectives on the natural
+gradient method", JMLR 2020; Kunstner, Hennig and Balles, "Limitations of the empirical Fisher approximation",
+NeurIPS 2019. Axis order: b sequences, s positions, t targets of a position, v outputs.
 """
 
 import hashlib
@@ -80,7 +81,7 @@ def sampled(num_draws: int = 1, *, seed: int = 0) -> Targets:
 
 
 def all_classes() -> Targets:
-    """Every class at its probability, or every output of a regression: the true Fisher, exactly.
+    """Every class at its probability, every output of a regression, every binary logit: the true Fisher, exactly.
 
     Cost: V rows a token, for V classes or outputs. The pass raises a ValueError that states it where the Grams of
     these N V rows are beyond the memory limit.

@@ -1,5 +1,6 @@
 """Token losses, and which of them a model was made for."""
 
+from fisherfunc.gradients.losses.binary import binary_classification
 from fisherfunc.gradients.losses.infer import infer
 from fisherfunc.gradients.losses.token_losses import (
     IGNORED,
@@ -17,6 +18,7 @@ from fisherfunc.gradients.losses.token_losses import (
 __all__ = [
     "IGNORED",
     "TokenLoss",
+    "binary_classification",
     "causal_lm",
     "classification",
     "custom",

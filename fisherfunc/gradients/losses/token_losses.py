@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.nn import functional
 
@@ -30,7 +30,7 @@ class TokenLoss:
     Attributes:
         name: The name that results carry.
         shift: How far ahead of its position a token's target lies.
-        distribution: "categorical", "gaussian" or "custom".
+        distribution: "categorical", "bernoulli", "gaussian" or "custom".
         predictions: (output, batch) → `(b, s, …)`, what the loss depends on the parameters through.
         targets: batch → `(b, s, …)`; ids are −100 at invalid tokens.
         valid: batch → `(b, s)`; None where every loss counts.
@@ -120,13 +120,14 @@ def regression() -> TokenLoss:
     """½ ‖f(x) − y‖², minus the log-likelihood of a Gaussian of unit variance less its constant; a sample is a token."""
 
     def targets(batch: Batch) -> Tensor:
-        return _one_row_a_sample(_entry(batch, "regression", "labels", "targets"))
+        y = _one_row_a_sample(_entry(batch, "regression", "labels", "targets"))
+        return y if y.is_floating_point() else y.double()  # counts and years, whichever dtype they came in
 
     def predictions(output: Any, batch: Batch) -> Tensor:
         return _one_row_a_sample(logits_of(output))
 
     def negative_log_likelihood(means: Tensor, y: Tensor) -> Tensor:
-        return (means - y).square().sum(dim=-1) / 2
+        return (means - y.to(means.dtype)).square().sum(dim=-1) / 2
 
     return TokenLoss(
         name="regression",
@@ -233,7 +234,7 @@ def _cross_entropy(logits: Float[Tensor, "b s v"], targets: Tensor) -> Float[Ten
     return functional.cross_entropy(at_least_float32.mT, targets.long(), reduction="none", ignore_index=IGNORED)
 
 
-def _one_row_a_sample(values: Tensor) -> Float[Tensor, "b 1 v"]:
+def _one_row_a_sample(values: Tensor) -> Shaped[Tensor, "b 1 v"]:
     return values.reshape(values.shape[0], 1, -1)
 
 
