@@ -177,6 +177,12 @@ def test_the_task_follows_the_architecture(architecture, task):
     assert task_of(config) == task
 
 
+@pytest.mark.parametrize(("causal", "task"), [(True, "causal_lm"), (False, "masked_lm")])
+def test_xlm_is_what_its_configuration_says(causal, task):
+    config = type("Config", (), {"architectures": ["XLMWithLMHeadModel"], "causal": causal})
+    assert task_of(config) == task
+
+
 def test_positions_that_start_after_the_padding_id_are_not_counted():
     import transformers as hf
 

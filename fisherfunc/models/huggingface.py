@@ -129,7 +129,8 @@ def task_of(config: Any, *, name: str = "the model") -> str:
     architectures = getattr(config, "architectures", None) or []
     for suffix, task in _SUFFIXES:
         if architectures and architectures[0].endswith(suffix):
-            return task
+            masked = suffix == "LMHeadModel" and not getattr(config, "causal", True)  # XLM and Flaubert say it so
+            return "masked_lm" if masked else task
     raise ValueError(
         f"{name} has architectures={architectures} in its config.json; expected a causal (…ForCausalLM, "
         "…LMHeadModel), masked (…ForMaskedLM) or sequence-to-sequence (is_encoder_decoder) language model; "

@@ -12,8 +12,7 @@ from torch import nn
 from fisherfunc.gradients import losses
 from fisherfunc.gradients.batches import cast
 from fisherfunc.gradients.grams import token_grams
-from fisherfunc.gradients.losses import TokenLoss, custom, infer
-from fisherfunc.gradients.model_function import ModelFunction
+from fisherfunc.gradients.losses import TokenLoss, custom
 from fisherfunc.gradients.planning.run_plan import eigensolve_operations, solver_bytes
 from fisherfunc.gradients.sequences import split
 from fisherfunc.gradients.targets import Targets, chosen
@@ -21,12 +20,21 @@ from fisherfunc.linalg.full_precision import full_precision
 from fisherfunc.linalg.kernels import robust_eigh
 from fisherfunc.models.functionalize import Selection, functionalize
 from fisherfunc.partitioning import by_layer, partition
+from fisherfunc.pipeline.inferred_loss import inferred_loss
+from fisherfunc.pipeline.inputs import input_dtype
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.pipeline.solve import IntervalMethod, interval_method, spectrum_of_grams
 from fisherfunc.records.axes import Batch, Progress
 from fisherfunc.records.dtypes import dtype_name
 
-LOSSES = (losses.causal_lm, losses.masked_lm, losses.seq2seq_lm, losses.classification, losses.regression)
+LOSSES = (
+    losses.causal_lm,
+    losses.masked_lm,
+    losses.seq2seq_lm,
+    losses.classification,
+    losses.binary_classification,
+    losses.regression,
+)
 
 
 @full_precision()
@@ -160,28 +168,26 @@ def _with_eigensolve(plan: dict[str, Any], num_blocks: int) -> dict[str, Any]:
     return {**plan, "operations": operations, "peak_bytes": peak}
 
 
-def input_dtype(fn: ModelFunction) -> torch.dtype | None:
-    """What floating-point inputs are cast to: the dtype of the parameters, or None where these differ."""
-    dtypes = {t.dtype for t in (fn.params | fn.frozen).values() if t.is_floating_point()}
-    return next(iter(dtypes)) if len(dtypes) == 1 else None
-
-
 def token_loss(loss: Any, model: nn.Module, batch: Batch) -> TokenLoss:
-    """The token loss that a user asks for: one of ours, a function of their own, or what the model and batch suggest.
+    """The token loss that a user asks for: one of ours, a function of their own, or what the model suggests.
 
     Raises:
         TypeError: If it is none of these.
+        ValueError: If none is given, and what is inferred is not what the model was made for.
     """
     if loss is None:
-        return infer(model, batch)
+        return inferred_loss(model, batch)
     if isinstance(loss, TokenLoss):
         return loss
     if loss in LOSSES:
         raise TypeError(f"loss={loss.__name__} is a factory; call it: loss=ff.losses.{loss.__name__}()")
     if callable(loss):
         return custom(loss)
+    names = [factory.__name__ for factory in LOSSES]
+    said = f"the name {loss!r}: loss=ff.losses.{loss}()" if loss in names else f"{type(loss).__name__} {loss!r}"
     raise TypeError(
-        f"loss expected one of ff.losses, a function (output, batch) -> losses, or None, got {type(loss).__name__}"
+        f"loss expected one of ff.losses ({', '.join(f'{name}()' for name in names)}, custom(...)), a "
+        f"function (output, batch) -> losses, or None, got {said}"
     )
 
 

@@ -20,7 +20,8 @@ from fisherfunc.linalg.full_precision import full_precision
 from fisherfunc.linalg.kernels import robust_eigh
 from fisherfunc.models.functionalize import Selection, functionalize
 from fisherfunc.partitioning import by_layer, labels_of, partition
-from fisherfunc.pipeline.fisher import input_dtype, token_loss
+from fisherfunc.pipeline.fisher import token_loss
+from fisherfunc.pipeline.inputs import input_dtype
 from fisherfunc.records.axes import Batch
 
 SOLVED = 768
