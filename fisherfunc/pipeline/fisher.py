@@ -13,6 +13,8 @@ from fisherfunc.gradients import losses
 from fisherfunc.gradients.batches import cast
 from fisherfunc.gradients.grams import token_grams
 from fisherfunc.gradients.losses import TokenLoss, custom
+from fisherfunc.gradients.losses.infer import targets_of
+from fisherfunc.gradients.losses.torch_losses import of_torch
 from fisherfunc.gradients.planning.run_plan import eigensolve_operations, solver_bytes
 from fisherfunc.gradients.sequences import split
 from fisherfunc.gradients.targets import Targets, chosen
@@ -169,7 +171,7 @@ def _with_eigensolve(plan: dict[str, Any], num_blocks: int) -> dict[str, Any]:
 
 
 def token_loss(loss: Any, model: nn.Module, batch: Batch) -> TokenLoss:
-    """The token loss that a user asks for: one of ours, a function of their own, or what the model suggests.
+    """The token loss that a user asks for: one of ours or torch's, a function of their own, or what the model suggests.
 
     Raises:
         TypeError: If it is none of these.
@@ -181,12 +183,17 @@ def token_loss(loss: Any, model: nn.Module, batch: Batch) -> TokenLoss:
         return loss
     if loss in LOSSES:
         raise TypeError(f"loss={loss.__name__} is a factory; call it: loss=ff.losses.{loss.__name__}()")
+    if isinstance(loss, type):
+        raise TypeError(f"loss={loss.__name__} is a class; call it: loss={loss.__name__}()")
+    found = of_torch(loss, targets_of(batch))
+    if found is not None:
+        return found
     if callable(loss):
         return custom(loss)
     names = [factory.__name__ for factory in LOSSES]
     said = f"the name {loss!r}: loss=ff.losses.{loss}()" if loss in names else f"{type(loss).__name__} {loss!r}"
     raise TypeError(
-        f"loss expected one of ff.losses ({', '.join(f'{name}()' for name in names)}, custom(...)), a "
+        f"loss expected one of ff.losses ({', '.join(f'{name}()' for name in names)}, custom(...)), a loss of torch, a "
         f"function (output, batch) -> losses, or None, got {said}"
     )
 
