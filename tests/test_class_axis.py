@@ -113,6 +113,7 @@ def test_class_targets_of_a_float_dtype_are_refused_with_what_they_may_be(labels
         ff.fisher_spectrum(nn.Linear(2, V), (torch.randn(4, 2), labels), loss=ff.losses.classification())
 
 
-def test_logits_without_an_axis_of_classes_are_named():
+@pytest.mark.parametrize("shape", [(4,), (4, 3)])
+def test_logits_without_an_axis_of_classes_are_named(shape):
     with pytest.raises(ValueError, match=r"axis of classes.*binary_classification"):
-        ff.losses.classification().values(torch.randn(4), (None, torch.zeros(4, dtype=torch.long)))
+        ff.losses.classification().values(torch.randn(shape), (None, torch.zeros(shape, dtype=torch.long)))

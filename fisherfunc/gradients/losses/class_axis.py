@@ -27,6 +27,12 @@ def classes_last(logits: Tensor, labels: tuple[int, ...], class_axis: int | None
             "one logit a sample is ff.losses.binary_classification(), with targets 0 or 1"
         )
     shape = tuple(logits.shape)
+    if shape == labels:
+        raise ValueError(
+            f"classification expected logits with an axis of classes beside those of the labels, got both of shape "
+            f"{labels}; targets 0 or 1 of each logit are ff.losses.binary_classification(), real values "
+            "ff.losses.regression()"
+        )
     axis = _read(shape, labels) if class_axis is None else _told(shape, labels, class_axis)
     if logits.shape[axis] == 1:
         raise ValueError(
