@@ -239,6 +239,19 @@ def test_any_model_that_takes_labels_and_returns_a_loss_is_asked(kind, gives):
         inferred_loss(Own(0.7, gives), batch)
 
 
+def test_a_model_may_sum_its_loss_over_tokens(monkeypatch):
+    def summed(self, input_ids=None, labels=None, **inputs):
+        output = forward(self, input_ids=input_ids, labels=labels, **inputs)
+        return (
+            output if labels is None else type(output)(**{**output, "loss": output.loss * (labels[:, 1:] >= 0).sum()})
+        )
+
+    model, batch = model_of("GPT2LMHeadModel", "GPT2Config"), text("ids")
+    forward = type(model).forward
+    monkeypatch.setattr(type(model), "forward", summed)
+    assert inferred_loss(model, batch).name == "causal_lm"
+
+
 def test_a_loss_that_cannot_be_computed_says_nothing():
     def fails(loss, logits):
         if loss is not None:

@@ -77,7 +77,8 @@ def fisher_spectrum(
         model: Any module; it is left as it was. Evaluated in evaluation mode.
         batch: Keyword arguments of the model with `labels`, or a tuple (*inputs, targets), or a list of these, or a
             DataLoader that does not shuffle. Lists and arrays with an entry a sequence are divided as tensors are.
-        loss: A token loss, or a function (output, batch) → losses not reduced over tokens; inferred where None.
+        loss: A token loss, one of torch's (`torch.nn.CrossEntropyLoss()`), or a function (output, batch) → losses not
+            reduced over tokens; inferred where None, and held against the model's own loss where it has one.
         targets: `ff.targets.observed()`, also where None: the empirical Fisher; `ff.targets.sampled(num_draws)` or
             `ff.targets.all_classes()`: the true one, estimated or exact.
         blocks: Parameter name → block label.

@@ -1,8 +1,8 @@
 """The loss where none is given: inferred, and held against the model's own on a sequence of the batch.
 
 A model that takes labels and returns a loss says itself what it was made for: the mean over the valid tokens of that
-sequence, the labels of the others set to −100. The inferred loss has to have the same mean, up to the factor that a
-mean over outputs is. Where the model has no such loss, or it cannot be computed, nothing is concluded.
+sequence, the labels of the others set to −100. The inferred loss has to have the same mean, up to the factor that a sum
+over tokens or a mean over outputs is. Where the model has no such loss, or it cannot be computed, nothing is concluded.
 """
 
 import inspect
@@ -153,10 +153,12 @@ def _mean(loss: TokenLoss, output: Any, sequence: Batch) -> float:
     return float(values[valid].mean())
 
 
-def _factors(guess: TokenLoss, output: Any, sequence: Batch) -> tuple[float, ...]:
-    """What a mean over outputs, or half of a square, is to our sum."""
+def _factors(guess: TokenLoss, output: Any, sequence: Batch) -> list[float]:
+    """What a mean over outputs, a square that is not halved, or a sum over tokens is to our mean."""
     count = guess.predictions(output, sequence).shape[-1]
-    return {"gaussian": (1.0, 2.0, 1 / count, 2 / count), "bernoulli": (1.0, 1 / count)}.get(guess.distribution, (1.0,))
+    of_outputs = {"gaussian": (1.0, 2.0, 1 / count, 2 / count), "bernoulli": (1.0, 1 / count)}
+    of_tokens = (1, _num_valid(guess, sequence))
+    return [tokens * outputs for tokens in of_tokens for outputs in of_outputs.get(guess.distribution, (1.0,))]
 
 
 def _allowed(guess: TokenLoss, own: Tensor, output: Any, sequence: Batch) -> float:
