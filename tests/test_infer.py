@@ -38,10 +38,11 @@ def test_targets_say_what_a_plain_module_is_for(name):
         (1, torch.tensor([0.0, 1.0, 1.0, 0.0]), ("binary_classification", "regression")),
         (3, torch.eye(4)[:, :3], ("binary_classification", "regression")),
         (3, torch.tensor([[0.2, 0.5, 0.3]] * 4), ("CrossEntropyLoss", "regression")),
+        (3, torch.tensor([[0, 0, 1], [1, 0, 0]] * 2), ("argmax", "binary_classification")),
     ],
-    ids=["floats 0 and 1", "multi-hot", "probabilities"],
+    ids=["floats 0 and 1", "multi-hot", "probabilities", "one-hot"],
 )
-def test_floats_that_may_be_labels_are_refused_with_both_readings(outputs, y, both):
+def test_targets_that_may_be_labels_or_not_are_refused_with_both_readings(outputs, y, both):
     for batch in ((torch.randn(4, 5), y), {"input": torch.randn(4, 5), "labels": y}):
         with pytest.raises(ValueError, match=rf"{both[0]}\(\) or .*{both[1]}\(\)|{both[0]}.*{both[1]}"):
             ff.fisher_spectrum(nn.Linear(5, outputs), batch)

@@ -3,7 +3,7 @@
 What fits two losses is no guess: it is an error that names both.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -87,7 +87,7 @@ def targets_of(batch: Batch) -> list[Tensor]:
     return [y for y in entries if isinstance(y, Tensor)][:1]
 
 
-def zero_or_one(targets: list[Tensor]) -> bool:
+def zero_or_one(targets: Sequence[Tensor]) -> bool:
     """Whether all targets are 0 or 1."""
     return all(bool(((y == 0) | (y == 1)).all()) for y in targets)
 
@@ -142,4 +142,10 @@ def _is_binary(targets: list[Tensor], output: Any) -> bool:
         return False
     shape, labels = losses.logits_of(output).shape, targets[0].shape
     one_logit = shape.numel() == shape[0] and labels.numel() == labels[0]  # of each sample
-    return one_logit or (len(shape) == 2 and shape[1:] == labels[1:])
+    each_a_label = len(shape) == 2 and shape[1:] == labels[1:]
+    if each_a_label and all(_sum_to_one(y) for y in targets):
+        raise ValueError(
+            f"targets of shape {tuple(labels)} with a single 1 in each row may be one-hot classes, or labels of each "
+            "logit; give class numbers, as by .argmax(dim=1), or say loss=ff.losses.binary_classification()"
+        )
+    return one_logit or each_a_label

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from fisherfunc.gradients.losses.binary import binary_classification
 from fisherfunc.gradients.losses.calling import LossError
+from fisherfunc.gradients.losses.infer import zero_or_one
 from fisherfunc.gradients.losses.token_losses import IGNORED, TokenLoss, _entry, classification, logits_of
 from fisherfunc.records.axes import Batch
 from fisherfunc.records.hashing import short_hash
@@ -177,7 +178,7 @@ def _of_samples(function: Function, options: dict[str, Any], reduction: str, tar
     """A loss a sample: torch's own of that sample alone."""
     single = all(y.numel() == y.shape[0] for y in targets if y.ndim)
     plain = all(option is None for option in options.values()) and (single or reduction == "sum")
-    if function is functional.binary_cross_entropy_with_logits and plain and _zero_or_one(targets):
+    if function is functional.binary_cross_entropy_with_logits and plain and zero_or_one(targets):
         return binary_classification()
     name = _named(function, {**options, "reduction": reduction})
 
@@ -237,10 +238,6 @@ def _each(function: Function, values: Tensor, y: Tensor, options: dict[str, Any]
             f"torch's {function.__name__} failed on outputs of shape {tuple(values.shape)} and targets of shape "
             f"{tuple(y.shape)} ({y.dtype}): {error}"
         ) from error
-
-
-def _zero_or_one(targets: Sequence[Tensor]) -> bool:
-    return bool(targets) and all(bool(((y == 0) | (y == 1)).all()) for y in targets)
 
 
 def _at_least_float32(values: Tensor) -> Tensor:
