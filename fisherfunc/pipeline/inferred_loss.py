@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fisherfunc.gradients import losses
-from fisherfunc.gradients.batches import cast
+from fisherfunc.gradients.batches import TARGET_KEYS, cast
 from fisherfunc.gradients.losses import IGNORED, TokenLoss, infer
 from fisherfunc.gradients.losses.infer import targets_of, zero_or_one
 from fisherfunc.gradients.sequences import Sequences, split
 from fisherfunc.gradients.stacks import REFUSALS
-from fisherfunc.models.functionalize import TARGET_KEYS, functionalize
+from fisherfunc.models.functionalize import functionalize
 from fisherfunc.pipeline.inputs import input_dtype
 from fisherfunc.records.axes import Batch
 
@@ -92,7 +92,7 @@ def _output(model: nn.Module, batch: Batch) -> Any:
     """What a private copy of a model returns; None where it fails, which the pass itself will say better."""
     fn = functionalize(model, parameters=lambda name: model.get_parameter(name).is_floating_point())
     like = next(iter(fn.params.values()))
-    batch = cast(batch, dtype=input_dtype(fn), device=like.device)
+    (batch,) = cast(batch, dtype=input_dtype(fn), device=like.device)
     try:
         with torch.no_grad():
             return fn.apply(fn.params, batch)
