@@ -226,7 +226,6 @@ class Focal(nn.CrossEntropyLoss):
         (nn.CrossEntropyLoss, TypeError, r"is a class; call it: loss=CrossEntropyLoss\(\)"),
         (ff.losses.binary_classification, TypeError, r"call it: loss=ff.losses.binary_classification\(\)"),
     ],
-    ids=str,
 )
 def test_what_is_no_loss_of_a_token_is_refused_with_what_to_do(loss, error, words):
     with pytest.raises(error, match=words):
