@@ -229,3 +229,27 @@ def test_constants_keep_the_precision_of_what_they_multiply(scale, apply):
     result = ff.token_grams(fn, fn.params, batch, ff.losses.regression())
     assert result.metadata["route"] == "factored"
     assert max(gram_errors(result.grams, gradient_rows(model, "regression", batch), floor=0.0).values()) < 1e-13
+
+
+class CoarseSoftmax(nn.Module):
+    """Attention with a softmax in float32 inside a float64 model; the gradient of the key's bias is round-off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(11, 6), nn.Linear(6, 11)
+        self.q, self.k, self.v = (nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, input_ids):
+        h = self.embedding(input_ids)
+        scores = self.q(h) @ self.k(h).mT
+        scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), -1e9)
+        return self.head(torch.tanh(scores.float().softmax(-1).to(h.dtype) @ self.v(h)))
+
+
+def test_a_tensor_whose_gradient_is_round_off_does_not_make_a_model_dense():
+    model, batch = CoarseSoftmax().double(), {"input_ids": torch.randint(11, (4, 7))}
+    fn = ff.functionalize(model)
+    result = ff.token_grams(fn, fn.params, batch, CAUSAL)
+    assert result.metadata["route"] == "factored"
+    rows = gradient_rows(model, "causal_lm", batch)
+    assert max(gram_errors(result.grams, rows, floor=torch.finfo(torch.float32).eps).values()) < 1e-5

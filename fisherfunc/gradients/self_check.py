@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from fisherfunc.gradients.nature import coarsest
 from fisherfunc.gradients.pullback import leaves_of, strided
 from fisherfunc.gradients.rows import losses_of, runs
 from fisherfunc.gradients.workload import Workload
@@ -52,7 +53,8 @@ def wrong(errors: Mapping[str, float], work: Workload) -> list[str]:
 
 
 def _eps(work: Workload) -> float:
-    return max(torch.finfo(p.dtype).eps for p in work.params.values())
+    """Of the coarsest dtype that anything was computed in: weights of a finer one make nothing more exact."""
+    return torch.finfo(coarsest(work.nature.precision, *(p.dtype for p in work.params.values()))).eps
 
 
 def parts(params: Mapping[str, Tensor], room: int | None) -> list[list[str]]:
