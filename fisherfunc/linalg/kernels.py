@@ -13,6 +13,7 @@ import torch
 
 from fisherfunc.linalg.gram import gram_of
 from fisherfunc.linalg.lifting import Dtype, GramKernel, RowKernel, gram_kernel, row_kernel
+from fisherfunc.linalg.sound_spectrum import asked, is_mapped, moments_of_gram
 from fisherfunc.records.dtypes import dtype_name
 
 Device = torch.device | str | None
@@ -129,9 +130,9 @@ def svd_lowrank(
     approximate = row_kernel(leading, solver=f"svd_lowrank({described})", exact=False)
     exact = svd(dtype=dtype)
 
-    def kernel(rows, **context):
+    def kernel(rows, *, num_tokens=None, precision=None, scale=None):
         chosen = approximate if sketch < min(rows.shape[-2:]) else exact
-        return chosen(rows, **context)
+        return chosen(rows, num_tokens=num_tokens, precision=precision, scale=scale)
 
     return kernel
 
@@ -144,9 +145,9 @@ def of_rows(inner: GramKernel, *, dtype: Dtype = torch.float64) -> RowKernel:
         dtype: The dtype to accumulate the Gram in.
     """
 
-    def kernel(rows, *, precision=None, **context):
-        gram = gram_of(rows, dtype=dtype)
-        return inner(gram, num_params=rows.shape[-1], precision=precision or rows.dtype, **context)
+    def kernel(rows, *, num_tokens=None, precision=None, scale=None):
+        context = {"num_tokens": num_tokens, "num_params": rows.shape[-1], "scale": scale}
+        return inner(gram_of(rows, dtype=dtype), precision=precision or rows.dtype, **context)
 
     return kernel
 
@@ -159,9 +160,9 @@ def cheapest(*, dtype: Dtype = torch.float64) -> RowKernel:
     """
     by_gram, by_covariance = of_rows(gram_eigh(dtype=dtype), dtype=dtype), covariance_eigh(dtype=dtype)
 
-    def kernel(rows, **context):
+    def kernel(rows, *, num_tokens=None, precision=None, scale=None):
         chosen = by_covariance if rows.shape[-1] < rows.shape[-2] else by_gram
-        return chosen(rows, **context)
+        return chosen(rows, num_tokens=num_tokens, precision=precision, scale=scale)
 
     return kernel
 
@@ -195,13 +196,16 @@ def jittered(inner: GramKernel, *, relative: float = 1e-10, dtype: Dtype = torch
 def fallback(*kernels: GramKernel) -> GramKernel:
     """The first of the kernels that succeeds; the result records why those before it failed.
 
+    Each is `checked`, so that a solver that returns NaN has failed like one that raises; but under `vmap`, where no
+    value can be looked at.
+
     Args:
         *kernels: In order of preference.
     """
 
     def kernel(gram, **context):
         failures: list[str] = []
-        for inner in kernels:
+        for inner in kernels if is_mapped(gram) else map(checked, kernels):
             try:
                 spectrum = inner(gram, **context)
             except RuntimeError as error:  # LinAlgError, out of memory and GPU errors are all this
@@ -217,23 +221,18 @@ def fallback(*kernels: GramKernel) -> GramKernel:
 
 
 def checked(inner: GramKernel) -> GramKernel:
-    """Raise where a result is no spectrum: a NaN, or a negative eigenvalue beyond round-off. Not for `vmap`.
+    """Raise where a result is no spectrum of the Gram (see sound_spectrum.py). Not for `vmap`.
+
+    A NaN, a wrong order, shape, dtype or number of eigenvalues, a negative one beyond round-off, and, of a kernel that
+    says that it is exact, a sum or a sum of squares that is not that of the Gram.
 
     Args:
         inner: The kernel to check.
     """
 
     def kernel(gram, **context):
-        spectrum = inner(gram, **context)
-        if not bool(spectrum.eigenvalues.isfinite().all()):
-            raise torch.linalg.LinAlgError(f"{spectrum.solver} returned a NaN or infinite eigenvalue")
-        if bool(spectrum.negative_part < -spectrum.resolution):
-            raise ValueError(
-                f"the Gram has an eigenvalue {spectrum.negative_part.item():.3e} (of F), below minus "
-                f"the resolution {spectrum.resolution.item():.3e}: it is not positive semi-definite, so "
-                "it is not G Gᵀ; check how it was made"
-            )
-        return spectrum
+        moments, num_params = moments_of_gram(gram), context.get("num_params")
+        return asked(inner, gram, context, moments=moments, num_params=num_params)
 
     return kernel
 
@@ -249,7 +248,7 @@ def robust_eigh(*, dtype: Dtype = torch.float64, device: Device = None) -> GramK
     """
     on_cpu = gram_eigh(dtype=torch.float64, device="cpu")
     last = gram_svd(dtype=torch.float64, device="cpu")
-    return fallback(*map(checked, (gram_eigh(dtype=dtype, device=device), on_cpu, jittered(on_cpu), last)))
+    return fallback(gram_eigh(dtype=dtype, device=device), on_cpu, jittered(on_cpu), last)
 
 
 @contextmanager

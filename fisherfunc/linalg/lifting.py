@@ -19,7 +19,7 @@ from fisherfunc.linalg.spectrum import Spectrum
 
 Dtype = torch.dtype
 Eigenvalues = Callable[[Tensor], Tensor]
-"""A Gram, or a gradient matrix → the eigenvalues of K, largest first, round-off and all."""
+"""A Gram, or a gradient matrix → the eigenvalues of K in any order, round-off and all."""
 
 
 @runtime_checkable
@@ -68,19 +68,30 @@ class RowKernel(Protocol):
         """
 
 
-def gram_kernel(eigenvalues: Eigenvalues, *, solver: str) -> GramKernel:
+def gram_kernel(eigenvalues: Eigenvalues, *, solver: str, exact: bool = True) -> GramKernel:
     """The kernel of a method that takes K.
 
     Args:
-        eigenvalues: The method.
+        eigenvalues: The method; its eigenvalues are of K, in any order.
         solver: What results call it.
+        exact: False for an approximation, which may have fewer eigenvalues.
+
+    Example:
+        >>> ascending = gram_kernel(torch.linalg.eigvalsh, solver="eigvalsh")
+        >>> ascending(torch.tensor([[2.0, 0.0], [0.0, 6.0]])).eigenvalues
+        tensor([3., 1.])
     """
 
     def kernel(gram, *, num_tokens=None, num_params=None, precision=None, scale=None):
-        values = eigenvalues(gram).to(gram.device)
+        if gram.shape[-1] != gram.shape[-2]:
+            raise ValueError(
+                f"{solver} expected a square Gram (n, n), got a matrix of shape {tuple(gram.shape)}; a gradient matrix "
+                "goes into kernels.of_rows(kernel), or into a kernel of rows such as kernels.svd()"
+            )
+        values = _descending(eigenvalues(gram), gram, at_most=gram.shape[-1], solver=solver)
         size = (gram.shape[-1], num_params)
         floor = _relative_floor(size, rows_in=precision or gram.dtype, sums_in=(gram.dtype, values.dtype))
-        return _spectrum(values, size, floor, num_tokens, scale, solver)
+        return replace(_spectrum(values, size, floor, num_tokens, scale, solver), exact=exact)
 
     return kernel
 
@@ -89,18 +100,40 @@ def row_kernel(eigenvalues: Eigenvalues, *, solver: str, exact: bool = True) -> 
     """The kernel of a method that takes G.
 
     Args:
-        eigenvalues: The method; its eigenvalues are of G Gᵀ.
+        eigenvalues: The method; its eigenvalues are of G Gᵀ, in any order.
         solver: What results call it.
         exact: False for an approximation.
     """
 
     def kernel(rows, *, num_tokens=None, precision=None, scale=None):
-        values = eigenvalues(rows)
+        values = _descending(eigenvalues(rows), rows, at_most=max(rows.shape[-2:]), solver=solver)
         size = (rows.shape[-2], rows.shape[-1])
         floor = _relative_floor(size, rows_in=precision or rows.dtype, sums_in=(values.dtype,))
         return replace(_spectrum(values, size, floor, num_tokens, scale, solver), exact=exact)
 
     return kernel
+
+
+def _descending(values, matrix: Tensor, *, at_most: int, solver: str) -> Tensor:
+    """What a method returned, largest first. Its values are looked at elsewhere: here it may be mapped by `vmap`."""
+    if not isinstance(values, Tensor):
+        raise TypeError(
+            f"the eigenvalues of {solver!r} expected a tensor, got {type(values).__name__}; return the eigenvalues "
+            "alone (torch.linalg.eigvalsh, or the first of torch.linalg.eigh)"
+        )
+    if not values.is_floating_point():
+        raise TypeError(
+            f"the eigenvalues of {solver!r} expected a real floating-point dtype, got {values.dtype}; a Gram is "
+            "symmetric: use torch.linalg.eigvalsh"
+        )
+    stack = matrix.shape[:-2]
+    if values.ndim != len(stack) + 1 or values.shape[:-1] != stack or not 1 <= values.shape[-1] <= at_most:
+        expected = (*stack, f"1 to {at_most}")
+        raise ValueError(
+            f"the eigenvalues of {solver!r} expected the shape {expected} for a matrix of shape {tuple(matrix.shape)}, "
+            f"got {tuple(values.shape)}"
+        )
+    return values.to(matrix.device).sort(dim=-1, descending=True).values
 
 
 def _relative_floor(size, *, rows_in: Dtype, sums_in: tuple[Dtype, ...]) -> float:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from fisherfunc.linalg.full_precision import full_precision
 from fisherfunc.linalg.gram import gram_norm
-from fisherfunc.linalg.kernels import cheapest, robust_eigh
+from fisherfunc.linalg.kernels import cheapest, checked, robust_eigh
 from fisherfunc.linalg.lifting import GramKernel, RowKernel
+from fisherfunc.linalg.sound_spectrum import asked, moments_of_rows
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.linalg.union import union
@@ -49,7 +50,7 @@ def spectrum_of_grams(
         blocks: Parameter name → block label; where None, the blocks that the Grams were accumulated by, or `by_layer`.
         center: Whether to subtract the mean row: the gradient covariance in place of the Fisher.
         unit: What a row is: "token", or "sequence" (the sum of its tokens' rows).
-        kernel: Gram → spectrum; `kernels.robust_eigh()` where None.
+        kernel: Gram → spectrum, whose result is `checked`; `kernels.robust_eigh()` where None.
         intervals: Confidence intervals of all metrics by "bootstrap" or "jackknife" over sequences, or by a function
             such as `partial(ff.statistics.bootstrap, level=0.9)`; none where None. Each replicate is solved anew.
 
@@ -58,14 +59,15 @@ def spectrum_of_grams(
 
     Raises:
         ValueError: If the unit is unknown, unit or blocks are finer than those of the Grams, a Gram is indefinite, or
-            there is one sequence only and intervals are asked for, or the rows are not to be centred or summed, as
-            their targets are not the observed ones.
+            there is one sequence only and intervals are asked for, the rows are not to be centred or summed, as their
+            targets are not the observed ones, or a kernel returned no spectrum of the Gram.
+        TypeError: If the kernel cannot be called like one, or returned something else than a `Spectrum`.
         torch.linalg.LinAlgError: If every eigensolver failed.
     """
     between = interval_method(intervals)
     grams = _in_unit(grams, unit)
     grams = grams.center() if center and not grams.centered else grams
-    kernel = kernel or robust_eigh()
+    kernel = robust_eigh() if kernel is None else checked(kernel)
     blocks = blocks or (by_layer if grams.labels is None else None)
     labels = gathered(grams, blocks)
     sampled = {(grams.labels or {}).get(name, name) for name in grams.metadata.get("sampled_parameters", ())}
@@ -119,10 +121,13 @@ def spectrum_of_gradients(
         gradients: `{name: (N, *shape)}`, or one dict `{name: shape}` a sample.
         blocks: Parameter name → block label.
         center: Whether to subtract the mean row.
-        kernel: Gradient matrix → spectrum; `kernels.cheapest()` where None.
+        kernel: Gradient matrix → spectrum; `kernels.cheapest()` where None. What another one returns is checked, which
+            costs 2 N P min(N, P) more (see sound_spectrum.py).
 
     Raises:
-        ValueError: If there are no gradients, their names or numbers of rows differ, or one is not finite.
+        ValueError: If there are no gradients, their names or numbers of rows differ, one is not finite, or the kernel
+            returned no spectrum of them.
+        TypeError: If the kernel cannot be called like one, or returned something else.
 
     Example:
         >>> result = spectrum_of_gradients({"weight": torch.tensor([[3.0], [4.0]])})
@@ -130,14 +135,18 @@ def spectrum_of_gradients(
         tensor([12.5000], dtype=torch.float64)
     """
     rows = {name: rearrange(g, "n ... -> n (...)") for name, g in _stacked(gradients).items()}
-    kernel = kernel or cheapest()
+
+    def asked_for(matrix: Tensor, **context: Any) -> Spectrum:
+        if kernel is None:
+            return cheapest()(matrix, **context)
+        return asked(kernel, matrix, context, moments=moments_of_rows(matrix), num_params=matrix.shape[-1])
 
     def solve(names: Iterable[str]) -> Spectrum:
         block = [rows[name] for name in names]
         if not center:
-            return kernel(torch.cat(block, dim=-1))
+            return asked_for(torch.cat(block, dim=-1))
         scale = torch.stack([gram_norm(g) for g in block]).sum()  # as TokenGrams.block_scale has it
-        return kernel(torch.cat([g - g.mean(dim=0) for g in block], dim=-1), scale=scale)
+        return asked_for(torch.cat([g - g.mean(dim=0) for g in block], dim=-1), scale=scale)
 
     spectra = {label: solve(names) for label, names in partition(rows, blocks).items()}
     full = next(iter(spectra.values())) if len(spectra) == 1 else solve(rows)
