@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from fisherfunc.gradients.dense.subsample import Coordinates
+from fisherfunc.gradients.losses.identity import loss_id
 from fisherfunc.gradients.workload import PassOptions, Workload
 from fisherfunc.linalg.which_tokens import which_tokens
 from fisherfunc.records.dtypes import dtype_name
@@ -20,8 +21,8 @@ def fingerprint(
 ) -> dict[str, str]:
     """SHA-256 of every tensor that the Grams depend on, and the options that decide how they are computed.
 
-    Not in it: the code of the model, which has its class's name only, and the number of threads. Cost: every
-    parameter is read once.
+    Not in it: the code of the model, which has its class's name only, that of a loss that cannot be identified, and the
+    number of threads. Cost: every parameter is read once.
     """
     fn = work.fn
     others = {name: t for name, t in (fn.params | fn.frozen | fn.buffers).items() if name not in work.params}
@@ -33,6 +34,7 @@ def fingerprint(
         "tokens": hash_of([work.tokens.sequence, work.tokens.entry]),
         "targets": targets,
         "loss": f"{work.loss.name}, shift {work.loss.shift}",
+        "what the loss computes": loss_id(work.loss),
         "route": route,
         "coordinates": hash_of([dict(coordinates.index), dict(coordinates.weight)]),
         "chunk_size": str(options.chunk_size),

@@ -19,6 +19,7 @@ from fisherfunc.gradients.dense.subsample import EVERY, Coordinates, sample_coor
 from fisherfunc.gradients.factored.route import NotFactorable, factored_grams
 from fisherfunc.gradients.fingerprint import fingerprint, tokens_of
 from fisherfunc.gradients.losses import TokenLoss
+from fisherfunc.gradients.losses.identity import loss_id
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.planning.outcome import watched
 from fisherfunc.gradients.planning.run_plan import dense_run, factored_run
@@ -142,6 +143,7 @@ def token_grams(
         "fisher": targets.fisher,
         "targets": targets.name,
         "loss": loss.name,
+        "loss_id": loss_id(loss),
         "shift": loss.shift,
         **tokens_of(ready.work, done.rows, unit=unit),
         "num_valid_tokens": ready.num_valid,

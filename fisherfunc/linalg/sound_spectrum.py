@@ -160,8 +160,8 @@ def _check_values(found: Spectrum) -> None:
         worst = (negative + resolution).argmin()
         raise ValueError(
             f"the Gram has an eigenvalue {negative.flatten()[worst].item():.3e} (of F) by kernel {found.solver!r}, "
-            f"below minus the resolution {resolution.flatten()[worst].item():.3e}: it is not positive semi-definite, so "
-            "it is not G Gᵀ, or the kernel is wrong; check how they were made"
+            f"below minus the resolution {resolution.flatten()[worst].item():.3e}: it is not positive semi-definite, "
+            "so it is not G Gᵀ, or the kernel is wrong; check how they were made"
         )
 
 

@@ -12,6 +12,7 @@ from fisherfunc.linalg.metrics import SUMMARY, summary
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.linalg.which_fisher import EMPIRICAL, EXACT
+from fisherfunc.linalg.which_loss import described_losses, same_loss
 from fisherfunc.partitioning import by_layer
 from fisherfunc.pipeline.comparison import Comparison, Table
 from fisherfunc.pipeline.result import FisherSpectrum, apart_from
@@ -45,9 +46,9 @@ def compare(
     """Checkpoints, models or data sets side by side: every metric of every block, and its ratio to the first result.
 
     The numbers of two results mean the same only where unit, normalisation, Fisher, centring, loss, tokens and rule of
-    blocks are the same: anything else is refused, unless `across` says that it is what the comparison is of. Of
-    `TokenGrams` on the same tokens there is also the centred kernel alignment (not of draws). Cost: nothing for
-    spectra; for Grams the eigensolves, and 2 N² operations a pair and block.
+    blocks are the same (a loss of one's own by its code, not its name): anything else is refused, unless `across` says
+    that it is what the comparison is of. Of `TokenGrams` on the same tokens there is also the centred kernel alignment
+    (not of draws). Cost: nothing for spectra; for Grams the eigensolves, and 2 N² operations a pair and block.
 
     Args:
         results: {name: spectra or Grams}, two or more; steps may be names.
@@ -115,7 +116,10 @@ def _differences(facts: Mapping[str, Mapping[str, Any]], across: set[str]) -> di
             f"across expected some of {list(ACROSS)}, got {unknown}" + (f" ({reasons})" if reasons else "")
         )
     found = {aspect: {name: _aspect(aspect, f) for name, f in facts.items()} for aspect in (*ALWAYS, *ACROSS)}
-    differing = {aspect: values for aspect, values in found.items() if not _agree(aspect, values)}
+    found["loss"] = described_losses(facts)
+    agreeing = {aspect for aspect, values in found.items() if aspect != "loss" and _agree(aspect, values)}
+    agreeing |= {"loss"} if same_loss(facts.values()) else set()
+    differing = {aspect: values for aspect, values in found.items() if aspect not in agreeing}
     refused = [aspect for aspect in differing if aspect not in across]
     if refused:
         raise ValueError(_refusal({aspect: differing[aspect] for aspect in refused}))
@@ -123,8 +127,6 @@ def _differences(facts: Mapping[str, Mapping[str, Any]], across: set[str]) -> di
 
 
 def _aspect(aspect: str, facts: Mapping[str, Any]) -> Any:
-    if aspect == "loss":
-        return None if facts.get("loss") is None else f"{facts['loss']}, shift {facts.get('shift', 0)}"
     return bool(facts.get("centered")) if aspect == "centered" else facts.get(aspect)
 
 
