@@ -49,8 +49,10 @@ def bootstrap(
         the same, 60 samples   100         90          83  1 %       95  2 %       70  6 %       62  −20 %
 
     So intervals of leading eigenvalues are too short where sequences are few and the spectrum falls slowly, and no
-    interval mends what the sample cannot show: see `sample_limits`. Those of the smallest eigenvalue, the condition
-    number and the numerical rank mean nothing where N or the resolution sets these.
+    interval mends what the sample cannot show: see `sample_limits`. Where one would mean nothing there is none, and
+    its note says why: of numerical rank, smallest eigenvalue and condition number where the rank differs between
+    replicates; of effective rank and participation ratio where the number of rows sets them; of gaps that are not told
+    from zero (where they are, intervals of 90 % held the true gap in 84 to 95 % of the samples above).
 
     Cost `num_replicates` float64 eigensolves of about 0.63 N rows for each block and for the full matrix.
     Source: Davison and Hinkley, "Bootstrap Methods and their Application", 1997, chapters 2 and 5.
@@ -66,7 +68,8 @@ def bootstrap(
         seed: Of the draws.
 
     Returns:
-        An `Interval` for each metric of each block, of the block-diagonal and of the full matrix.
+        An `Interval` for each metric of each block, of the block-diagonal and of the full matrix; one without ends has
+        a `note` that says why.
 
     Raises:
         ValueError: If there is one sequence only, or an option is out of range.

@@ -11,26 +11,30 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherfunc.linalg.metrics import SUMMARY
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.statistics.quantiles import student_quantile
+from fisherfunc.statistics.ranges import has_log_scale, range_of, why_none, why_not_these
 
 Metric = Callable[[Spectrum], Tensor]
 """A spectrum, or a stack of spectra → a number each."""
+OUTSIDE = "the interval is around the estimate less its bias, and does not hold the estimate itself"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A confidence interval of one metric; None where the metric does not exist in the sample or in a replicate.
+    """A confidence interval of one metric, or, where there is no honest one, the estimate alone and the reason.
 
     Attributes:
-        estimate: The metric of the sample.
-        low: The lower end.
+        estimate: The metric of the sample; None where it does not exist.
+        low: The lower end, within the range of the metric; None where there is no interval.
         high: The upper end.
         standard_error: The standard deviation that the metric has from sample to sample.
         bias: By how much the estimate is too large, as estimated; the interval is around estimate − bias.
         level: The nominal coverage.
         method: How it was made.
         num_sequences: How many sequences it rests on.
+        note: Why there is no interval, or why the estimate is not in it; None where neither is so.
     """
 
     estimate: float | None
@@ -41,6 +45,7 @@ class Interval:
     level: float
     method: str
     num_sequences: int
+    note: str | None = None
 
     @property
     def corrected(self) -> float | None:
@@ -110,7 +115,8 @@ def intervals_of(
     """The intervals of every metric and of the leading eigenvalues, `eigenvalue_1` and on, of all matrices.
 
     Where the metric is positive in the sample and in all replicates, the interval is one of its logarithm: errors of
-    eigenvalues are ratios, and such an interval does not reach below zero.
+    eigenvalues are ratios, and such an interval does not reach below zero. It ends where the range of the metric ends;
+    and there is none where replicates do not show how sure the metric is (see ranges.py).
 
     Args:
         spectra: Stacks, the sample first: by block, block-diagonal and full.
@@ -121,24 +127,42 @@ def intervals_of(
         facts: The fields of `Interval` that all have in common.
     """
 
-    def interval(values: Float[Tensor, " r"]) -> Interval:
-        on_log_scale = bool((values > 0).all())
+    def interval(values: Float[Tensor, " r"], metric: Metric | None, stack: Spectrum, most: float) -> Interval:
+        estimate = _finite(values[0])
+        if bool((values == values[0]).all()):  # no logarithm: its round-off would be all of the interval
+            return Interval(estimate=estimate, low=estimate, high=estimate, standard_error=0.0, bias=0.0, **facts)
+        on_log_scale = has_log_scale(metric) and bool((values > 0).all())
         scaled = values.log() if on_log_scale else values
-        found = ends(scaled[0], scaled[1:])
-        center, low, high = (end.exp() if on_log_scale else end for end in found)
+        center, low, high = (float(end.exp() if on_log_scale else end) for end in ends(scaled[0], scaled[1:]))
+        least, highest = range_of(metric, stack)
+        limits = min(least, values[0].item()), max(min(highest, most), values[0].item())
+        error = float(spread(values[1:]))
+        reason = why_none(metric, stack) or why_not_these(metric, (center, low, high), error, limits)
+        if reason is not None:
+            return Interval(
+                estimate=estimate, low=None, high=None, standard_error=None, bias=None, note=reason, **facts
+            )
+        low, high = max(low, limits[0]), min(high, limits[1])
         return Interval(
-            estimate=_finite(values[0]),
-            low=_finite(low),
-            high=_finite(high),
-            standard_error=_finite(spread(values[1:])),
-            bias=_finite(values[0] - center),
+            estimate=estimate,
+            low=low,
+            high=high,
+            standard_error=error if math.isfinite(error) else None,
+            bias=values[0].item() - center,
+            note=None if low <= values[0].item() <= high else OUTSIDE,
             **facts,
         )
 
     def of(stack: Spectrum) -> dict[str, Interval]:
-        leading = {f"eigenvalue_{k + 1}": column for k, column in enumerate(stack.eigenvalues.T[:num_leading])}
-        values = {name: metric(stack) for name, metric in metrics.items()} | leading
-        return {name: interval(found.double()) for name, found in values.items()}
+        largest = interval(stack.eigenvalues[:, 0].double(), SUMMARY["largest"], stack, math.inf)
+        bounds: dict[Any, float] = {SUMMARY["gap"]: math.inf if largest.high is None else largest.high}
+        found = {
+            name: interval(metric(stack).double(), metric, stack, bounds.get(metric, math.inf))
+            for name, metric in metrics.items()
+        }
+        for k, column in enumerate(stack.eigenvalues.T[:num_leading]):
+            found[f"eigenvalue_{k + 1}"] = interval(column.double(), SUMMARY["largest"], stack, math.inf)
+        return found
 
     blocks, block_diagonal, full = spectra
     return Intervals(

@@ -30,8 +30,8 @@ def jackknife(
     The correction takes off a bias that falls like 1/S. In the simulation of `bootstrap`, with nominal 90 % and S = 20
     sequences of λ_k = 1/k, it took the bias of λ_1, λ_2 and λ_5 from 11, 17 and 33 % to 3, 2 and 5 %, and the intervals
     held the truth in 86, 81 and 68 % of the samples (of k^-1.5: 88, 88 and 76 %; S = 100: 82, 93 and 73 %), that of the
-    trace in 92 %. The effective rank, 58 % too small there, stays 27 % too small, and its interval held the truth in
-    none. Not for what jumps when a sequence is left out: numerical rank, smallest eigenvalue, condition number.
+    trace in 92 %. The effective rank, 58 % too small there, would stay 27 % too small, and an interval would hold the
+    truth in none: there is none then, and none of what jumps when a sequence is left out (see `bootstrap`).
 
     Cost S float64 eigensolves of N − T rows for each block and for the full matrix: where sequences are many, as where
     each is one sample, `bootstrap` costs less.
@@ -45,7 +45,8 @@ def jackknife(
         level: The nominal coverage.
 
     Returns:
-        An `Interval` for each metric of each block, of the block-diagonal and of the full matrix.
+        An `Interval` for each metric of each block, of the block-diagonal and of the full matrix; one without ends has
+        a `note` that says why.
 
     Raises:
         ValueError: If there is one sequence only, or an option is out of range.

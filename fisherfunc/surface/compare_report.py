@@ -10,7 +10,7 @@ from typing import Any
 from fisherfunc.pipeline.comparison import Comparison
 from fisherfunc.statistics.interval import Interval
 from fisherfunc.surface.report import require_rich
-from fisherfunc.surface.sample_notes import interval_note, sample_notes
+from fisherfunc.surface.sample_notes import interval_notes, sample_notes
 from fisherfunc.surface.tables import Column, Row, in_groups, left_out_note, table
 from fisherfunc.surface.visible import visible
 from fisherfunc.surface.wording import NOTHING, matrix_name, model_name, notes, number
@@ -83,7 +83,7 @@ def caption(found: Comparison, metrics: Sequence[str]) -> list[str]:
     lines += [f"Results differ in {aspect}: {_listed(values)}" for aspect, values in found.differing.items()]
     for name, result in found.results.items():
         remarks = notes(result.metadata)
-        remarks += [interval_note(result.intervals.full["trace"])] if result.intervals else []
+        remarks += interval_notes(result.intervals, metrics) if result.intervals else []
         lines += [f"{name}: {remark}" for remark in remarks + sample_notes(result, metrics)]
     return lines
 
@@ -140,9 +140,11 @@ def _cell(found: Comparison, label: str, metric: str, name: str) -> str:
 
 
 def _ends(interval: Interval | None, metric: str) -> str:
-    """The ends of an interval, below the value."""
+    """The ends of an interval, below the value; a dash where there is none, which a note explains."""
     if interval is None:
         return ""
+    if interval.low is None:
+        return NOTHING
     low, high = (number(end, digits=3, scientific=metric not in PLAIN) for end in (interval.low, interval.high))
     return f"{low} … {high}"
 

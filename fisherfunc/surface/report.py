@@ -12,7 +12,7 @@ from fisherfunc.linalg.metrics import numerical_rank, summary
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.statistics.interval import Interval, Intervals
-from fisherfunc.surface.sample_notes import interval_note, sample_notes
+from fisherfunc.surface.sample_notes import interval_notes, sample_notes
 from fisherfunc.surface.tables import Column, Row, left_out_note, table
 from fisherfunc.surface.visible import visible
 from fisherfunc.surface.wording import compact, count_of_units, matrix_name, model_name, notes, number, windows
@@ -68,7 +68,7 @@ def caption(result: FisherSpectrum) -> list[str]:
             f"The block-diagonal matrix leaves out {error:.1%} of the full one: ‖F − F_bd‖/‖F‖, Frobenius norms"
         )
     if result.intervals is not None:
-        lines.append(interval_note(result.intervals.full["trace"]))
+        lines += interval_notes(result.intervals, [key for _, key in COLUMNS])
     return lines + sample_notes(result)
 
 

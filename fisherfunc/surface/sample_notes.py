@@ -1,12 +1,13 @@
 """Footnotes of the table on the sample: which metrics its size sets, and what the intervals are."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from fisherfunc.pipeline.result import FisherSpectrum, limits_of
-from fisherfunc.statistics.interval import Interval
+from fisherfunc.statistics.interval import OUTSIDE, Interval, Intervals
 
 _FEW = 4
 _SHOWN = {"condition_number": "condition number", "effective_rank": "eff. rank"}
+_NAMES = {"largest": "λ_max", "second": "λ_2"} | _SHOWN
 
 
 def sample_notes(result: FisherSpectrum, metrics: Collection[str] = tuple(_SHOWN)) -> list[str]:
@@ -37,6 +38,37 @@ def interval_note(interval: Interval) -> str:
         interval: Any of them.
     """
     return f"low, high: {interval.level:.0%} intervals by {interval.method} over {interval.num_sequences:,} sequences"
+
+
+def interval_notes(intervals: Intervals, metrics: Collection[str]) -> list[str]:
+    """What the ends of intervals are, and of which metrics and matrices there is none, or not around the estimate; why.
+
+    Args:
+        intervals: All of a result.
+        metrics: Those that are shown.
+    """
+    matrices = {**intervals.blocks, "block-diagonal": intervals.block_diagonal, "full matrix": intervals.full}
+    found: dict[str, dict[str, list[str]]] = {}
+    for label, of_matrix in matrices.items():
+        for metric in metrics:
+            interval = of_matrix.get(metric)
+            if interval is not None and interval.note is not None:
+                found.setdefault(interval.note, {}).setdefault(_NAMES.get(metric, metric.replace("_", " ")), []).append(
+                    label
+                )
+    some = next(iter(intervals.full.values()))
+    return [interval_note(some), *(_noted(note, names, len(matrices)) for note, names in found.items())]
+
+
+def _noted(note: str, names: Mapping[str, list[str]], count: int) -> str:
+    """One note, and what it is on: metrics with the matrices of each.
+
+    Example:
+        >>> _noted("it jumps", {"gap": ["a", "b"], "trace": ["a"]}, 2)
+        'no interval of gap in all, trace in a: it jumps'
+    """
+    listed = ", ".join(f"{name} in {'all' if len(of) == count else _listed(of)}" for name, of in names.items())
+    return f"{'estimate outside' if note == OUTSIDE else 'no interval of'} {listed}: {note}"
 
 
 def _listed(labels: list[str]) -> str:

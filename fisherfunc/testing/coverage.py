@@ -19,7 +19,7 @@ class Coverage:
 
     Attributes:
         truth: The metric of the population.
-        share: Of the samples whose interval held the truth.
+        share: Of the samples whose interval held the truth; one without an interval held nothing.
         mean_estimate: The mean of the estimates.
         mean_corrected: The mean of the estimates less their estimated bias.
         num_samples: How many samples there were.
