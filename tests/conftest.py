@@ -1,7 +1,8 @@
-"""Before any test: shape and type checks on, no network, no torchvision, Hypothesis profiles."""
+"""Before any test: shape and type checks, no network, no torchvision, Hypothesis profiles."""
 
 import os
 import sys
+from zlib import crc32
 
 # curvlinops depends on BackPACK, which pulls a torchvision that does not match a CPU-only torch; Transformers would
 # import it and fail. Nothing here uses it, so it is made unimportable before anything imports Transformers.
@@ -12,6 +13,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import pytest  # noqa: E402 (what is above comes first)
 import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
+from jaxtyping import config as type_checks  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 from on_device import DEVICE, OnDevice  # noqa: E402
 
@@ -30,12 +32,19 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 if DEVICE != "cpu":
     OnDevice().__enter__()
 
-torch.set_num_threads(1)  # tiny models run faster so, above all where the cores are busy
+# Tiny models run faster on one thread, above all where the cores are busy; no test may need that.
+torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
+
+# Checking shapes and types of every call takes two thirds of the processor time of a test of small models (2.9 s of
+# albert's 3.9 in test_cuts.py): one test in so many does it, picked by its name; TEST_TYPES_EVERY=1 has all of them do.
+TYPES_EVERY = int(os.environ.get("TEST_TYPES_EVERY", "5"))
 
 
 def pytest_runtest_setup(item):
     """What a test draws does not depend on which others ran before it in the same process."""
     torch.manual_seed(0)
+    checked = item.get_closest_marker("types") is not None or crc32(item.nodeid.encode()) % TYPES_EVERY == 0
+    type_checks.update("jaxtyping_disable", not checked)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """Grams accumulated by block: the sums of those by parameter, N² numbers a block, and no finer block afterwards."""
 
+from functools import cache
+
 import pytest
 import torch
 from oracle import gradient_rows
@@ -12,6 +14,7 @@ from fisherfunc.gradients.sequences import split
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.linalg.token_grams import TokenGrams
 
+single_of = cache(lambda name: grams_of(name))
 RULES = [ff.by_layer, ff.by_module, ff.by_parameter, ff.whole]
 
 
@@ -34,7 +37,7 @@ def assert_same_spectra(got, expected):
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", ["gpt2", "albert", "bart", "shared"])
 def test_a_gram_a_block_is_the_sum_of_those_of_its_parameters(name, rule, route):
-    single = grams_of(name)
+    single = single_of(name)
     grams = grams_of(name, blocks=rule, route=route, self_check=True)
     parts = ff.partition(single.grams, rule)
     everything = float(torch.linalg.matrix_norm(single.block()))
@@ -55,9 +58,9 @@ def test_a_gram_a_block_is_the_sum_of_those_of_its_parameters(name, rule, route)
 def test_blocks_agree_with_the_loop():
     model, batch = build("gpt2", dtype=torch.float64)
     rows = gradient_rows(model, "causal_lm", batch)
+    grams = grams_of("gpt2", blocks=ff.by_layer).grams
     for label, names in ff.partition(rows, ff.by_layer).items():
         side_by_side = torch.cat([rows[name] for name in names], dim=1)
-        grams = grams_of("gpt2", blocks=ff.by_layer).grams
         torch.testing.assert_close(grams[label], side_by_side @ side_by_side.T, rtol=1e-9, atol=1e-12)
 
 
@@ -78,7 +81,7 @@ def test_the_main_job_holds_a_gram_a_block(monkeypatch):
 
 
 def test_blocks_that_add_up_whole_labels_are_as_good_and_others_are_an_error():
-    grams, single = grams_of("gpt2", blocks=ff.by_layer), grams_of("gpt2")
+    grams, single = grams_of("gpt2", blocks=ff.by_layer), single_of("gpt2")
 
     def layers_or_not(name):
         return "layers" if ff.by_layer(name).startswith("layer.") else "other"
@@ -145,7 +148,7 @@ def test_the_self_check_names_a_block_that_is_wrong():
     model, batch = build("gpt2", dtype=torch.float64)
     grams = grams_of("gpt2", blocks=ff.by_layer)
     fn = ff.functionalize(model)
-    loss, sequences, single = ff.losses.causal_lm(), split(batch), grams_of("gpt2")
+    loss, sequences, single = ff.losses.causal_lm(), split(batch), single_of("gpt2")
     work = Workload(
         fn=fn,
         params=fn.params,

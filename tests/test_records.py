@@ -99,6 +99,7 @@ def test_versions_are_plain_strings():
     assert all(type(version) is str and version for version in found.values())
 
 
+@pytest.mark.types
 def test_annotations_are_checked_under_the_tests():
     with pytest.raises(TypeCheckError):
         gram_of(torch.zeros(3))
