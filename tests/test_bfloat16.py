@@ -8,7 +8,8 @@ from fisherfunc import assets
 from fisherfunc.models.huggingface import load, text_batches
 
 LAYERS, ROUNDINGS = 4, 22
-"""Of a block: 2 norms of 4, 7 projections, rotation 3, scores, softmax, mixing, 1 of 2 gates, 2 sums, and the rest."""
+"""On the way through a block: norm 4, projection, rotation 3, scores, softmax, mixing, projection, sum; norm 4, gate,
+activation, product, projection, sum."""
 
 
 def spectrum(dtype, route="factored"):
