@@ -179,3 +179,11 @@ def test_intervals_that_are_not_there_survive_files_tables_and_comparisons(tmp_p
     assert "None" not in table and "x: no interval of " in table
 
     plot_comparison(both, metrics=list(SUMMARY))
+
+
+def test_a_table_of_intervals_of_one_metric_is_shown():
+    def of_the_trace(grams, **how):
+        return jackknife(grams, metrics={"trace": SUMMARY["trace"]}, num_leading=0, **how)
+
+    found = ff.spectrum_of_grams(grams_of({"w": gaussian(9, 4)}), intervals=of_the_trace)
+    assert "95% intervals by jackknife" in shown(report(found, width=200))

@@ -103,7 +103,12 @@ def _ends(intervals: Mapping[str, Interval] | None, *, wide: bool) -> list[Row]:
     """Two rows under a matrix: the lower and the upper ends of the intervals of its metrics."""
     return [
         Row(
-            [f"  {end}", "", "", *(_figure(getattr(intervals[key], end), key, wide=wide) for _, key in COLUMNS)],
+            [
+                f"  {end}",
+                "",
+                "",
+                *(_figure(getattr(intervals.get(key), end, None), key, wide=wide) for _, key in COLUMNS),
+            ],
             style="dim",
         )
         for end in ("low", "high")

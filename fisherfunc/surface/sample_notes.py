@@ -49,15 +49,14 @@ def interval_notes(intervals: Intervals, metrics: Collection[str]) -> list[str]:
     """
     matrices = {**intervals.blocks, "block-diagonal": intervals.block_diagonal, "full matrix": intervals.full}
     found: dict[str, dict[str, list[str]]] = {}
-    for label, of_matrix in matrices.items():
-        for metric in metrics:
-            interval = of_matrix.get(metric)
-            if interval is not None and interval.note is not None:
-                found.setdefault(interval.note, {}).setdefault(_NAMES.get(metric, metric.replace("_", " ")), []).append(
-                    label
-                )
-    some = next(iter(intervals.full.values()))
-    return [interval_note(some), *(_noted(note, names, len(matrices)) for note, names in found.items())]
+    for metric in metrics:
+        name = _NAMES.get(metric, metric.replace("_", " "))
+        for label, of_matrix in matrices.items():
+            note = of_matrix[metric].note if metric in of_matrix else None
+            if note is not None:
+                found.setdefault(note, {}).setdefault(name, []).append(label)
+    first = [interval_note(interval) for interval in intervals.full.values()][:1]
+    return first + [_noted(note, names, len(matrices)) for note, names in found.items()]
 
 
 def _noted(note: str, names: Mapping[str, list[str]], count: int) -> str:
