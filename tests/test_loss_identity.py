@@ -99,6 +99,10 @@ DIFFERENT = {
     "settings": (with_options(Options(0.1)), with_options(Options(0.2))),
     "cached": (functools.lru_cache(cross), functools.lru_cache(through(1.0))),
     "of vmap": (torch.func.vmap(lambda o: 2 * o), torch.func.vmap(lambda o: 3 * o)),
+    "a name of torch's": (
+        compiled("def f(o, b):\n    return o + 1", __name__="torch.nn.functional"),
+        compiled("def f(o, b):\n    return o + 2", __name__="torch.nn.functional"),
+    ),
     "a base class": (
         type("A", (), {"__call__": lambda self, o, b: o})(),
         type("B", (), {"__call__": lambda self, o, b: 2 * o})(),

@@ -11,20 +11,16 @@ import dis
 import functools
 import hashlib
 import platform
-import sys
-import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib.util import find_spec
-from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
 import torch
 
 from fisherfunc.records.hashing import SHORT
+from fisherfunc.records.packages import OURS, module_of, package_of, reached
 from fisherfunc.records.tensor_files import bytes_of
 
-OURS = __name__.split(".")[0]
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), type(NotImplemented))
 _NAMED = torch.dtype | torch.device | torch.layout | torch.memory_format
 _NAMED |= torch._ops.OpOverload | torch._ops.OpOverloadPacket
@@ -123,7 +119,7 @@ class _Reader:
         return _hash(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), content)
 
     def _named(self, kind: str, module: str, name: str) -> bytes:
-        package = _package(module)
+        package = package_of(module)
         if package is None:
             raise UnidentifiedError(f"the {kind} {name!r} is used as a whole, and its code may be any")
         return _hash(kind.encode(), package.encode(), f"{module}.{name}".encode())
@@ -135,8 +131,8 @@ class _Reader:
         return _hash(code.co_code, code.co_exceptiontable, repr(shape).encode(), self.all("constants", constants))
 
     def _function(self, function: FunctionType) -> bytes | None:
-        module = str(function.__globals__.get("__name__"))
-        package = _package(module)
+        module = module_of(function)
+        package = package_of(module)
         within = _within(function, package)
         if within is not None:
             return self.digest(within)
@@ -153,7 +149,7 @@ class _Reader:
 
     def _method(self, method: MethodType) -> bytes:
         function, owner = method.__func__, method.__self__
-        if not isinstance(function, FunctionType) or _package(str(function.__globals__.get("__name__"))) is not None:
+        if not isinstance(function, FunctionType) or package_of(module_of(function)) is not None:
             return self.all("method", [function, owner])
         code = function.__code__
         own = code.co_varnames[0] if code.co_argcount else None
@@ -166,7 +162,7 @@ class _Reader:
         """What the variables hold that a function reads, but for its own."""
         code, cells = function.__code__, _cells(function)
         for name in _imports(code):
-            if _package(name) is None:
+            if package_of(name) is None:
                 raise UnidentifiedError(f"it imports {name!r} when it is called")
         yield from self._followed(cells, _chains(code, cells.__contains__, _FREE))
         variables = {**vars(builtins), **function.__globals__}
@@ -176,7 +172,7 @@ class _Reader:
         return [_at_end(variables[root], attributes) for root, *attributes in chains if root in variables]
 
     def _class(self, cls: type) -> bytes:
-        if _package(cls.__module__) is not None and _reached(cls):
+        if package_of(cls.__module__) is not None and reached(cls):
             return self._named("class", cls.__module__, cls.__qualname__)
         content = {name: value for name, value in vars(cls).items() if name not in _NOT_READ}
         slots = {name: None for name, value in content.items() if isinstance(value, MemberDescriptorType)}
@@ -270,31 +266,3 @@ def _at_end(value: Any, attributes: Iterable[str]) -> Any:
         except AttributeError:  # it is set later
             return value
     return value
-
-
-def _reached(cls: type) -> bool:
-    """Whether a class is where its names say: not one of the user's that took another's names."""
-    value: Any = sys.modules.get(cls.__module__)
-    for name in cls.__qualname__.split("."):
-        value = getattr(value, name, None)
-    return value is cls
-
-
-@functools.cache
-def _package(module: str) -> str | None:
-    """The package that a module is of, with its version but for those that any result names; None of the user's own."""
-    top = module.partition(".")[0]
-    if top in (OURS, "torch") or top in sys.builtin_module_names:
-        return top
-    if top == "__main__":
-        return None
-    try:
-        spec = find_spec(top)
-    except (ImportError, ValueError):  # ValueError: a module without a specification, made by hand
-        return None
-    if spec is None or spec.origin in (None, "frozen"):
-        return None if spec is None or spec.origin is None else top
-    path = Path(spec.origin)
-    if {"site-packages", "dist-packages"} & set(path.parts):
-        return f"{top} {getattr(sys.modules.get(top), '__version__', '')}"
-    return top if path.is_relative_to(sysconfig.get_paths()["stdlib"]) else None
