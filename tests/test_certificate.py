@@ -91,6 +91,24 @@ def test_a_model_that_computes_in_float32_inside_is_held_to_that():
     assert of("llama").metadata["self_check"]["tolerance"] == 1e-4
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_resolution_is_that_of_the_coarsest_dtype_inside(dtype):
+    class Coarse(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(5, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            with torch.autocast("cpu", dtype=dtype, enabled=dtype == torch.bfloat16):
+                return self.last(torch.tanh(self.first(x)).to(dtype).to(x.dtype)).to(x.dtype)
+
+    model = Coarse().to(torch.float64 if dtype == torch.float32 else torch.float32)
+    x = torch.randn(6, 5, dtype=model.first.weight.dtype)
+    result = ff.fisher_spectrum(model, (x, torch.randint(3, (6,))), blocks=ff.whole)
+    largest = float(result.full.eigenvalues[0])
+    assert float(result.full.resolution) >= torch.finfo(dtype).eps * largest
+
+
 def test_the_check_can_be_turned_off():
     assert of("mlp", self_check=False).metadata["self_check"] is None
 

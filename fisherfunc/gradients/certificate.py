@@ -17,10 +17,11 @@ from fisherfunc.gradients.dense.subsample import EVERY, Coordinates
 from fisherfunc.gradients.memory import SavedBytes
 from fisherfunc.gradients.nature import coarsest
 from fisherfunc.gradients.pullback import strided
+from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.gradients.rows import runs
 from fisherfunc.gradients.self_check import parts
 from fisherfunc.gradients.sound import SoundPass
-from fisherfunc.gradients.stacks import REFUSALS, neighbours
+from fisherfunc.gradients.stacks import neighbours
 from fisherfunc.gradients.survey import samples_meet
 from fisherfunc.gradients.workload import Workload
 

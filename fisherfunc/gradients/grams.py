@@ -21,6 +21,7 @@ from fisherfunc.gradients.fingerprint import fingerprint, tokens_of
 from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.losses.identity import loss_id
 from fisherfunc.gradients.model_function import ModelFunction
+from fisherfunc.gradients.nature import coarsest
 from fisherfunc.gradients.planning.outcome import watched
 from fisherfunc.gradients.planning.run_plan import dense_run, factored_run
 from fisherfunc.gradients.prepare import check_options, prepared
@@ -169,7 +170,7 @@ def token_grams(
         num_params=_by_label(num_params, options),
         unit=unit,
         centered=False,
-        precision=max((p.dtype for p in params.values()), key=lambda dtype: torch.finfo(dtype).eps),
+        precision=coarsest(ready.work.nature.precision, *(p.dtype for p in params.values())),
         metadata=facts | ({"num_summed_tokens": done.num_tokens} if unit == "sequence" else {}),
         labels=labels,
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.model_function import ModelFunction
-from fisherfunc.gradients.stacks import REFUSALS
+from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.records.axes import Batch, Params
 
 Predictions = Tensor | Exception

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.linalg import vector_norm
 from torch.utils import _pytree as pytree
 
+from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.records.axes import Params
 
 LossesOf = Callable[[Params], Float[Tensor, " s"]]
@@ -69,7 +70,7 @@ def choose(losses_of: LossesOf, params: Params) -> str:
 
 
 def check_reach(losses_of: LossesOf, params: Params) -> None:
-    """Raise where gradients would silently miss something. Cost: one forward pass.
+    """Raise where gradients would silently miss something, or cannot be had. Cost: a forward and a backward pass.
 
     A parameter that the forward pass reaches past the module's registry (through a Python list, a closure, a patched
     `forward`) cannot be replaced by ours: it stays in the graph as a leaf of its own.
@@ -79,7 +80,8 @@ def check_reach(losses_of: LossesOf, params: Params) -> None:
         params: Where to differentiate, and by what.
 
     Raises:
-        ValueError: If the losses do not depend on the parameters, or depend on one in such a way.
+        ValueError: If the losses do not depend on the parameters, or depend on one in such a way, or the backward pass
+            fails in evaluation mode.
     """
     leaves = leaves_of(params)
     with torch.enable_grad():
@@ -97,6 +99,15 @@ def check_reach(losses_of: LossesOf, params: Params) -> None:
                 "past the module's attributes (a Python list, a closure, a patched forward), so its gradient would be "
                 "incomplete; read it as an attribute of a module, or set requires_grad_(False) on it"
             )
+    try:
+        torch.autograd.grad(losses.nan_to_num().sum(), list(leaves.values()), allow_unused=True)
+    except torch.OutOfMemoryError:
+        raise
+    except REFUSALS as error:
+        raise ValueError(
+            f"the backward pass fails in evaluation mode, in which gradients are taken here ({type(error).__name__}: "
+            f"{error}); a model that has gradients in training mode alone, as Reformer has, cannot be passed over"
+        ) from error
 
 
 def reached_leaves(node: Any) -> Iterator[Tensor]:

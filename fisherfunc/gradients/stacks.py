@@ -19,18 +19,6 @@ from fisherfunc.gradients.slots import Slots
 from fisherfunc.linalg.token_grams import Tokens
 from fisherfunc.records.axes import Batch
 
-REFUSALS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    NameError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""What a model may raise where it is given a length, a number of sequences, or values, that it is not made for."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:

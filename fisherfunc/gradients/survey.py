@@ -16,8 +16,9 @@ from fisherfunc.gradients.memory import SavedBytes
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.nature import Nature, Observed, coarsest
 from fisherfunc.gradients.pullback import leaves_of
+from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.gradients.sequences import Sequences
-from fisherfunc.gradients.stacks import REFUSALS, neighbours
+from fisherfunc.gradients.stacks import neighbours
 from fisherfunc.linalg.tokens import Tokens, concatenated
 from fisherfunc.records.axes import Batch, Params
 

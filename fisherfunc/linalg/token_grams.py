@@ -40,7 +40,7 @@ class TokenGrams:
         num_params: {name: P_p}, for the names of `grams`.
         unit: What a row is: "token" or "sequence".
         centered: Whether the mean row was subtracted.
-        precision: The dtype in which the gradients were computed.
+        precision: The coarsest dtype in which something of the gradients was computed.
         metadata: How they came about; plain Python values.
         labels: {parameter: the label that its Gram was added under}; None where each has a Gram of its own.
     """

@@ -17,8 +17,8 @@ from fisherfunc.gradients import losses
 from fisherfunc.gradients.batches import TARGET_KEYS, cast
 from fisherfunc.gradients.losses import IGNORED, TokenLoss, infer
 from fisherfunc.gradients.losses.infer import targets_of, zero_or_one
+from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.gradients.sequences import Sequences, split
-from fisherfunc.gradients.stacks import REFUSALS
 from fisherfunc.models.functionalize import functionalize
 from fisherfunc.pipeline.inputs import input_dtype
 from fisherfunc.records.axes import Batch

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from fisherfunc.gradients.memory import SavedBytes
 from fisherfunc.gradients.pullback import LossesOf, leaves_of, strided
+from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.gradients.rows import runs
-from fisherfunc.gradients.stacks import REFUSALS, neighbours
+from fisherfunc.gradients.stacks import neighbours
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.linalg.trees import inner, stacked
 from fisherfunc.records.axes import Params

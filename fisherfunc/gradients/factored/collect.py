@@ -20,7 +20,8 @@ from fisherfunc.gradients.factored.rules import Map
 from fisherfunc.gradients.factored.starts import Start, starts
 from fisherfunc.gradients.factored.structure import Structure, Traced, Unsettled, apart, settled, trace
 from fisherfunc.gradients.pullback import strided
-from fisherfunc.gradients.stacks import REFUSALS, Stack
+from fisherfunc.gradients.refusals import REFUSALS
+from fisherfunc.gradients.stacks import Stack
 from fisherfunc.gradients.workload import Workload
 
 

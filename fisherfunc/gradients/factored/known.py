@@ -17,7 +17,8 @@ from fisherfunc.gradients.factored.pieces import inputs_by_place, is_lookup
 from fisherfunc.gradients.factored.recording import Use
 from fisherfunc.gradients.factored.separate import sequences_apart
 from fisherfunc.gradients.factored.structure import Structure, Traced, Unsettled, close, settled, trace
-from fisherfunc.gradients.stacks import REFUSALS, Stack
+from fisherfunc.gradients.refusals import REFUSALS
+from fisherfunc.gradients.stacks import Stack
 from fisherfunc.gradients.workload import Workload
 
 

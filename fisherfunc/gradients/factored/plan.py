@@ -33,7 +33,8 @@ from fisherfunc.gradients.factored.structure import (
     vectors,
 )
 from fisherfunc.gradients.memory import SavedBytes
-from fisherfunc.gradients.stacks import REFUSALS, Stack, stacks_of
+from fisherfunc.gradients.refusals import REFUSALS
+from fisherfunc.gradients.stacks import Stack, stacks_of
 from fisherfunc.gradients.workload import PassOptions, Workload
 
 TRIED = 4

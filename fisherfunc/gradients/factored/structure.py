@@ -20,7 +20,7 @@ from fisherfunc.gradients.factored.rules import Map
 from fisherfunc.gradients.factored.shortcuts import Origins
 from fisherfunc.gradients.module_calls import answered_by
 from fisherfunc.gradients.pullback import leaves_of, reached_leaves
-from fisherfunc.gradients.stacks import REFUSALS
+from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.records.axes import Batch
 
