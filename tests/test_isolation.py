@@ -6,6 +6,7 @@ The oracle runs a fresh deep copy of the module for every token, in float64.
 import copy
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from odd_modules import Body, samples
@@ -157,6 +158,8 @@ WRITES = {
     "a view": lambda weight, x: weight.T[1:3].zero_(),
     "several": lambda weight, x: torch._foreach_mul_([weight], 0.5),
     "out": lambda weight, x: torch.sin(weight, out=weight),
+    "an array": lambda weight, x: weight.numpy().__imul__(0.5),
+    "an array of another library": lambda weight, x: np.asarray(weight.detach()).fill(0.25),
     "where asked": where_asked,
     "in gradient mode": in_gradient_mode,
 }
@@ -241,6 +244,7 @@ class Folding(nn.Linear):
 
 FOLDS = {
     "data in place": lambda layer, update: layer.weight.data.add_(update),
+    "array": lambda layer, update: layer.weight.numpy().__iadd__(update.numpy()),
     "data replaced": lambda layer, update: setattr(layer.weight, "data", layer.weight.data + update),
     "parameter replaced": lambda layer, update: setattr(layer, "weight", nn.Parameter(layer.weight + update, False)),
 }

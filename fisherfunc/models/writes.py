@@ -5,14 +5,18 @@ inputs of a shape, and every one without gradients, runs under a mode that sees 
 one would write to a parameter, the call ends, and starts again with a copy of that parameter.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+
+AS_ARRAYS = (Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
+"""What gives a tensor's memory to others than torch, whose writes are no operations: taken for a write."""
 
 
 class WriteFound(BaseException):
@@ -36,12 +40,30 @@ class WritesRefused(TorchDispatchMode):
         """Run `func`, unless it writes to what is protected."""
         kwargs = kwargs or {}
         if func._schema.is_mutable:
-            addresses = {_address(tensor) for tensor in _written(func, args, kwargs)} & self._names.keys()
-            if addresses:
-                self.found.update(self._names[address] for address in addresses)
-                raise WriteFound
+            self.end([_address(tensor) for tensor in _written(func, args, kwargs)])
         self.normalises = self.normalises or "batch_norm" in func.overloadpacket.__name__
         return func(*args, **kwargs)
+
+    def end(self, addresses: Collection[int]) -> None:
+        """End the call where one of these is protected."""
+        found = {self._names[address] for address in addresses if address in self._names}
+        if found:
+            self.found |= found
+            raise WriteFound
+
+
+class _ArraysRefused(TorchFunctionMode):
+    """See where a tensor's memory is given to NumPy, or to another library, which may write to it."""
+
+    def __init__(self, guard: WritesRefused) -> None:
+        super().__init__()
+        self._guard = guard
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run `func`, unless it gives the memory of what is protected."""
+        if func in AS_ARRAYS:
+            self._guard.end([_address(args[0])])
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
@@ -49,7 +71,7 @@ def writes_refused(protected: Mapping[str, Tensor]) -> Iterator[WritesRefused]:
     """Inside, the first write to a protected tensor ends the call; its name is found afterwards."""
     guard = WritesRefused(protected)
     try:
-        with guard:
+        with guard, _ArraysRefused(guard):
             yield guard
     except WriteFound:
         pass
