@@ -264,6 +264,44 @@ def test_a_module_that_folds_weights_in_evaluation_mode_is_not_folded(fold, rout
         assert changes(before, snapshot(model)) == []
 
 
+class KeepsScaled(nn.Linear):
+    """`train(False)` keeps what it makes of a weight, and the forward pass then reads that."""
+
+    def __init__(self) -> None:
+        super().__init__(5, 5)
+        self.kept = None
+
+    def train(self, mode=True):
+        self.kept = None if mode else self.weight.detach() * 2
+        return super().train(mode)
+
+    def forward(self, x):
+        return functional.linear(x, self.weight * 2 if self.kept is None else self.kept, self.bias)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_what_evaluation_mode_would_keep_of_a_weight_does_not_hide_its_gradient(route):
+    torch.manual_seed(0)
+    model = nn.Sequential(KeepsScaled(), nn.Tanh(), nn.Linear(5, 3)).double().train()
+    batch = samples()
+    rows, before = fresh_rows(model, batch), snapshot(model)
+    errors = errors_of(model, batch, rows, route)
+    assert max(errors.values()) < 1e-10, errors
+    assert changes(before, snapshot(model)) == []
+
+
+class NeverEvaluates(nn.Linear):
+    def train(self, mode=True):
+        if not mode:
+            raise RuntimeError("only ever trains")
+        return super().train(mode)
+
+
+def test_a_model_that_cannot_be_evaluated_is_said_to_be_so():
+    with pytest.raises(ValueError, match=r"cannot be put into evaluation mode: .* RuntimeError: only ever trains"):
+        ff.functionalize(NeverEvaluates(5, 3))
+
+
 class ReadsCache(Body):
     """What is no tensor in the batch is written to: an object, a list and a dictionary in it."""
 

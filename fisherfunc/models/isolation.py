@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from fisherfunc.gradients.model_function import ordinary
 from fisherfunc.gradients.module_calls import HOOK
-from fisherfunc.models.writes import writes_refused
+from fisherfunc.models.writes import Reads, writes_refused
 from fisherfunc.records.containers import mapped
 
 ATOMS = (
@@ -121,16 +121,28 @@ def evaluation_copy(model: nn.Module) -> nn.Module:
     """Copy the structure of a module, which goes into evaluation mode; its tensors are seen through aliases.
 
     Where the module's own `train(False)` writes to parameters or buffers (low-rank updates are folded into weights so),
-    the flags `training` are set instead, and what it computes in training is computed.
+    or keeps a tensor that it made of parameters (no gradient would reach these), the flags `training` are set instead,
+    and what it computes in training is computed.
 
     Raises:
         TypeError: If it cannot be copied.
+        ValueError: If `train(False)` fails.
     """
     private = _structure(model)
-    before = _identities(private)
-    with writes_refused(dict(private.named_parameters()) | dict(private.named_buffers())) as guard:
-        private.eval()
-    if guard.found or _identities(private) != before:
+    before, held = _identities(private), [*private.buffers(), *_loose_tensors(private)]
+    with (
+        writes_refused(dict(private.named_parameters()) | dict(private.named_buffers())) as guard,
+        Reads(private.parameters()) as reads,
+    ):
+        try:
+            private.eval()
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{type(model).__name__} cannot be put into evaluation mode: its own train(False) raises "
+                f"{type(error).__name__}: {error}; gradients per token are those of evaluation mode"
+            ) from error
+    kept = {id(t) for t in (*private.buffers(), *_loose_tensors(private))} - {id(t) for t in held}
+    if guard.found or _identities(private) != before or (kept and reads.any):
         private = _structure(model)
         for part in private.modules():
             part.training = False
@@ -163,12 +175,13 @@ def _structure(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {id(t): _alias(t) for t in (*model.parameters(), *model.buffers())}
     memo |= {id(tensor): tensor.clone() for tensor in _loose_tensors(model)}
     try:
-        return copy.deepcopy(model, memo)
+        copied = copy.deepcopy(model, memo)
     except (TypeError, RuntimeError, AttributeError) as error:
         raise TypeError(
             f"cannot copy the structure of {type(model).__name__} ({error}); remove what cannot be deep-copied, "
             "such as open files, locks or generators, from the module and its hooks"
         ) from error
+    return copied
 
 
 def _alias(tensor: Tensor) -> Tensor:

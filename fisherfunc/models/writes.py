@@ -5,7 +5,7 @@ inputs of a shape, and every one without gradients, runs under a mode that sees 
 one would write to a parameter, the call ends, and starts again with a copy of that parameter.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -63,6 +63,28 @@ class _ArraysRefused(TorchFunctionMode):
         """Run `func`, unless it gives the memory of what is protected."""
         if func in AS_ARRAYS:
             self._guard.end([_address(args[0])])
+        return func(*args, **(kwargs or {}))
+
+
+class Reads(TorchDispatchMode):
+    """See whether an operation takes one of some tensors.
+
+    Args:
+        tensors: What to look for.
+
+    Attributes:
+        any: Whether one did.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.any = False
+        self._addresses = {_address(tensor) for tensor in tensors} - {0}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run `func`, and look at what it takes."""
+        given = (leaf for leaf in pytree.tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor))
+        self.any = self.any or any(_address(tensor) in self._addresses for tensor in given)
         return func(*args, **(kwargs or {}))
 
 
