@@ -290,6 +290,22 @@ def test_what_evaluation_mode_would_keep_of_a_weight_does_not_hide_its_gradient(
     assert changes(before, snapshot(model)) == []
 
 
+class Shared(nn.Linear):
+    """Its deep copy is itself."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+@pytest.mark.parametrize("make", [lambda: Shared(5, 3), lambda: nn.Sequential(nn.Linear(5, 5), Shared(5, 3))])
+def test_a_part_that_is_its_own_deep_copy_is_named_and_stays_in_its_mode(make):
+    model, batch = drawn(make).train(), samples()
+    before = snapshot(model)
+    with pytest.raises(TypeError, match="a __deepcopy__ that shares it"):
+        ff.fisher_spectrum(model, batch)
+    assert changes(before, snapshot(model)) == []
+
+
 class NeverEvaluates(nn.Linear):
     def train(self, mode=True):
         if not mode:

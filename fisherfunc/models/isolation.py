@@ -181,6 +181,13 @@ def _structure(model: nn.Module) -> nn.Module:
             f"cannot copy the structure of {type(model).__name__} ({error}); remove what cannot be deep-copied, "
             "such as open files, locks or generators, from the module and its hooks"
         ) from error
+    own = {id(part) for part in model.modules()}
+    for name, part in copied.named_modules():
+        if id(part) in own:
+            raise TypeError(
+                f"cannot copy the structure of {type(model).__name__}: its deep copy holds {name or 'the module'!r} "
+                f"({type(part).__name__}) itself, not a copy; look for a __deepcopy__ that shares it, and leave that out"
+            )
     return copied
 
 
