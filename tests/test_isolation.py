@@ -4,6 +4,7 @@ The oracle runs a fresh deep copy of the module for every token, in float64.
 """
 
 import copy
+import enum
 from collections.abc import Callable
 
 import numpy as np
@@ -18,6 +19,7 @@ from watching import changes, snapshot
 
 import fisherfunc as ff
 from fisherfunc.gradients.prepare import ROUTES
+from fisherfunc.models.isolation import Blueprint
 
 
 def fresh_rows(model: nn.Module, batch: tuple, extra: tuple = ()) -> dict[str, torch.Tensor]:
@@ -288,6 +290,53 @@ def test_what_evaluation_mode_would_keep_of_a_weight_does_not_hide_its_gradient(
     errors = errors_of(model, batch, rows, route)
     assert max(errors.values()) < 1e-10, errors
     assert changes(before, snapshot(model)) == []
+
+
+class Vocabulary:
+    """What a tokenizer holds, and counts."""
+
+    def __init__(self) -> None:
+        self.ids = {f"token {number}": number for number in range(1000)}
+        self.merges = [(f"to {number}", "ken") for number in range(1000)]
+        self.again = self.ids
+
+
+class HoldsVocabulary(Body):
+    """It learns a word at each call, and reads how many it knows by another name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vocabulary, self.special = Vocabulary(), set(range(100))
+
+    def between(self, x):
+        self.vocabulary.ids[f"token {len(self.vocabulary.ids)}"] = 0
+        self.vocabulary.merges.append(("a", "b"))
+        self.special.add(len(self.special))
+        return x * (len(self.vocabulary.again) + len(self.vocabulary.merges) + len(self.special)) / 2000
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_vocabulary_that_a_module_holds_is_its_own_in_each_call(route):
+    model, batch = drawn(HoldsVocabulary), samples()
+    rows = fresh_rows(model, batch)
+    errors = errors_of(model, batch, rows, route)
+    assert max(errors.values()) < 1e-10, errors
+    assert len(model.vocabulary.ids) == len(model.vocabulary.merges) == 1000 and len(model.special) == 100
+
+
+class Kind(enum.Enum):
+    WORD = 1
+
+    def __deepcopy__(self, memo):
+        raise AssertionError("an entry is looked at again")
+
+
+def test_a_vocabulary_is_not_looked_through_at_each_call():
+    model = Body()
+    model.kinds = Anything()
+    model.kinds.by_token = {f"token {number}": Kind.WORD for number in range(1000)}
+    made = Blueprint(model).build({})
+    assert made.kinds.by_token == model.kinds.by_token and made.kinds.by_token is not model.kinds.by_token
 
 
 class Shared(nn.Linear):

@@ -10,7 +10,7 @@ import copy
 import enum
 import types
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ ATOMS = (
     *(torch.dtype, torch.device, torch.Size, torch.memory_format),
 )
 """What has nothing in it that a call could change."""
+MANY = 64
+"""Entries of a table that is copied as one."""
 REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 
@@ -44,6 +46,7 @@ class Blueprint:
         self.tensors = dict(module.named_parameters()) | self.buffers
         self._parts = [_Part(part) for part in module.modules()]
         self._loose = _loose_tensors(module)
+        self._tables = list(_tables([vars(part) for part in module.modules()]))
 
     def build(self, tensors: Mapping[str, Tensor]) -> nn.Module:
         """Make a module that holds these tensors in place of its own, and copies of all else that can change.
@@ -55,6 +58,7 @@ class Blueprint:
         """
         memo: dict[int, Any] = {id(own): tensors.get(name, own) for name, own in self.tensors.items()}
         memo |= {id(tensor): tensor.clone() for tensor in self._loose}
+        memo |= {id(table): table.copy() for table in self._tables}
         plain = [part for part in self._parts if not part.copies_itself]
         for part in plain:
             memo[id(part.module)] = part.kind.__new__(part.kind)
@@ -92,11 +96,11 @@ class _Part:
         return made
 
 
-def _copies_itself(kind: type) -> bool:
+def _copies_itself(kind: type, base: type = nn.Module) -> bool:
     """Whether a class says itself how it is copied, or keeps attributes where `vars` does not show them."""
     own = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__")
-    return any(getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in own) or any(
-        vars(base).get("__slots__") for base in kind.__mro__
+    return any(getattr(kind, name, None) is not getattr(base, name, None) for name in own) or any(
+        vars(parent).get("__slots__") for parent in kind.__mro__
     )
 
 
@@ -104,6 +108,32 @@ def _is_fixed(value: Any) -> bool:
     if type(value) in (tuple, frozenset):
         return all(map(_is_fixed, value))
     return isinstance(value, ATOMS)
+
+
+def _tables(root: Any) -> Iterator[dict | list | set]:
+    """The dictionaries, lists and sets of nothing that could change, such as vocabularies, wherever they are held.
+
+    A copy of one is all of it: to look at each entry again at every call takes a hundred times as long.
+    """
+    seen: dict[int, Any] = {}
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen or isinstance(node, (*ATOMS, Tensor, nn.Module)):
+            continue
+        seen[id(node)] = node
+        inside: list[Any] = []
+        if type(node) is dict:
+            inside = [*node.keys(), *node.values()]
+        elif type(node) in (list, set, tuple):
+            inside = list(node)
+        elif not _copies_itself(type(node), object):
+            inside = [getattr(node, "__dict__", None)]
+        if type(node) in (dict, list, set) and (set(map(type, inside)) <= set(ATOMS) or all(map(_is_fixed, inside))):
+            if len(node) >= MANY:
+                yield node
+        else:
+            waiting += inside
 
 
 def _is_empty(value: Any) -> bool:
@@ -186,7 +216,7 @@ def _structure(model: nn.Module) -> nn.Module:
         if id(part) in own:
             raise TypeError(
                 f"cannot copy the structure of {type(model).__name__}: its deep copy holds {name or 'the module'!r} "
-                f"({type(part).__name__}) itself, not a copy; look for a __deepcopy__ that shares it, and leave that out"
+                f"({type(part).__name__}) itself; look for a __deepcopy__ that shares it, and leave that out"
             )
     return copied
 
