@@ -5,6 +5,7 @@ The oracle runs a fresh deep copy of the module for every token, in float64.
 
 import copy
 import enum
+import random
 from collections.abc import Callable
 
 import numpy as np
@@ -337,6 +338,27 @@ def test_a_vocabulary_is_not_looked_through_at_each_call():
     model.kinds.by_token = {f"token {number}": Kind.WORD for number in range(1000)}
     made = Blueprint(model).build({})
     assert made.kinds.by_token == model.kinds.by_token and made.kinds.by_token is not model.kinds.by_token
+
+
+class Draws(Body):
+    """A number of Python's, and one of NumPy's, in each call; a layer is drawn when it goes into evaluation mode."""
+
+    def between(self, x):
+        return x * (1 + random.random() + np.random.random())
+
+    def train(self, mode=True):
+        nn.Linear(2, 2)
+        return super().train(mode)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_what_a_model_draws_is_the_same_in_each_call_and_moves_no_generator(route):
+    model, batch = drawn(Draws), samples()
+    before = np.random.get_state(), torch.get_rng_state()
+    first, second = (ff.fisher_spectrum(model, batch, route=route).full.eigenvalues for _ in range(2))
+    assert torch.equal(first, second)  # of Python's generator as well, which the type checker of the tests moves
+    assert all(np.array_equal(was, now) for was, now in zip(before[0], np.random.get_state(), strict=True))
+    assert torch.equal(before[1], torch.get_rng_state())
 
 
 class Shared(nn.Linear):

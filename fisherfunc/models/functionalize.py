@@ -8,11 +8,13 @@ backward hooks do not, for they cannot be.
 
 import glob
 import inspect
+import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -59,7 +61,8 @@ def functionalize(model: nn.Module, *, parameters: Selection = "trainable") -> M
     originals = dict(model.named_parameters())
     for name, parameter in originals.items():
         _check_materialised(name, parameter)
-    private = _private_copy(model)
+    with _same_draws(next((p.device for p in originals.values()), torch.device("cpu"))):
+        private = _private_copy(model)  # its own train(False) may make layers
     everything = {name: ordinary(p) for name, p in private.named_parameters() if p.numel()}
     names = _selected(originals, parameters)
     for name in names:
@@ -208,13 +211,26 @@ def _shapes(batch: Batch) -> Any:
 
 @contextmanager
 def _same_draws(device: torch.device) -> Iterator[None]:
-    """The same random numbers each time, and no global generator moves."""
+    """The same random numbers each time, and no global generator moves, of torch, NumPy or Python."""
     on_cuda = device.type == "cuda"
-    with torch.random.fork_rng([device] if on_cuda else []):
-        torch.default_generator.manual_seed(0)
-        if on_cuda:
-            torch.cuda.manual_seed(0)
-        yield
+    python, numpy = random.getstate(), _GLOBAL.get_bit_generator()
+    try:
+        random.setstate(_PYTHON_DRAWS)
+        _NUMPY.state = _NUMPY_START
+        _GLOBAL.set_bit_generator(_NUMPY)  # to take the user's state, and to put it back, takes longer
+        with torch.random.fork_rng([device] if on_cuda else []):
+            torch.default_generator.manual_seed(0)
+            if on_cuda:
+                torch.cuda.manual_seed(0)
+            yield
+    finally:
+        random.setstate(python)
+        _GLOBAL.set_bit_generator(numpy)
+
+
+_GLOBAL: Any = np.random  # its types do not name all that it has
+_PYTHON_DRAWS, _NUMPY = random.Random(0).getstate(), np.random.MT19937(0)
+_NUMPY_START = _NUMPY.state
 
 
 @contextmanager
