@@ -340,6 +340,22 @@ def test_a_vocabulary_is_not_looked_through_at_each_call():
     assert made.kinds.by_token == model.kinds.by_token and made.kinds.by_token is not model.kinds.by_token
 
 
+class CachedOutside(CachedBias):
+    """A value made of a parameter, kept where no copy of the module reaches it: by its class."""
+
+    def __init__(self) -> None:
+        super().__init__(dict)
+        del self.kept
+        type(self).kept = {}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_what_is_kept_of_a_weight_outside_of_the_module_is_refused(route):
+    model = drawn(CachedOutside)
+    with pytest.raises(ValueError, match=r"reaches a parameter of shape .*'bias'.* a cache of its class"):
+        ff.fisher_spectrum(model, samples(), route=route)
+
+
 class Draws(Body):
     """A number of Python's, and one of NumPy's, in each call; a layer is drawn when it goes into evaluation mode."""
 

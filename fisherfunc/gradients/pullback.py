@@ -96,8 +96,9 @@ def check_reach(losses_of: LossesOf, params: Params) -> None:
             names = [repr(name) for name, p in params.items() if p.data_ptr() == leaf.data_ptr()] or ["not named"]
             raise ValueError(
                 f"the forward pass reaches a parameter of shape {tuple(leaf.shape)}, {' or '.join(names)}, "
-                "past the module's attributes (a Python list, a closure, a patched forward), so its gradient would be "
-                "incomplete; read it as an attribute of a module, or set requires_grad_(False) on it"
+                "past the module's attributes (a Python list, a closure, a cache of its class, a patched forward), so "
+                "its gradient would be incomplete; read it as an attribute of a module, or set requires_grad_(False) "
+                "on it"
             )
     try:
         torch.autograd.grad(losses.nan_to_num().sum(), list(leaves.values()), allow_unused=True)

@@ -170,6 +170,8 @@ def _calls(blueprint: Blueprint, guard: Guard, *, give_targets: bool = False) ->
     fixed = {"use_cache": False} if "use_cache" in accepted.parameters else {}
     recurrent = any(isinstance(module, nn.RNNBase) for module in private.modules())
     shapes_seen: set[Any] = set()
+    first = [True]
+    recordable = {name for name, p in private.named_parameters() if p.is_floating_point() or p.is_complex()}
 
     def run(module: nn.Module, batch: Batch, device: torch.device) -> Any:
         positional, keywords = arguments(module, isolated(batch), accepted, give_targets=give_targets)
@@ -190,6 +192,13 @@ def _calls(blueprint: Blueprint, guard: Guard, *, give_targets: bool = False) ->
         recorded, shapes = is_answered(), _shapes(batch)
         if recorded or shapes in shapes_seen:
             return guard.unwatched(built, tensors)
+        if first and not torch.is_grad_enabled():
+            # What it keeps outside of the module has a graph then, and the look at what gradients reach finds it.
+            first.clear()
+            with torch.enable_grad():
+                guard.watched(
+                    built, {n: nn.Parameter(t.detach()) if n in recordable else t for n, t in tensors.items()}
+                )
         output = guard.watched(built, tensors)
         if torch.is_grad_enabled():  # without gradients a call is a first look, at the values of each sequence
             shapes_seen.add(shapes)
