@@ -425,6 +425,21 @@ def test_an_object_in_the_batch_is_not_written_to(route):
     assert cache.seen == [1.0] and cache.sums == {}
 
 
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_loss_that_writes_to_the_batch_writes_to_a_copy(route):
+    def loss(output, batch):
+        batch[1].add_(1).remainder_(3)
+        return functional.cross_entropy(output, batch[1], reduction="none")
+
+    model, (x, y) = drawn(Body), samples()
+    given = y.clone()
+    rows = fresh_rows(model, (x, (y + 1) % 3))
+    fn = ff.functionalize(model)
+    got = ff.token_grams(fn, fn.params, (x, given), ff.losses.custom(loss), route=route, blocks=lambda name: name)
+    assert torch.equal(given, y)
+    assert max(gram_errors(got.grams, rows, floor=1e-15).values()) < 1e-10
+
+
 def test_what_cannot_be_copied_in_a_batch_is_named(tmp_path):
     model, (x, y) = drawn(ReadsCache), samples()
     fn = ff.functionalize(model)

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherfunc.records.axes import Batch
+from fisherfunc.records.containers import mapped
 
 _RAISED = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError)
 _ALONE = (
@@ -31,7 +32,7 @@ def per_token(values: Callable[[Any, Batch], Tensor], name: str) -> Callable[[An
 
     def called(output: Any, batch: Batch) -> Tensor:
         try:
-            losses = values(output, batch)
+            losses = values(output, mapped(_copied, batch))
         except (LossError, torch.OutOfMemoryError):
             raise
         except _RAISED as error:
@@ -42,6 +43,11 @@ def per_token(values: Callable[[Any, Batch], Tensor], name: str) -> Callable[[An
         return _checked(losses, name)
 
     return called
+
+
+def _copied(leaf: Any) -> Any:
+    """What a loss may write to: the batch is the user's."""
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def _checked(losses: Any, name: str) -> Tensor:
