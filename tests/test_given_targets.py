@@ -51,15 +51,19 @@ def test_a_model_that_uses_the_labels_gets_them(model, route):
         assert_grams(model, {"x": x, "labels": y}, losses, route=route)
 
 
+class Shared(list):
+    """A list that the copies of a module have in common."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+
 class Counting(nn.Module):
     """Its predictions do not depend on the labels; it counts how often it gets them, and fails at those of class 2."""
 
     def __init__(self, seen):
         super().__init__()
         self.layer, self.seen = nn.Linear(5, CLASSES).double(), seen
-
-    def __deepcopy__(self, memo):
-        return self
 
     def forward(self, x, labels=None):
         logits = self.layer(x)
@@ -70,7 +74,7 @@ class Counting(nn.Module):
 
 
 def test_a_model_that_ignores_the_labels_gets_them_in_the_trial_alone():
-    few, many = [], []
+    few, many = Shared(), Shared()
     x, y = samples()
     for seen, times in ((few, 1), (many, 5)):
         model = Counting(seen)

@@ -17,15 +17,19 @@ def seeded():
 # Lists, arrays and objects.
 
 
+class SharedSet(set):
+    """A set that the copies of a module have in common."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+
 class Scaled(nn.Module):
     """Each sample by its own number."""
 
     def __init__(self):
         super().__init__()
-        self.layer, self.types = nn.Linear(5, CLASSES).double(), set()
-
-    def __deepcopy__(self, memo):
-        return self
+        self.layer, self.types = nn.Linear(5, CLASSES).double(), SharedSet()
 
     def forward(self, x, scale):
         self.types.add(type(scale))
