@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description="Public models against a loop.")
     found.add_argument("--kind", nargs="+", choices=KINDS, default=list(KINDS), help="what is run; everything")
     found.add_argument("--only", nargs="+", metavar="NAME", help="these models; see --list")
-    found.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help="every Nth model, from the Ith on")
+    found.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N", help="every Nth model, from the Ith on")
     found.add_argument("--limit", type=int, default=60, metavar="SECONDS", help="of processor time for one model; 60")
     found.add_argument("--rows", type=Path, default=Path("zoo.jsonl"), help="finished rows, kept and read; zoo.jsonl")
     found.add_argument("--table", type=Path, metavar="FILE", help="write the table as Markdown")
@@ -105,7 +105,7 @@ def _read(path: Path) -> list[Row]:
     return [Row(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
-def _shard(text: str) -> tuple[int, int]:
+def shard(text: str) -> tuple[int, int]:
     number, _, count = text.partition("/")
     if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
         raise argparse.ArgumentTypeError(f"{text!r} is no shard; expected I/N with 1 <= I <= N, such as 2/8")
