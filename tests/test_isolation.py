@@ -214,6 +214,22 @@ def test_a_weight_that_the_forward_pass_writes_to_stays_the_users(write, frozen,
     assert max(errors.values()) < 1e-10, errors
 
 
+@pytest.mark.parametrize("route", ROUTES)
+def test_grams_are_in_no_graph_where_a_parameter_is_empty(route):
+    class HasEmpty(Body):
+        def __init__(self) -> None:
+            super().__init__()
+            self.empty = nn.Parameter(torch.zeros(0, 2))
+
+        def between(self, x):
+            return functional.dropout(x, 0.5, training=True) * (1 + self.empty.sum())
+
+    fn, batch = ff.functionalize(drawn(HasEmpty)), samples()
+    for unit in ("token", "sequence"):
+        got = ff.token_grams(fn, fn.params, batch, ff.losses.classification(), route=route, unit=unit)
+        assert not any(gram.requires_grad for gram in got.grams.values())
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_weight_that_the_forward_pass_gives_other_memory_is_named(frozen):
     model = drawn(lambda: Writes(lambda weight, x: setattr(weight, "data", weight.data / 2), frozen=frozen))
