@@ -214,6 +214,53 @@ def test_a_weight_that_the_forward_pass_writes_to_stays_the_users(write, frozen,
     assert max(errors.values()) < 1e-10, errors
 
 
+class WritesTwo(Writes):
+    """Where the second write is seen, the first is done already."""
+
+    def __init__(self) -> None:
+        super().__init__(WRITES["through NumPy"])
+        self.other = Writes(WRITES["in place"])
+
+    def between(self, x):
+        return self.other.between(super().between(x))
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_call_that_starts_again_starts_from_the_weights_as_they_were(route):
+    model, batch = drawn(WritesTwo), samples()
+    rows = fresh_rows(model, batch)
+    before = snapshot(model)
+    errors = errors_of(model, batch, rows, route)
+    assert max(errors.values()) < 1e-10, errors
+    assert changes(before, snapshot(model)) == []
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_weight_that_only_a_later_sequence_of_the_shape_writes_to_stays_the_users(route):
+    def write(weight, x):
+        if float(x.sum()) == last:
+            weight.mul_(0.5)
+
+    model, batch = drawn(lambda: Writes(write)), samples()
+    last = torch.tanh(model.layer(batch[0]))[-1:].sum().item()
+    rows = fresh_rows(model, batch)
+    before = snapshot(model)
+    fn, loss = ff.functionalize(model), ff.losses.each_alone(ff.losses.classification())
+    got = ff.token_grams(fn, fn.params, batch, loss, route=route)
+    assert max(gram_errors(got.grams, rows, floor=1e-15).values()) < 1e-10
+    assert changes(before, snapshot(model)) == []
+
+
+def test_a_weight_that_only_the_check_would_write_to_stays_the_users():
+    """A sequence alone runs twice over there."""
+    model = drawn(lambda: Writes(lambda weight, x: weight.mul_(0.5) if len(x) == 2 else None))
+    batch = tuple(entry[:1] for entry in samples())
+    before = snapshot(model)
+    with pytest.raises(ValueError, match="differs from an ordinary backward pass of sequence 0"):
+        ff.fisher_spectrum(model, batch)
+    assert changes(before, snapshot(model)) == []
+
+
 @pytest.mark.parametrize("route", ROUTES)
 def test_grams_are_in_no_graph_where_a_parameter_is_empty(route):
     class HasEmpty(Body):

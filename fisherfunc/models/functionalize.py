@@ -190,7 +190,8 @@ def _calls(blueprint: Blueprint, guard: Guard, *, give_targets: bool = False) ->
                 return run(module, batch, device)
 
         recorded, shapes = is_answered(), _shapes(batch)
-        if recorded or shapes in shapes_seen:
+        first_look = not torch.is_grad_enabled()  # at the values of each sequence, whatever its shape
+        if recorded or (shapes in shapes_seen and not first_look):
             return guard.unwatched(built, tensors)
         if first and not torch.is_grad_enabled():
             # What it keeps outside of the module has a graph then, and the look at what gradients reach finds it.
@@ -200,16 +201,23 @@ def _calls(blueprint: Blueprint, guard: Guard, *, give_targets: bool = False) ->
                     built, {n: nn.Parameter(t.detach()) if n in recordable else t for n, t in tensors.items()}
                 )
         output = guard.watched(built, tensors)
-        if torch.is_grad_enabled():  # without gradients a call is a first look, at the values of each sequence
+        if not first_look:
             shapes_seen.add(shapes)
         return output
 
     def ordinary_call(
         tensors: dict[str, Tensor], wanted: Collection[str]
     ) -> tuple[dict[str, Tensor], Callable[[Batch], Any]]:
-        module = fresh_copy(private, guard.writable(tensors), wanted)
-        leaves: dict[str, Tensor] = {name: p for name, p in module.named_parameters() if name in wanted}
-        return leaves, lambda batch: run(module, batch, next(iter(tensors.values())).device)
+        device = next(iter(tensors.values())).device
+        parameters = {
+            name: nn.Parameter(tensors.get(name, own).detach(), requires_grad=name in wanted)
+            for name, own in private.named_parameters()
+        }
+
+        def called(batch: Batch) -> Any:
+            return guard.apart(lambda: run(fresh_copy(private, parameters, tensors), batch, device), parameters)
+
+        return {name: p for name, p in parameters.items() if name in wanted}, called
 
     return Calls(passes, ordinary_call)
 

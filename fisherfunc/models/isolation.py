@@ -10,7 +10,7 @@ import copy
 import enum
 import types
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -179,19 +179,19 @@ def evaluation_copy(model: nn.Module) -> nn.Module:
     return private
 
 
-def fresh_copy(module: nn.Module, tensors: Mapping[str, Tensor], wanted: Collection[str]) -> nn.Module:
-    """Copy a module by Python's own means, with these tensors as its parameters, and copies of these as buffers.
+def fresh_copy(module: nn.Module, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Copy a module by Python's own means, with these as its parameters, and copies of these tensors as buffers.
 
     What a blueprint makes is held against calls of this: it shares no line with it.
 
     Args:
         module: The module.
-        tensors: By the names of parameters and buffers.
-        wanted: The names of the parameters that require a gradient.
+        parameters: By name, all of them.
+        tensors: By the names of buffers.
     """
     memo: dict[int, Any] = {id(tensor): tensor.clone() for tensor in _loose_tensors(module)}
     for name, parameter in module.named_parameters():
-        memo[id(parameter)] = nn.Parameter(tensors.get(name, parameter).detach(), requires_grad=name in wanted)
+        memo[id(parameter)] = parameters[name]
     for name, buffer in module.named_buffers():
         memo[id(buffer)] = tensors.get(name, buffer).clone()
     copied = copy.deepcopy(module, memo)

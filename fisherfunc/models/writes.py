@@ -2,7 +2,8 @@
 
 A version counter tells after the harm, and nothing of what is written through `.data`. So the first forward pass over
 inputs of a shape, and every one without gradients, runs under a mode that sees each operation before it is done: where
-one would write to a parameter, the call ends, and starts again with a copy of that parameter.
+one would write to a parameter, or NumPy is given its memory, the call ends, and starts again with a copy of that
+parameter.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -161,6 +162,24 @@ class Guard:
                     "did; write to a copy of it there"
                 )
         return output
+
+    def apart(self, run: Callable[[], Any], parameters: Mapping[str, nn.Parameter]) -> Any:
+        """Run what starts afresh each time and has these parameters; those that it writes to get memory of their own.
+
+        Args:
+            run: Runs a module that has them.
+            parameters: By name, in the memory of the protected tensors.
+        """
+        users = {name: p.data for name, p in parameters.items()}
+        while True:
+            for name in self._copied & users.keys():
+                parameters[name].data = users[name].clone()
+            output = None
+            with writes_refused({n: p for n, p in users.items() if n in self._protected - self._copied}) as guard:
+                output = run()
+            if not guard.found:
+                return output
+            self._copied |= guard.found
 
     def _in_place(self, run: Callable[[dict[str, Tensor]], Any], given: dict[str, Tensor]) -> Any:
         """Run it, and see to it that the tensors keep their memory: `.data = …` is no operation that could be seen."""
