@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.laws.parts import DRAWING, MEETING, PARTS
+from benchmarks.laws.parts import DRAWING, MEETING, PARTS, UNFOLLOWED
 
 TASKS = ("classification", "pooled", "positions", "regression", "causal_lm", "masked_lm")
 """`pooled` classifies samples of several positions, `positions` each of them."""
@@ -111,10 +111,11 @@ def drawn(seed: int) -> Recipe:
 
 
 def _parts(rng: random.Random) -> tuple[str, ...]:
-    apart = [name for name in PARTS if name not in MEETING]
-    parts = [rng.choice(apart) for _ in range(rng.randint(1, 4))]
-    if rng.random() < 0.08:
-        parts[rng.randrange(len(parts))] = rng.choice(list(MEETING))
+    rare = [*MEETING, *UNFOLLOWED]
+    often = [name for name in PARTS if name not in rare]
+    parts = [rng.choice(often) for _ in range(rng.randint(1, 4))]
+    if rng.random() < 0.1:
+        parts[rng.randrange(len(parts))] = rng.choice(rare)
     return tuple(parts)
 
 
@@ -133,7 +134,7 @@ def _options(rng: random.Random) -> dict[str, Any]:
     if rng.random() < 0.3:
         options["chunk_size"] = rng.randint(1, 4)
     if rng.random() < 0.15:
-        options["memory_limit"] = rng.choice((20_000, 300_000, 5_000_000))
+        options["memory_limit"] = rng.choice((20_000, 1_000_000, 5_000_000, 20_000_000))
     if rng.random() < 0.2 and "unit" not in options:  # a row of a sequence does not say which of its tokens were picked
         options |= {"num_tokens": rng.randint(1, 8), "seed": rng.randrange(10)}
     return options
