@@ -8,6 +8,7 @@ parameter.
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -40,9 +41,10 @@ class WritesRefused(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run `func`, unless it writes to what is protected."""
         kwargs = kwargs or {}
-        if func._schema.is_mutable:
+        is_mutable, normalises = _nature(func)
+        if is_mutable:
             self.end([_address(tensor) for tensor in _written(func, args, kwargs)])
-        self.normalises = self.normalises or "batch_norm" in func.overloadpacket.__name__
+        self.normalises = self.normalises or normalises
         return func(*args, **kwargs)
 
     def end(self, addresses: Collection[int]) -> None:
@@ -98,6 +100,12 @@ def writes_refused(protected: Mapping[str, Tensor]) -> Iterator[WritesRefused]:
             yield guard
     except WriteFound:
         pass
+
+
+@cache
+def _nature(func: Any) -> tuple[bool, bool]:
+    """Whether an operation writes to something, and whether it normalises by a batch; schemas take long to read."""
+    return func._schema.is_mutable, "batch_norm" in func.overloadpacket.__name__
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
