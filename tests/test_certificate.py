@@ -271,3 +271,30 @@ def test_a_tensor_whose_gradient_is_round_off_does_not_make_a_model_dense():
     assert result.metadata["route"] == "factored"
     rows = gradient_rows(model, "causal_lm", batch)
     assert max(gram_errors(result.grams, rows, floor=torch.finfo(torch.float32).eps).values()) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["classification", "regression", "custom"])
+def test_what_is_predicted_almost_exactly_is_no_false_alarm(kind, dtype):
+    """Gradients that are mostly round-off, beside ordinary ones."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 30), nn.Tanh(), nn.Linear(30, 3)).to(dtype)
+    x = torch.randn(40, 5, dtype=dtype)
+    with torch.no_grad():
+        model[2].weight.mul_(60)
+        y = model(x) if kind == "regression" else model(x).argmax(1)
+    if kind == "regression":
+        y[::7] += 1
+        y[1::7] += 1e-5
+    else:
+        y[::7] = (y[::7] + 1) % 3
+    loss = {
+        "classification": ff.losses.classification(),
+        "regression": ff.losses.regression(),
+        "custom": ff.losses.custom(lambda output, batch: functional.cross_entropy(output, batch[-1], reduction="none")),
+    }[kind]
+    fn = ff.functionalize(model)
+    for route in ROUTES:
+        found = ff.token_grams(fn, fn.params, (x, y), loss, route=route).metadata
+        assert found["self_check"]["held"] and found["route"] == route
+        assert float(ff.token_grams(fn, fn.params, (x, y), loss).tokens.loss.min()) < 1e-6

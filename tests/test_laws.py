@@ -84,7 +84,9 @@ def test_state_that_calls_share_is_seen(monkeypatch):
     assert verdict(recipe) == ("right", "")
     monkeypatch.setattr(isolation, "_is_fixed", lambda value: True)
     monkeypatch.setattr(isolation, "_is_empty", lambda value: False)
-    assert verdict(recipe)[0] == "wrong" and "parts.0.bias is off by 1.0e+00" in verdict(recipe)[1]
+    assert verdict(recipe)[0] == "refused" and "past the module's attributes" in verdict(recipe)[1]
+    counted = plain("counts", counts=(1,))
+    assert verdict(counted)[0] != "right"
 
 
 @pytest.mark.parametrize("route", ["factored", "dense"])
@@ -109,7 +111,7 @@ def test_a_row_that_is_missing_is_seen(monkeypatch):
 
 @pytest.mark.parametrize("part", ["writes in place", "writes frozen through data", "writes through numpy"])
 def test_writes_to_the_users_weights_are_seen(monkeypatch, part):
-    monkeypatch.setattr(writes.WritesRefused, "refuse", lambda self, tensors: None)
+    monkeypatch.setattr(writes.WritesRefused, "end", lambda self, tensors: None)
     found, reason = verdict(plain(part, counts=(1,)))
     assert found == "changed" and "_parameters['weight']" in reason
 

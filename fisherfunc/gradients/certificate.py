@@ -30,6 +30,8 @@ MOST = 32
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
 """Of a block's own trace. Where all is right, float32 was seen to differ by 1e-7 to 2e-6 and float64 by 1e-15; a
 document of thirty with another structure differs by 4e-3. Of coarser dtypes it is √eps."""
+ROUNDING = 16
+"""In eps: by how much a gradient of ordinary size, relative to itself, may differ from one computation to another."""
 FLOOR = 4
 """In eps of the norm of the whole gradient: how far off that of a block may be, as that of a key bias is, which is zero
 but for round-off."""
@@ -143,11 +145,12 @@ def certify(
     tolerance, floor = TOLERANCES.get(dtype, torch.finfo(dtype).eps ** 0.5), FLOOR * torch.finfo(dtype).eps
     diagonal = torch.stack([gram.diagonal().double() for gram in grams.values()]).sum(dim=0)
     stacks = list(_stacks(work, 1 if alone else _width(work, limit)))
+    trusted = (_size_of_residual(work, diagonal) * tolerance / (ROUNDING * torch.finfo(dtype).eps)).clamp(max=1.0)
     found = []
     for number in range(1 if dtype in TOLERANCES else 2):
         generator = torch.Generator().manual_seed(2 * seed + number)
         signs = 2 * torch.randint(2, diagonal.shape, generator=generator, device="cpu").to(diagonal) - 1
-        weights = torch.where(diagonal > 0, signs * diagonal.clamp(min=TINY).rsqrt(), 0.0)
+        weights = torch.where(diagonal > 0, signs * trusted * diagonal.clamp(min=TINY).rsqrt(), 0.0)
         expected = _squared_norms(work, stacks, weights, alone=alone, coordinates=coordinates, room=limit // 4)
         for stack, norms in zip([*stacks, _whole(stacks)], expected, strict=True):
             rows, u = slice(stack.first, stack.last), weights[stack.first : stack.last]
@@ -164,6 +167,23 @@ def certify(
 
 
 TINY = torch.finfo(torch.float64).tiny
+
+
+def _size_of_residual(work: Workload, diagonal: Tensor) -> Tensor:
+    """How small each row's gradient is beside what it is a difference of; the relative error is eps over it.
+
+    Of a token that is predicted well, 1 − p has lost what p and 1 have in common, and no two computations agree to more
+    than that. What is no difference of known things is taken beside the largest row.
+    """
+    loss, kind = work.tokens.loss.to(diagonal), work.loss.distribution
+    if work.tokens.draw is None and kind in ("categorical", "bernoulli"):
+        return -torch.expm1(-loss)
+    if work.tokens.draw is None and kind == "gaussian":
+        targets = [work.loss.targets(part.batch) for part in work.sequences.parts]
+        largest = max(float(y.abs().max()) for y in targets if y is not None)
+        residual = (2 * loss).clamp(min=0).sqrt()
+        return residual / (residual + largest)
+    return (diagonal / diagonal.max().clamp(min=TINY)).sqrt()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -141,11 +141,11 @@ def _is_binary(targets: list[Tensor], output: Any) -> bool:
     if output is None or not zero_or_one(targets):
         return False
     shape, labels = losses.logits_of(output).shape, targets[0].shape
-    one_logit = shape.numel() == shape[0] and labels.numel() == labels[0]  # of each sample
+    of_one = shape[1:].numel() == labels[1:].numel() == 1 if labels else shape.numel() == 1  # a sample may have no axis
     each_a_label = len(shape) == 2 and shape[1:] == labels[1:]
     if each_a_label and all(_sum_to_one(y) for y in targets):
         raise ValueError(
             f"targets of shape {tuple(labels)} with a single 1 in each row may be one-hot classes, or labels of each "
             "logit; give class numbers, as by .argmax(dim=1), or say loss=ff.losses.binary_classification()"
         )
-    return one_logit or each_a_label
+    return of_one or each_a_label
