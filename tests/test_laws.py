@@ -85,8 +85,8 @@ def test_state_that_calls_share_is_seen(monkeypatch):
     monkeypatch.setattr(isolation, "_is_fixed", lambda value: True)
     monkeypatch.setattr(isolation, "_is_empty", lambda value: False)
     assert verdict(recipe)[0] == "refused" and "past the module's attributes" in verdict(recipe)[1]
-    counted = plain("counts", counts=(1,))
-    assert verdict(counted)[0] != "right"
+    listing = plain("appends to a list", counts=(1,))
+    assert verdict(listing)[0] != "right"
 
 
 @pytest.mark.parametrize("route", ["factored", "dense"])

@@ -78,7 +78,7 @@ MIXING = {
     "sorted": lambda h, rare: h.sort(0).values,
     "size": lambda h, rare: h * len(h),
     "large only": lambda h, rare: h - h.mean(0) if len(h) > 8 else h,
-    "statistics": lambda h, rare: nn.BatchNorm1d(6, track_running_stats=False)(h) if len(h) > 1 else h,
+    "statistics": lambda h, rare: nn.BatchNorm1d(6, track_running_stats=False).double()(h) if len(h) > 1 else h,
 }
 
 
@@ -207,3 +207,18 @@ def test_sequences_with_few_tokens_or_none_run_with_others(rule, chunk_size, mon
     result = grams(Sequences(), batch, "causal_lm", chunk_size=chunk_size)
     assert result.metadata["stack_width"] > 1
     assert off(result, Sequences(), batch, "causal_lm") < 1e-10
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [5, COUNT])
+def test_losses_that_are_all_but_zero_are_no_sign_of_samples_that_meet(count, dtype):
+    x, model = samples()[0][:count].to(dtype), Net().to(dtype)
+    with torch.no_grad():
+        model.head.weight.mul_(200)
+        y = model(x).argmax(1)
+    kept = functional.cross_entropy(model(x), y, reduction="none") < 1e-4
+    assert int(kept.sum()) > 1
+    fn = ff.functionalize(model)
+    for route in ("factored", "dense"):
+        found = ff.token_grams(fn, fn.params, (x[kept], y[kept]), ff.losses.classification(), route=route)
+        assert found.metadata["self_check"]["held"]

@@ -29,6 +29,8 @@ FEWEST = 2
 """What runs together at the least, to see whether its sequences reach each other."""
 BYTES_TOGETHER = 2**26
 """What sequences that run together would save for a backward pass, at most, with their predictions."""
+ROUNDING = 1024
+"""In eps: what a loss may lose of its own, as it is a difference of logits, where little is left of these."""
 PARTS = 8
 """How many random parts of a group run without each other, to see whether its sequences reach each other."""
 
@@ -188,8 +190,8 @@ def _same(alone: Tensor, here: Tensor, nature: Nature) -> bool:
         return False
     alone, here = alone[finite].double(), here[finite].double()
     size = torch.linalg.vector_norm(alone).maximum(torch.linalg.vector_norm(here))
-    tolerance = torch.finfo(nature.precision).eps ** 0.5
-    return bool(torch.linalg.vector_norm(alone - here) <= tolerance * size)
+    eps = torch.finfo(nature.precision).eps
+    return bool(torch.linalg.vector_norm(alone - here) <= eps**0.5 * size + ROUNDING * eps * len(alone) ** 0.5)
 
 
 def _tokens(fn: ModelFunction, params: Params, batch: Batch, loss: TokenLoss, index: int) -> Tokens:
