@@ -3,7 +3,6 @@
 The oracle runs a fresh deep copy of the module for every token, in float64.
 """
 
-import copy
 import enum
 import random
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from fresh_copies import drawn, errors_of, fresh_rows
 from odd_modules import Body, samples
 from oracle import gram_errors
 from torch import nn
@@ -21,21 +21,6 @@ from watching import changes, snapshot
 import fisherfunc as ff
 from fisherfunc.gradients.prepare import ROUTES
 from fisherfunc.models.isolation import Blueprint
-
-
-def fresh_rows(model: nn.Module, batch: tuple, extra: tuple = ()) -> dict[str, torch.Tensor]:
-    """The gradients of samples, each of a copy of the module of its own, whose flags say evaluation."""
-    rows: dict[str, list[torch.Tensor]] = {}
-    for b in range(len(batch[0])):
-        private = copy.deepcopy(model)
-        for part in private.modules():
-            part.training = False
-        inputs = [x[b : b + 1].clone() for x in batch[:-1]]
-        functional.cross_entropy(private(*inputs, *copy.deepcopy(extra)), batch[-1][b : b + 1]).backward()
-        for name, p in private.named_parameters():
-            if p.requires_grad:
-                rows.setdefault(name, []).append((torch.zeros_like(p) if p.grad is None else p.grad).flatten())
-    return {name: torch.stack(r) for name, r in rows.items()}
 
 
 class CachedBias(Body):
@@ -128,44 +113,6 @@ class BackwardRunsModule(Body):
         return RunAgain.apply(self.inner, x, *self.inner.parameters())
 
 
-class Writes(Body):
-    """A forward pass that writes to a weight: all of them, or frozen, or where the input says so."""
-
-    def __init__(self, write: Callable[[nn.Parameter, torch.Tensor], None], *, frozen: bool = False) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(2 * torch.randn(5, 5), requires_grad=not frozen)
-        self.write = write
-
-    def between(self, x):
-        with torch.no_grad():
-            self.write(self.weight, x)
-        return x @ self.weight
-
-
-def where_asked(weight, x):
-    if x.sum() > 0:
-        weight.mul_(0.5)
-
-
-def in_gradient_mode(weight, x):
-    with torch.enable_grad():
-        recorded = (weight * x[0]).requires_grad
-    if recorded and x.requires_grad:
-        weight.mul_(0.5)
-
-
-WRITES = {
-    "in place": lambda weight, x: weight.div_(weight.norm(dim=1, keepdim=True)),
-    "data": lambda weight, x: weight.data.clamp_(-0.5, 0.5),
-    "entries": lambda weight, x: weight.__setitem__(0, 0.0),
-    "a view": lambda weight, x: weight.T[1:3].zero_(),
-    "several": lambda weight, x: torch._foreach_mul_([weight], 0.5),
-    "out": lambda weight, x: torch.sin(weight, out=weight),
-    "an array": lambda weight, x: weight.numpy().__imul__(0.5),
-    "an array of another library": lambda weight, x: np.asarray(weight.detach()).fill(0.25),
-    "where asked": where_asked,
-    "in gradient mode": in_gradient_mode,
-}
 STATE = {
     "cached in a dictionary": lambda: CachedBias(dict),
     "cached in an object": lambda: CachedBias(Anything),
@@ -177,180 +124,12 @@ STATE = {
 }
 
 
-def drawn(make: Callable[[], nn.Module]) -> nn.Module:
-    torch.manual_seed(0)
-    model = make().double()
-    if hasattr(model, "state"):
-        model.state = model.state.double()
-    return model
-
-
-def errors_of(model: nn.Module, batch: tuple, rows: dict[str, torch.Tensor], route: str) -> dict[str, float]:
-    fn = ff.functionalize(model)
-    got = ff.token_grams(fn, fn.params, batch, ff.losses.classification(), route=route, blocks=lambda name: name)
-    return gram_errors(got.grams, rows, floor=1e-15)
-
-
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("make", STATE.values(), ids=STATE)
 def test_every_call_starts_from_the_module_as_it_was_given(make, route):
     model, batch = drawn(make), samples()
     rows = fresh_rows(model, batch)
     before = snapshot(model)
-    errors = errors_of(model, batch, rows, route)
-    assert max(errors.values()) < 1e-10, errors
-    assert changes(before, snapshot(model)) == []
-
-
-@pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
-def test_a_weight_that_the_forward_pass_writes_to_stays_the_users(write, frozen, route):
-    model, batch = drawn(lambda: Writes(write, frozen=frozen)), samples()
-    rows = fresh_rows(model, batch)
-    before = snapshot(model)
-    errors = errors_of(model, batch, rows, route)
-    assert changes(before, snapshot(model)) == []
-    assert max(errors.values()) < 1e-10, errors
-
-
-class WritesTwo(Writes):
-    """Where the second write is seen, the first is done already."""
-
-    def __init__(self) -> None:
-        super().__init__(WRITES["through NumPy"])
-        self.other = Writes(WRITES["in place"])
-
-    def between(self, x):
-        return self.other.between(super().between(x))
-
-
-@pytest.mark.parametrize("route", ROUTES)
-def test_a_call_that_starts_again_starts_from_the_weights_as_they_were(route):
-    model, batch = drawn(WritesTwo), samples()
-    rows = fresh_rows(model, batch)
-    before = snapshot(model)
-    errors = errors_of(model, batch, rows, route)
-    assert max(errors.values()) < 1e-10, errors
-    assert changes(before, snapshot(model)) == []
-
-
-@pytest.mark.parametrize("route", ROUTES)
-def test_a_weight_that_only_a_later_sequence_of_the_shape_writes_to_stays_the_users(route):
-    def write(weight, x):
-        if float(x.sum()) == last:
-            weight.mul_(0.5)
-
-    model, batch = drawn(lambda: Writes(write)), samples()
-    last = torch.tanh(model.layer(batch[0]))[-1:].sum().item()
-    rows = fresh_rows(model, batch)
-    before = snapshot(model)
-    fn, loss = ff.functionalize(model), ff.losses.each_alone(ff.losses.classification())
-    got = ff.token_grams(fn, fn.params, batch, loss, route=route)
-    assert max(gram_errors(got.grams, rows, floor=1e-15).values()) < 1e-10
-    assert changes(before, snapshot(model)) == []
-
-
-def test_a_weight_that_only_the_check_would_write_to_stays_the_users():
-    """A sequence alone runs twice over there."""
-    model = drawn(lambda: Writes(lambda weight, x: weight.mul_(0.5) if len(x) == 2 else None))
-    batch = tuple(entry[:1] for entry in samples())
-    before = snapshot(model)
-    with pytest.raises(ValueError, match="differs from an ordinary backward pass of sequence 0"):
-        ff.fisher_spectrum(model, batch)
-    assert changes(before, snapshot(model)) == []
-
-
-@pytest.mark.parametrize("route", ROUTES)
-def test_grams_are_in_no_graph_where_a_parameter_is_empty(route):
-    class HasEmpty(Body):
-        def __init__(self) -> None:
-            super().__init__()
-            self.empty = nn.Parameter(torch.zeros(0, 2))
-
-        def between(self, x):
-            return functional.dropout(x, 0.5, training=True) * (1 + self.empty.sum())
-
-    fn, batch = ff.functionalize(drawn(HasEmpty)), samples()
-    for unit in ("token", "sequence"):
-        got = ff.token_grams(fn, fn.params, batch, ff.losses.classification(), route=route, unit=unit)
-        assert not any(gram.requires_grad for gram in got.grams.values())
-
-
-@pytest.mark.parametrize("frozen", [False, True])
-def test_a_weight_that_the_forward_pass_gives_other_memory_is_named(frozen):
-    model = drawn(lambda: Writes(lambda weight, x: setattr(weight, "data", weight.data / 2), frozen=frozen))
-    batch, before = samples(), snapshot(model)
-    for _ in range(2):
-        with pytest.raises(ValueError, match="gives 'weight' other memory"):
-            ff.fisher_spectrum(model, batch)
-        assert changes(before, snapshot(model)) == []
-
-
-class Folding(nn.Linear):
-    """`train(False)` folds a low-rank update into a frozen weight, by one of the ways to do so."""
-
-    def __init__(self, fold: Callable[[nn.Module, torch.Tensor], None]) -> None:
-        super().__init__(5, 5)
-        self.weight.requires_grad_(False)
-        self.a, self.b = nn.Parameter(torch.randn(2, 5)), nn.Parameter(torch.randn(5, 2))
-        self.fold, self.folded = fold, False
-
-    def train(self, mode=True):
-        super().train(mode)
-        if mode == self.folded:
-            self.fold(self, (-1 if mode else 1) * (self.b @ self.a).detach())
-            self.folded = not mode
-        return self
-
-    def forward(self, x):
-        y = super().forward(x)
-        return y if self.folded else y + x @ self.a.T @ self.b.T
-
-
-FOLDS = {
-    "data in place": lambda layer, update: layer.weight.data.add_(update),
-    "array": lambda layer, update: layer.weight.numpy().__iadd__(update.numpy()),
-    "data replaced": lambda layer, update: setattr(layer.weight, "data", layer.weight.data + update),
-    "parameter replaced": lambda layer, update: setattr(layer, "weight", nn.Parameter(layer.weight + update, False)),
-}
-
-
-@pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.parametrize("fold", FOLDS.values(), ids=FOLDS)
-def test_a_module_that_folds_weights_in_evaluation_mode_is_not_folded(fold, route):
-    torch.manual_seed(0)
-    model = nn.Sequential(Folding(fold), nn.Tanh(), nn.Linear(5, 3)).double().train()
-    batch = samples()
-    rows = fresh_rows(model, batch)
-    before = snapshot(model)
-    for _ in range(2):
-        errors = errors_of(model, batch, rows, route)
-        assert max(errors.values()) < 1e-10, errors
-        assert changes(before, snapshot(model)) == []
-
-
-class KeepsScaled(nn.Linear):
-    """`train(False)` keeps what it makes of a weight, and the forward pass then reads that."""
-
-    def __init__(self) -> None:
-        super().__init__(5, 5)
-        self.kept = None
-
-    def train(self, mode=True):
-        self.kept = None if mode else self.weight.detach() * 2
-        return super().train(mode)
-
-    def forward(self, x):
-        return functional.linear(x, self.weight * 2 if self.kept is None else self.kept, self.bias)
-
-
-@pytest.mark.parametrize("route", ROUTES)
-def test_what_evaluation_mode_would_keep_of_a_weight_does_not_hide_its_gradient(route):
-    torch.manual_seed(0)
-    model = nn.Sequential(KeepsScaled(), nn.Tanh(), nn.Linear(5, 3)).double().train()
-    batch = samples()
-    rows, before = fresh_rows(model, batch), snapshot(model)
     errors = errors_of(model, batch, rows, route)
     assert max(errors.values()) < 1e-10, errors
     assert changes(before, snapshot(model)) == []
@@ -472,7 +251,7 @@ class ReadsCache(Body):
     """What is no tensor in the batch is written to: an object, a list and a dictionary in it."""
 
     def forward(self, x, cache):
-        cache.seen.append(float(x.detach().sum()))
+        cache.seen.append(float(len(cache.seen)))
         cache.sums["all"] = cache.sums.get("all", 1.0) + 1.0
         return super().forward(x) * sum(cache.seen) * cache.sums["all"]
 
@@ -522,3 +301,56 @@ def test_parametrisations_and_compiled_parts_are_isolated_as_well():
     errors = errors_of(model, batch, rows, "factored")
     assert max(errors.values()) < 1e-10, errors
     assert changes(before, snapshot(model)) == []
+
+
+class LeavesOut(Body):
+    """A copy by its own `__getstate__` lacks a cache that the forward pass reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache = {"factor": 2.0}
+
+    def __getstate__(self):
+        return {**vars(self), "cache": {}}
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+
+    def between(self, x):
+        return x * self.cache.get("factor", 1.0)
+
+
+def test_a_module_whose_copies_lack_something_is_named():
+    with pytest.raises(TypeError, match=r"the deep copy of 'the module' \(LeavesOut\) has another 'cache'"):
+        ff.functionalize(drawn(LeavesOut))
+
+
+class RunningMean(nn.Module):
+    """A loss that keeps a statistic of what it saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, output, batch):
+        self.seen += 1
+        return functional.cross_entropy(output, batch[-1], reduction="none") * self.seen
+
+
+def test_a_loss_that_keeps_something_starts_as_it_was_given():
+    model, batch, loss = drawn(Body), samples(), RunningMean()
+    fn = ff.functionalize(model)
+    got = ff.token_grams(fn, fn.params, batch, ff.losses.custom(loss))
+    assert float(loss.seen) == 0
+    errors = gram_errors(got.grams, fresh_rows(model, batch), floor=1e-15)
+    assert max(errors.values()) < 1e-10, errors
+
+
+@pytest.mark.parametrize("error", [OSError("no such file"), StopIteration("no more")])
+def test_whatever_a_forward_pass_raises_is_told_in_our_words(error):
+    class Raises(Body):
+        def between(self, x):
+            raise error
+
+    with pytest.raises(ValueError, match=f"the model failed on sequence 0, .*{type(error).__name__}"):
+        ff.fisher_spectrum(drawn(Raises), samples())

@@ -233,7 +233,7 @@ def _output(fn: ModelFunction, params: Params, sequence: Batch, index: int) -> A
         ) from error
     except torch.OutOfMemoryError:
         raise
-    except REFUSALS as error:
+    except (*REFUSALS, OSError, StopIteration) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(
             f"the model failed on sequence {index}, which runs alone, as a batch of one, with {type(error).__name__}: "

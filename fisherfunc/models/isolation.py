@@ -218,7 +218,30 @@ def _structure(model: nn.Module) -> nn.Module:
                 f"cannot copy the structure of {type(model).__name__}: its deep copy holds {name or 'the module'!r} "
                 f"({type(part).__name__}) itself; look for a __deepcopy__ that shares it, and leave that out"
             )
+    for (name, part), (_, its_copy) in zip(model.named_modules(), copied.named_modules(), strict=False):
+        copies_itself = "_orig_mod" not in part._modules and _copies_itself(type(part))
+        lost = _differing(part, its_copy) if copies_itself else []
+        if lost:
+            raise TypeError(
+                f"cannot copy the structure of {type(model).__name__}: the deep copy of {name or 'the module'!r} "
+                f"({type(part).__name__}) has another {lost[0]!r}; look for a __getstate__, __reduce__ or __deepcopy__ "
+                "that leaves it out, and have it keep what forward may read"
+            )
     return copied
+
+
+def _differing(part: nn.Module, its_copy: nn.Module) -> list[str]:
+    """The attributes that a copy lacks, or has with another plain value or number of entries."""
+    there, found = vars(part), vars(its_copy)
+
+    def differs(key: str, value: Any) -> bool:
+        if key not in found:
+            return key != HOOK
+        if type(value) in (bool, int, float, str):
+            return found[key] is not value and found[key] != value and value == value
+        return isinstance(value, list | tuple | dict | set) and len(found[key]) != len(value)
+
+    return [key for key, value in there.items() if differs(key, value)]
 
 
 def _alias(tensor: Tensor) -> Tensor:

@@ -34,7 +34,9 @@ def per_token_gradients(
 ) -> dict[str, Tensor]:
     """The gradient of every valid token's loss: G, one entry a parameter.
 
-    Holds N · P numbers; `token_grams` does not. Cost: one forward pass a sequence, one backward pass a token.
+    Holds N · P numbers; `token_grams` does not, and holds its Grams against a backward pass of the batch, which is not
+    done here: samples that meet in their gradients alone are not seen. Cost: one forward pass a sequence, one backward
+    pass a token.
 
     Args:
         fn: The model as a pure function.

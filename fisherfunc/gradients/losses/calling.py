@@ -1,11 +1,12 @@
 """A loss function of the user's own, called a sample at a time; what it raises or returns instead is named."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from fisherfunc.records.axes import Batch
 from fisherfunc.records.containers import mapped
@@ -32,7 +33,8 @@ def per_token(values: Callable[[Any, Batch], Tensor], name: str) -> Callable[[An
 
     def called(output: Any, batch: Batch) -> Tensor:
         try:
-            losses = values(output, mapped(_copied, batch))
+            own = copy.deepcopy(values) if isinstance(values, nn.Module) else values  # it may keep what it saw
+            losses = own(output, mapped(_copied, batch))
         except (LossError, torch.OutOfMemoryError):
             raise
         except _RAISED as error:
