@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from odd_modules import ODD, Body, perceptron, samples
+from odd_modules import ODD, Body, DataDependent, perceptron, samples
 from oracle import gradient_rows, gram_errors
 from torch import nn
 from torch.nn import functional
@@ -18,8 +18,10 @@ from fisherfunc.gradients.prepare import ROUTES
 
 
 def grams(model, batch, **options):
-    fn = ff.functionalize(model)
-    return ff.token_grams(fn, fn.params, batch, ff.losses.classification(), **options)
+    fn, loss = ff.functionalize(model), ff.losses.classification()
+    if isinstance(model, DataDependent):  # its branches ask what the whole batch is
+        loss = ff.losses.each_alone(loss)
+    return ff.token_grams(fn, fn.params, batch, loss, **options)
 
 
 def odd(name):

@@ -140,8 +140,9 @@ def certify(
         seed: Of the signs.
         alone: Whether each sequence runs by itself.
     """
-    alone = alone or work.loss.each_alone or work.nature.draws
     dtype = coarsest(work.nature.precision, *(gram.dtype for gram in grams.values()))
+    # Sums of float16 over a batch lose what its few exponents have no room for, where those of a sequence do not.
+    alone = alone or work.loss.each_alone or work.nature.draws or dtype == torch.float16
     tolerance, floor = TOLERANCES.get(dtype, torch.finfo(dtype).eps ** 0.5), FLOOR * torch.finfo(dtype).eps
     diagonal = torch.stack([gram.diagonal().double() for gram in grams.values()]).sum(dim=0)
     stacks = list(_stacks(work, 1 if alone else _width(work, limit)))
