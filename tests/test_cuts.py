@@ -27,6 +27,8 @@ UNCUT = {
     "multihead": "one block, which its input goes around",
 }
 
+EACH_ALONE = ff.losses.each_alone(ff.losses.classification())  # what a batch holds decides for all of it
+
 
 @pytest.mark.parametrize("name", CASES)
 def test_passes_from_cuts_give_what_a_loop_of_backward_passes_gives(name, monkeypatch):
@@ -89,7 +91,7 @@ def test_a_model_is_cut_only_where_nothing_bypasses_the_cut(variant, monkeypatch
     monkeypatch.setattr(plans, "formed_cheaper", lambda *_: [])
     monkeypatch.setattr(divide, "stack_width", lambda *_: 1)
     model, batch = Tower(variant), samples()
-    result = grams(model, batch, "classification")
+    result = grams(model, batch, EACH_ALONE)
     assert (result.metadata["passes_from_cuts"] > 0) == (variant not in ("bypassed", "at times"))
     errors = gram_errors(result.grams, gradient_rows(model, "classification", batch), floor=1e-16)
     assert max(errors.values()) < 1e-10, errors
@@ -126,7 +128,7 @@ class Gated(nn.Module):
 def test_no_cotangent_is_lost_where_the_check_of_a_few_tokens_does_not_see_it(variant, monkeypatch):
     unchecked(monkeypatch)
     model, batch = Gated(variant), samples()
-    result = grams(model, batch, "classification")
+    result = grams(model, batch, EACH_ALONE)
     assert result.metadata["passes"] > 1 and (result.metadata["passes_from_cuts"] > 0) == (variant == "second output")
     errors = gram_errors(result.grams, gradient_rows(model, "classification", batch), floor=1e-16)
     assert max(errors.values()) < 1e-10, errors
@@ -142,7 +144,9 @@ def test_all_groups_together_come_down_once(monkeypatch):
         assert result.metadata["passes"] >= 4
         counts.append(Counter(seen))
     with_cuts, without = counts
-    assert min(with_cuts.values()) >= 9 and max(with_cuts.values()) <= 20
+    assert (
+        min(with_cuts.values()) >= 9 and max(with_cuts.values()) <= 24
+    )  # once in the pass, once in the survey, and few
     assert without[3] > 2 * with_cuts[3]
 
 
@@ -180,7 +184,7 @@ class Leaking(Tower):
 def test_what_goes_past_a_floor_is_seen_where_the_check_of_a_few_tokens_does_not_see_it(variant, monkeypatch):
     unchecked(monkeypatch)
     model, batch = Leaking(variant), samples()
-    result = grams(model, batch, "classification")
+    result = grams(model, batch, EACH_ALONE)
     assert result.metadata["passes"] > 1 and not result.metadata["passes_from_cuts"]
     errors = gram_errors(result.grams, gradient_rows(model, "classification", batch), floor=1e-16)
     assert max(errors.values()) < 1e-10, errors

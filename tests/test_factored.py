@@ -18,13 +18,14 @@ from fisherfunc.gradients.survey import survey
 from fisherfunc.gradients.workload import Workload
 
 
-def workload(model: nn.Module, batch, kind: str) -> Workload:
-    fn, loss, sequences = ff.functionalize(model), getattr(ff.losses, kind)(), split(batch)
+def workload(model: nn.Module, batch, kind: str | ff.losses.TokenLoss) -> Workload:
+    fn, sequences = ff.functionalize(model), split(batch)
+    loss = getattr(ff.losses, kind)() if isinstance(kind, str) else kind
     found = survey(fn, fn.params, sequences, loss)
     return Workload(fn=fn, params=fn.params, sequences=sequences, loss=loss, tokens=found.tokens, nature=found.nature)
 
 
-def grams(model: nn.Module, batch, kind: str, **options) -> ff.TokenGrams:
+def grams(model: nn.Module, batch, kind: str | ff.losses.TokenLoss, **options) -> ff.TokenGrams:
     work = workload(model, batch, kind)
     return ff.token_grams(work.fn, work.params, batch, work.loss, **options)
 

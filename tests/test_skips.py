@@ -14,6 +14,7 @@ from test_factored import grams, workload
 from torch import nn
 from zoo import build
 
+import fisherfunc as ff
 from fisherfunc.gradients.factored import _taps
 from fisherfunc.gradients.factored import plan as plans
 from fisherfunc.gradients.factored.calls import Made
@@ -24,6 +25,8 @@ from fisherfunc.gradients.factored.structure import trace
 from fisherfunc.gradients.module_calls import HOOK, answered_by, watch_parts
 
 CALLS = Counter()
+
+EACH_ALONE = ff.losses.each_alone(ff.losses.classification())  # what a batch holds decides for all of it
 
 
 class Counting(nn.Linear):
@@ -111,7 +114,7 @@ class Leaver(nn.Module):
 def test_what_a_module_leaves_behind_is_not_missed(variant, monkeypatch):
     unchecked(monkeypatch)
     model, batch = Forgetful(variant), samples()
-    result = grams(model, batch, "classification")
+    result = grams(model, batch, EACH_ALONE)
     assert result.metadata["passes"] > 1 and not result.metadata["passes_from_cuts"]
     errors = gram_errors(result.grams, gradient_rows(Forgetful(variant), "classification", batch), floor=1e-16)
     assert max(errors.values()) < 1e-10, errors
@@ -183,7 +186,7 @@ class Halting(nn.Module):
 def test_a_module_that_is_called_more_often_for_some_sequences_is_no_obstacle(monkeypatch):
     unchecked(monkeypatch)
     model, batch = Halting(), samples()
-    result = grams(model, batch, "classification")
+    result = grams(model, batch, EACH_ALONE)
     errors = gram_errors(result.grams, gradient_rows(model, "classification", batch), floor=1e-16)
     assert result.metadata["passes"] > 1 and max(errors.values()) < 1e-10, errors
 

@@ -27,6 +27,8 @@ from fisherfunc.gradients.workload import Workload
 
 MOST = 32
 """Sequences that run together at most: a fault in one of them is to show."""
+MOST_TOKENS = 256
+"""Of shorter sequences as many as have these tokens: one of 256 that is wrong shows at 4e-3 of their trace."""
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
 """Of a block's own trace. Where all is right, float32 was seen to differ by 1e-7 to 2e-6 and float64 by 1e-15; a
 document of thirty with another structure differs by 4e-3. Of coarser dtypes it is √eps."""
@@ -214,7 +216,8 @@ def _width(work: Workload, limit: int) -> int:
         _, run = work.fn.ordinary_call(work.params, work.params)
         losses = work.loss.values(run(work.largest), work.largest)
     del losses
-    return max(1, min(MOST, limit // 4 // max(saved.total, 1)))
+    most = max(MOST, MOST_TOKENS // int(work.tokens.sequence.bincount().max()))
+    return max(1, min(most, limit // 4 // max(saved.total, 1)))
 
 
 def _squared_norms(

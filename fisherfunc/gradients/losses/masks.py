@@ -24,7 +24,7 @@ LARGEST_ADDED = -1e3
 """A mask that is added to scores is at most this where nothing is attended to; a bias by distance is not."""
 
 
-def attended(batch: Batch, key: str, ids: Tensor) -> Bool[Tensor, "b s"]:
+def attended(batch: Batch, key: str, ids: Tensor) -> Bool[Tensor, "b *s"]:
     """Which positions of `ids` the mask of a batch leaves in; all where there is none.
 
     Raises:
