@@ -14,6 +14,7 @@ from torch import nn
 from torch.testing import assert_close
 from zoo import CASES, build
 
+import fisherfunc as ff
 from fisherfunc.gradients.factored import divide
 from fisherfunc.gradients.factored import plan as plans
 from fisherfunc.gradients.factored import route as factored
