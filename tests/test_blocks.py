@@ -13,6 +13,7 @@ from fisherfunc.gradients.nature import Nature
 from fisherfunc.gradients.sequences import split
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.linalg.token_grams import TokenGrams
+from fisherfunc.pipeline import fisher
 
 single_of = cache(lambda name: grams_of(name))
 RULES = [ff.by_layer, ff.by_module, ff.by_parameter, ff.whole]
@@ -66,7 +67,7 @@ def test_blocks_agree_with_the_loop():
 
 def test_the_main_job_holds_a_gram_a_block(monkeypatch):
     held = []
-    solve = ff.pipeline.fisher.spectrum_of_grams
+    solve = fisher.spectrum_of_grams
 
     def watched(grams, **options):
         held.append(grams)
