@@ -126,7 +126,7 @@ def test_an_error_of_ours_is_a_refusal_and_any_other_a_failure():
     truth = loop(case)
     refused = verdict(Case(case.model, {**case.batch, "labels": torch.tensor([0, 2, 1, 7])}, case.loss), truth)
     assert refused["verdict"] == "refused" and "7" in refused["reason"]
-    case.model.error = OSError("something of the model's own")
+    case.model.error = EOFError("something of the model's own")
     failed = verdict(case, truth)
     assert failed["verdict"] == "failed" and "something of the model's own" in failed["reason"]
 
