@@ -101,6 +101,22 @@ def test_samples_that_reach_each_other_are_refused_where_nothing_says_that_each_
         grams(Net(MIXING[mix]), samples(), "classification", route=route)
 
 
+@pytest.mark.parametrize("mix", ["pair, gradient only", "mean, gradient only"])
+def test_gradients_of_samples_that_reach_each_other_are_refused_as_their_grams_are(mix):
+    fn, loss = ff.functionalize(Net(MIXING[mix])), ff.losses.classification()
+    with pytest.raises(ValueError, match="samples of a batch depend on each other"):
+        ff.per_token_gradients(fn, fn.params, samples(), loss)
+    rows = ff.per_token_gradients(fn, fn.params, samples(), loss, self_check=False)
+    alone = ff.per_token_gradients(fn, fn.params, samples(), ff.losses.each_alone(loss))
+    assert all(torch.equal(rows[name], alone[name]) for name in alone)
+
+
+@pytest.mark.parametrize("mix", ["mean, gradient only", "statistics"])
+def test_one_token_of_samples_that_reach_each_other_is_refused_as_all_are(mix):
+    with pytest.raises(ValueError, match="samples of a batch depend on each other"):
+        grams(Net(MIXING[mix]), samples(), "classification", num_tokens=1, seed=3)
+
+
 @pytest.mark.parametrize(("sizes", "width"), [((2,), COUNT), ((3,), 1), ((COUNT,), 1), ((2, 3, COUNT), 1)])
 def test_a_model_may_refuse_some_numbers_of_samples(sizes, width):
     def refuses(h: Tensor, rare: Tensor) -> Tensor:

@@ -165,6 +165,34 @@ def test_the_spectrum_is_that_of_a_loop_over_samples(loss, y, route):
     assert_close(got, want[: len(got)], rtol=1e-9, atol=1e-12 * float(want[0]))
 
 
+@pytest.mark.parametrize(
+    "loss", [nn.CrossEntropyLoss(), lambda out, batch: F.cross_entropy(out, batch[1], reduction="none")]
+)
+def test_grams_gradients_and_products_take_the_losses_that_a_spectrum_takes(loss):
+    model, batch = nn.Linear(5, D).double(), (numbers(N, 5, seed=4), classes(N))
+    fn = ff.functionalize(model)
+    rows = ff.per_token_gradients(fn, fn.params, batch, loss)
+    want = loop(model, batch[0], lambda o, i: F.cross_entropy(o, batch[1][i : i + 1], reduction="sum"))
+    grams = ff.token_grams(fn, fn.params, batch, loss)
+    K = sum(g.flatten(1) @ g.flatten(1).T for g in rows.values())
+    assert_close(sum(grams.grams.values()), K)
+    assert_close(torch.linalg.eigvalsh(K).flip(0) / N, want[:N])
+    x = {name: torch.ones_like(p) for name, p in fn.params.items()}
+    product = ff.directions.fisher_vector_product(fn, fn.params, batch, loss)(x)
+    Gx = sum(g.flatten(1).sum(1) for g in rows.values())
+    assert_close(product["bias"], rows["bias"].T @ Gx / N)
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"), [(ff.losses.causal_lm, "call it"), (None, r"ff\.losses\.infer"), ("mse", "'mse'")]
+)
+def test_what_is_no_loss_is_refused_by_every_function(loss, words):
+    fn, batch = ff.functionalize(nn.Linear(5, D)), (numbers(N, 5).float(), classes(N))
+    for function in (ff.token_grams, ff.per_token_gradients, ff.directions.fisher_vector_product):
+        with pytest.raises(TypeError, match=words):
+            function(fn, fn.params, batch, loss)
+
+
 def test_plain_cross_entropy_is_our_own_and_has_its_true_fisher():
     torch.manual_seed(0)
     model, batch = nn.Linear(5, D).double(), (numbers(N, 5), classes(N))

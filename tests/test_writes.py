@@ -105,6 +105,51 @@ def test_a_weight_that_only_a_later_sequence_of_the_shape_writes_to_stays_the_us
     assert changes(before, snapshot(model)) == []
 
 
+class WritesAtSomeSizes(nn.Module):
+    """A causal model that writes to a weight where gradients are on and a size is not what each sequence has."""
+
+    def __init__(self, write: Callable[[nn.Parameter], object], axis: int, size: int) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(7, 5), nn.Linear(5, 7)
+        self.weight = nn.Parameter(torch.randn(5, 5))
+        self.write, self.axis, self.size = write, axis, size
+
+    def forward(self, input_ids):
+        if input_ids.shape[self.axis] != self.size and torch.is_grad_enabled():
+            with torch.no_grad():
+                self.write(self.weight)
+        return self.head(torch.tanh(self.embedding(input_ids).cumsum(1) @ self.weight))
+
+
+RECORDED_WRITES = {
+    "in place": lambda weight: weight.mul_(0.5),
+    "augmented": lambda weight: weight.__imul__(0.5),
+    "entries": lambda weight: weight.__setitem__(0, 0.0),
+    "a view": lambda weight: weight.data.T[1:3].zero_(),
+    "several": lambda weight: torch._foreach_mul_([weight], 0.5),
+    "out": lambda weight: torch.sin(weight, out=weight),
+    "initialised": lambda weight: nn.init.zeros_(weight),
+    "an array": lambda weight: weight.numpy().fill(0.25),
+}
+
+
+@pytest.mark.parametrize(("axis", "size"), [(0, 1), (1, 9)], ids=["in a stack", "in a prefix"])
+@pytest.mark.parametrize("write", RECORDED_WRITES.values(), ids=RECORDED_WRITES)
+def test_a_weight_that_only_a_recorded_pass_of_another_size_writes_to_stays_the_users(write, axis, size):
+    model = drawn(lambda: WritesAtSomeSizes(write, axis, size))
+    model.eval()
+    batch = {"input_ids": torch.randint(7, (3, 9), generator=torch.Generator().manual_seed(0))}
+    alone = drawn(lambda: WritesAtSomeSizes(lambda weight: None, axis, size))
+    before = snapshot(model)
+    fn = ff.functionalize(model)
+    loss = ff.losses.each_alone(ff.losses.causal_lm())  # else the check says that they meet
+    got = ff.token_grams(fn, fn.params, batch, loss)
+    assert changes(before, snapshot(model)) == []
+    right = ff.functionalize(alone)
+    rows = ff.per_token_gradients(right, right.params, batch, loss)
+    assert max(gram_errors(got.grams, {n: g.flatten(1) for n, g in rows.items()}, floor=1e-15).values()) < 1e-10
+
+
 def test_a_weight_that_only_the_check_would_write_to_stays_the_users():
     """A sequence alone runs twice over there."""
     model = drawn(lambda: Writes(lambda weight, x: weight.mul_(0.5) if len(x) == 2 else None))

@@ -20,6 +20,7 @@ from fisherfunc.gradients.pullback import strided
 from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.gradients.rows import runs
 from fisherfunc.gradients.self_check import parts
+from fisherfunc.gradients.sequences import Sequences
 from fisherfunc.gradients.sound import SoundPass
 from fisherfunc.gradients.stacks import neighbours
 from fisherfunc.gradients.survey import samples_meet
@@ -44,7 +45,7 @@ class Certificate:
     """How far the Grams of a pass are from ordinary backward passes.
 
     Attributes:
-        difference: The largest difference of a block, over its trace.
+        difference: The largest difference of a block, over its trace; where some are too large, of the fewest sequences.
         tolerance: What was allowed.
         block: The block that differs by it.
         sequences: Those of the stack in which it does.
@@ -65,7 +66,7 @@ class Certificate:
         return {"held": self.holds, "difference": self.difference, "tolerance": self.tolerance, "block": self.block}
 
     def told(self) -> str:
-        """Say where the largest difference is, and how large."""
+        """Say where a difference is, and how large."""
         last = self.sequences[-1]
         where = f"sequence {last}" if len(self.sequences) == 1 else f"sequences {self.sequences[0]} to {last}"
         return (
@@ -76,18 +77,18 @@ class Certificate:
 
 def certified(
     done: SoundPass,
-    done_by: Callable[[str, str], SoundPass],
+    done_by: Callable[[str, str], SoundPass] | None = None,
     *,
-    labels: Mapping[str, str] | None,
-    coordinates: Coordinates,
+    labels: Mapping[str, str] | None = None,
+    coordinates: Coordinates = EVERY,
     limit: int,
-    seed: int,
+    seed: int = 0,
 ) -> tuple[SoundPass, Certificate]:
     """A pass that the check holds for, and the check: this one, or where it fails one by the dense route.
 
     Args:
         done: The pass.
-        done_by: (route, why) → a pass over the same.
+        done_by: (route, why) → a pass over the same; None where there is no other.
         labels: See `certify`.
         coordinates: See `certify`.
         limit: See `certify`.
@@ -107,7 +108,7 @@ def certified(
         return done, found
     if not done.rows.loss.each_alone and held(done, alone=True).holds:
         raise ValueError(f"{found.told()}, and agrees with those of each alone: {samples_meet(done.rows.loss)}")
-    if done.how["route"] == "factored":
+    if done.how["route"] == "factored" and done_by is not None:
         done = done_by("dense", f"the check of the factored route failed: {found.told()}")
         found = held(done)
     if not found.holds:
@@ -165,7 +166,10 @@ def certify(
                 allowed = tolerance * traces[label] + 2 * off * traces[label] ** 0.5 + off**2 + TINY
                 error = tolerance / allowed * abs(float(u @ (gram @ u.to(gram.dtype)).double()) - norm)
                 found.append((error, label, stack.members))
-    difference, block, sequences = max(found, key=lambda one: (one[0] != one[0], one[0]))  # NaN first
+    wrong = [one for one in found if not one[0] <= tolerance]  # NaN is wrong
+    least = min((len(sequences) for _, _, sequences in wrong), default=0)
+    shown = [one for one in wrong if len(one[2]) == least] or found
+    difference, block, sequences = max(shown, key=lambda one: (one[0] != one[0], one[0]))
     return Certificate(difference=difference, tolerance=tolerance, block=block, sequences=sequences)
 
 
@@ -247,15 +251,19 @@ def _kept(gradient: Tensor, name: str, coordinates: Coordinates) -> Tensor:
 def _gradients(
     work: Workload, stack: _Stack, weights: Tensor, names: Sequence[str], *, alone: bool
 ) -> dict[str, Tensor]:
-    """∇ Σₙ uₙ ℓₙ over the rows of a stack; of one sequence that runs twice, where that is not to be by itself.
+    """∇ Σₙ uₙ ℓₙ over the rows of a stack, of which no sequence runs alone where that is not asked for.
 
     Agreement of one sequence with itself would share what torch itself gets wrong for a batch of one.
     """
     rows = slice(stack.first, stack.last)
     sequence = work.tokens.sequence[rows]
     place = torch.searchsorted(torch.tensor(stack.members, device=sequence.device), sequence)
-    members = list(stack.members) * (1 if alone or len(stack.members) > 1 else 2)
+    members = list(stack.members)
+    if len(members) == 1 and not alone:
+        members.append(_another(work.sequences, members[0]))
     leaves, losses = _run(work, members, names)
+    if losses is not None and not bool(losses[len(stack.members) :].isfinite().all()):
+        leaves, losses = _run(work, list(stack.members) * 2, names)  # 0 · NaN is NaN
     if losses is None and len(members) > 1:
         apart = (
             _Stack(members=(member,), first=rows.start + int(here[0]), last=rows.start + int(here[-1]) + 1)
@@ -269,6 +277,12 @@ def _gradients(
     if chosen.requires_grad:
         (weights[rows].to(chosen) @ chosen).backward()
     return {name: torch.zeros_like(p) if p.grad is None else strided(p.grad) for name, p in leaves.items()}
+
+
+def _another(sequences: Sequences, member: int) -> int:
+    """One of the next sequences that can run with a sequence; that itself where none can."""
+    others = (number % len(sequences) for number in range(member + 1, member + min(len(sequences), MOST)))
+    return next((other for other in others if sequences.alike(member, other)), member)
 
 
 def _run(work: Workload, members: Sequence[int], names: Sequence[str]) -> tuple[dict[str, Tensor], Tensor | None]:

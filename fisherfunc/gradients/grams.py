@@ -18,7 +18,7 @@ from fisherfunc.gradients.dense.slabs import DensePlan
 from fisherfunc.gradients.dense.subsample import EVERY, Coordinates, sample_coordinates
 from fisherfunc.gradients.factored.route import NotFactorable, factored_grams
 from fisherfunc.gradients.fingerprint import fingerprint, tokens_of
-from fisherfunc.gradients.losses import TokenLoss
+from fisherfunc.gradients.losses.asked import AnyLoss
 from fisherfunc.gradients.losses.identity import loss_id
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.nature import coarsest
@@ -43,7 +43,7 @@ def token_grams(
     fn: ModelFunction,
     params: Params,
     batch: Batch,
-    loss: TokenLoss,
+    loss: AnyLoss,
     *,
     targets: Targets | None = None,
     unit: str = "token",
@@ -68,7 +68,7 @@ def token_grams(
         fn: The model as a pure function.
         params: Where to differentiate, and by what.
         batch: A batch, or a list of them.
-        loss: The token loss.
+        loss: The token loss: one of `ff.losses`, a loss of torch, or a function (output, batch) → losses.
         targets: Which targets gradients are of, and so which Fisher F is: `ff.targets.observed()`, also where None,
             `sampled(num_draws)`, `all_classes()`. Others than the observed ones give a token several rows.
         unit: What a row is: "token", or "sequence": the sum over its tokens, in one backward pass a sequence.
@@ -107,7 +107,7 @@ def token_grams(
     params = fn.at(params)
     outcome = watched(next(iter(params.values())).device)
     ready = prepared(fn, params, batch, loss, num_tokens=num_tokens, seed=seed, drop_nonfinite=drop_nonfinite)
-    num_params = ready.work.num_params
+    num_params, loss = ready.work.num_params, ready.work.loss
     coordinates = EVERY
     if max_coordinates is not None:
         parts = partition(params, coordinate_blocks or blocks or (lambda name: name))

@@ -20,6 +20,11 @@ HOOK = "_compiled_call_impl"
 Answer = Callable[[str, Callable[[], Any]], Any]
 """(the module's name in the model, what a call of it would do) → what the caller gets."""
 
+
+class Again(BaseException):
+    """Ends a recorded call of a model that is to be made again, as another will be given other tensors."""
+
+
 _answer: ContextVar[Answer | None] = ContextVar("answer", default=None)
 
 

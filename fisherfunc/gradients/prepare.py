@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from fisherfunc.gradients.losses import TokenLoss
+from fisherfunc.gradients.losses.asked import AnyLoss, token_loss_of
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.pullback import check_reach
 from fisherfunc.gradients.readings import settled
@@ -39,7 +39,7 @@ def prepared(
     fn: ModelFunction,
     params: Params,
     batch: Batch,
-    loss: TokenLoss,
+    loss: AnyLoss,
     *,
     num_tokens: int | None = None,
     seed: int = 0,
@@ -50,7 +50,7 @@ def prepared(
     Raises:
         ValueError: If no token is valid, a loss is not finite, or gradients would miss something.
     """
-    params = fn.at(params)
+    params, loss = fn.at(params), token_loss_of(loss, batch)
     fn, sequences = settled(fn, params, split(batch), loss)
     found = survey(fn, params, sequences, loss, drop_nonfinite=drop_nonfinite)
     tokens = _pick(found.tokens, num_tokens, seed)

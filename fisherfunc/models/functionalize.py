@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fisherfunc.gradients.model_function import Calls, ModelFunction, ordinary
-from fisherfunc.gradients.module_calls import is_answered, watch_parts
+from fisherfunc.gradients.module_calls import Again, is_answered, watch_parts
 from fisherfunc.linalg.full_precision import changeable
 from fisherfunc.models.arguments import arguments, takes_targets, time_first
 from fisherfunc.models.batch_of_one import ContiguousCotangents
@@ -191,8 +191,12 @@ def _calls(blueprint: Blueprint, guard: Guard, *, give_targets: bool = False) ->
 
         recorded, shapes = is_answered(), _shapes(batch)
         first_look = not torch.is_grad_enabled()  # at the values of each sequence, whatever its shape
-        if recorded or (shapes in shapes_seen and not first_look):
-            return guard.unwatched(built, tensors)
+        while recorded or (shapes in shapes_seen and not first_look):
+            try:
+                return guard.unwatched(built, tensors)
+            except Again:
+                if recorded:
+                    raise
         if first and not torch.is_grad_enabled():
             # What it keeps outside of the module has a graph then, and the look at what gradients reach finds it.
             first.clear()

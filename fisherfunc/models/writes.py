@@ -17,8 +17,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fisherfunc.gradients.module_calls import Again
+
 AS_ARRAYS = (Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
 """What gives a tensor's memory to others than torch, whose writes are no operations: taken for a write."""
+_AUGMENTED = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
+IN_PLACE = {"__setitem__", *(f"__i{operation}__" for operation in _AUGMENTED)}
+"""What writes to a tensor without the underscore at the end that torch gives such names."""
 
 
 class WriteFound(BaseException):
@@ -55,18 +60,33 @@ class WritesRefused(TorchDispatchMode):
             raise WriteFound
 
 
-class _ArraysRefused(TorchFunctionMode):
-    """See where a tensor's memory is given to NumPy, or to another library, which may write to it."""
+class _FunctionsRefused(TorchFunctionMode):
+    """See functions that write to a tensor, or give its memory to NumPy or another library, which may write to it.
+
+    It sees what a model calls, not what that does inside: some microseconds a call, where `WritesRefused` takes as long
+    for each operation.
+    """
 
     def __init__(self, guard: WritesRefused) -> None:
         super().__init__()
         self._guard = guard
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run `func`, unless it gives the memory of what is protected."""
-        if func in AS_ARRAYS:
-            self._guard.end([_address(args[0])])
-        return func(*args, **(kwargs or {}))
+        """Run `func`, unless it would write to what is protected."""
+        kwargs = kwargs or {}
+        if _writes_to_first(func):
+            written = args[0] if args else next(iter(kwargs.values()), None)
+            self._guard.end([_address(leaf) for leaf in pytree.tree_leaves(written) if isinstance(leaf, Tensor)])
+        if "out" in kwargs:
+            self._guard.end([_address(leaf) for leaf in pytree.tree_leaves(kwargs["out"]) if isinstance(leaf, Tensor)])
+        return func(*args, **kwargs)
+
+
+@cache
+def _writes_to_first(func: Any) -> bool:
+    """Whether a function of torch may write to its first argument, by its name."""
+    name = getattr(func, "__name__", "")
+    return func in AS_ARRAYS or name in IN_PLACE or (name.endswith("_") and not name.endswith("__"))
 
 
 class Reads(TorchDispatchMode):
@@ -96,7 +116,7 @@ def writes_refused(protected: Mapping[str, Tensor]) -> Iterator[WritesRefused]:
     """Inside, the first write to a protected tensor ends the call; its name is found afterwards."""
     guard = WritesRefused(protected)
     try:
-        with guard, _ArraysRefused(guard):
+        with guard, _FunctionsRefused(guard):
             yield guard
     except WriteFound:
         pass
@@ -155,14 +175,22 @@ class Guard:
             self._copied |= guard.found
 
     def unwatched(self, run: Callable[[dict[str, Tensor]], Any], tensors: dict[str, Tensor]) -> Any:
-        """Run it without a look at each operation, where such a call was watched before.
+        """Run it with a look at the functions that it calls alone, where such a call was watched before.
 
         Raises:
+            Again: If it was about to write to a protected tensor; the next call is given a copy of that.
             ValueError: If it wrote to a protected tensor all the same, or gives it other memory; the error names it.
         """
         given = self.writable(tensors)
-        before = {name: t._version for name, t in given.items() if name in self._protected - self._copied}
-        output = self._in_place(run, given)
+        watched = {name: t for name, t in given.items() if name in self._protected - self._copied}
+        before = {name: t._version for name, t in watched.items()}
+        guard = WritesRefused(watched)
+        try:
+            with _FunctionsRefused(guard):
+                output = self._in_place(run, given)
+        except WriteFound:
+            self._copied |= guard.found
+            raise Again from None
         for name, version in before.items():
             if given[name]._version != version:
                 raise ValueError(

@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from fisherfunc.gradients import losses
 from fisherfunc.gradients.batches import cast
 from fisherfunc.gradients.grams import token_grams
-from fisherfunc.gradients.losses import TokenLoss, custom
-from fisherfunc.gradients.losses.infer import targets_of
-from fisherfunc.gradients.losses.torch_losses import of_torch
+from fisherfunc.gradients.losses import TokenLoss
+from fisherfunc.gradients.losses.asked import token_loss_of
 from fisherfunc.gradients.planning.run_plan import eigensolve_operations, solver_bytes
 from fisherfunc.gradients.sequences import split
 from fisherfunc.gradients.targets import Targets, chosen
@@ -28,15 +26,6 @@ from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.pipeline.solve import IntervalMethod, interval_method, spectrum_of_grams
 from fisherfunc.records.axes import Batch, Progress
 from fisherfunc.records.dtypes import dtype_name
-
-LOSSES = (
-    losses.causal_lm,
-    losses.masked_lm,
-    losses.seq2seq_lm,
-    losses.classification,
-    losses.binary_classification,
-    losses.regression,
-)
 
 
 @full_precision()
@@ -172,31 +161,13 @@ def _with_eigensolve(plan: dict[str, Any], num_blocks: int) -> dict[str, Any]:
 
 
 def token_loss(loss: Any, model: nn.Module, batch: Batch) -> TokenLoss:
-    """The token loss that a user asks for: one of ours or torch's, a function of their own, or what the model suggests.
+    """Read a loss as a token loss; without one, infer what the model was made for.
 
     Raises:
-        TypeError: If it is none of these.
-        ValueError: If none is given, and what is inferred is not what the model was made for.
+        TypeError: If it is no loss.
+        ValueError: If what is inferred is not the model's own loss.
     """
-    if loss is None:
-        return inferred_loss(model, batch)
-    if isinstance(loss, TokenLoss):
-        return loss
-    if loss in LOSSES:
-        raise TypeError(f"loss={loss.__name__} is a factory; call it: loss=ff.losses.{loss.__name__}()")
-    if isinstance(loss, type):
-        raise TypeError(f"loss={loss.__name__} is a class; call it: loss={loss.__name__}()")
-    found = of_torch(loss, targets_of(batch))
-    if found is not None:
-        return found
-    if callable(loss):
-        return custom(loss)
-    names = [factory.__name__ for factory in LOSSES]
-    said = f"the name {loss!r}: loss=ff.losses.{loss}()" if loss in names else f"{type(loss).__name__} {loss!r}"
-    raise TypeError(
-        f"loss expected one of ff.losses ({', '.join(f'{name}()' for name in names)}, custom(...)), a loss of torch, a "
-        f"function (output, batch) -> losses, or None, got {said}"
-    )
+    return inferred_loss(model, batch) if loss is None else token_loss_of(loss, batch)
 
 
 def _check_intervals(intervals: IntervalMethod, batch: Batch) -> None:

@@ -11,46 +11,52 @@ import torch
 from torch import Tensor
 
 from fisherfunc.gradients import pullback
+from fisherfunc.gradients.certificate import certified
 from fisherfunc.gradients.checkpoint import NOWHERE, Checkpoint, finished_grams, stage_of
 from fisherfunc.gradients.dense.slabs import DEFAULT_CHUNK, Columns, DensePlan, Footprint, cut
 from fisherfunc.gradients.dense.subsample import EVERY, Coordinates
-from fisherfunc.gradients.losses import TokenLoss
+from fisherfunc.gradients.losses.asked import AnyLoss
 from fisherfunc.gradients.memory import SavedBytes
 from fisherfunc.gradients.model_function import ModelFunction
-from fisherfunc.gradients.readings import settled
+from fisherfunc.gradients.prepare import prepared
 from fisherfunc.gradients.rows import gradient_chunks, losses_of, raise_nonfinite
-from fisherfunc.gradients.sequences import split
-from fisherfunc.gradients.survey import survey
+from fisherfunc.gradients.sound import SoundPass
 from fisherfunc.gradients.workload import PassOptions, Workload
 from fisherfunc.linalg.full_precision import full_precision
-from fisherfunc.linalg.gram import accumulate_rows
+from fisherfunc.linalg.gram import accumulate_rows, gram_of
 from fisherfunc.records.axes import Batch, Params
 
 
 @full_precision()
 @torch.inference_mode(mode=False)
 def per_token_gradients(
-    fn: ModelFunction, params: Params, batch: Batch, loss: TokenLoss, *, chunk_size: int | None = None
+    fn: ModelFunction,
+    params: Params,
+    batch: Batch,
+    loss: AnyLoss,
+    *,
+    chunk_size: int | None = None,
+    self_check: bool = True,
 ) -> dict[str, Tensor]:
-    """The gradient of every valid token's loss: G, one entry a parameter.
+    """Compute the gradient of every valid token's loss: G, one entry per parameter.
 
-    Holds N · P numbers; `token_grams` does not, and holds its Grams against a backward pass of the batch, which is not
-    done here: samples that meet in their gradients alone are not seen. Cost: one forward pass a sequence, one backward
-    pass a token.
+    Holds N · P numbers, which `token_grams` does not. Cost: one forward pass per sequence, one backward pass per token;
+    the check takes one more pass of the batch and 2 N² P operations.
 
     Args:
         fn: The model as a pure function.
         params: Where to differentiate, and by what.
         batch: A batch, or a list of them.
-        loss: The token loss.
-        chunk_size: Tokens a batched backward pass; it changes memory and time, not the result.
+        loss: The token loss: one of `ff.losses`, a loss of torch, or a function (output, batch) → losses.
+        chunk_size: Tokens per batched backward pass; it changes memory and time, not the result.
+        self_check: Whether to hold the gradients against ordinary backward passes of the batch as it was given.
 
     Returns:
         `{name: (N, *shape)}`, rows in the order of sequence and position, in the dtype of the parameters.
 
     Raises:
-        ValueError: If no token is valid, an option or a parameter is unusable, or a loss or a gradient is not finite
-            (the error names where).
+        ValueError: If no token is valid, an option or a parameter is unusable, a loss or a gradient is not finite (the
+            error names where), the samples of a batch depend on each other, or the check fails.
 
     Example:
         >>> import fisherfunc as ff
@@ -62,18 +68,20 @@ def per_token_gradients(
     """
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size expected at least 1, got chunk_size={chunk_size}")
-    params = fn.at(params)
-    fn, sequences = settled(fn, params, split(batch), loss)
-    tokens = survey(fn, params, sequences, loss).tokens
-    losses = losses_of(fn, params, sequences, loss)
+    work = prepared(fn, params, batch, loss).work
+    params, tokens = work.params, work.tokens
+    losses = losses_of(work.fn, params, work.sequences, work.loss)
     first = losses(int(tokens.sequence[0]))
-    pullback.check_reach(first, params)
     method = pullback.choose(first, params)
     chunk_size = DEFAULT_CHUNK if chunk_size is None else chunk_size
     chunks = [c for _, c in gradient_chunks(losses, params, tokens, method=method, chunk_size=chunk_size)]
     gradients = {name: torch.cat([chunk[name] for chunk in chunks]) for name in params}
     for name, gradient in gradients.items():
         raise_nonfinite(gradient.reshape(len(gradient), -1).isfinite().all(dim=1), tokens, name)
+    if self_check:
+        grams = {name: gram_of(gradient.flatten(1)) for name, gradient in gradients.items()}
+        done = SoundPass(rows=work, grams=grams, how={"route": "dense"}, num_tokens=work.num_tokens)
+        certified(done, limit=PassOptions().limit(tokens.loss.device))
     return gradients
 
 

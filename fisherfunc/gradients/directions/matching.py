@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fisherfunc.gradients.losses import TokenLoss
+from fisherfunc.gradients.losses.asked import AnyLoss, token_loss_of
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.prepare import prepared
 from fisherfunc.gradients.summed import summed
@@ -63,7 +64,7 @@ def gram_of_parameters(grams: TokenGrams, names: Iterable[str]) -> tuple[Tensor,
     return grams.block(chosen), grams.block_scale(chosen), sum(grams.num_params[label] for label in chosen)
 
 
-def rows_of(grams: TokenGrams, fn: ModelFunction, params: Params, batch: Batch, loss: TokenLoss) -> Workload:
+def rows_of(grams: TokenGrams, fn: ModelFunction, params: Params, batch: Batch, loss: AnyLoss) -> Workload:
     """The rows of Grams as a workload. Cost: a forward pass a sequence, by which their losses are compared.
 
     Args:
@@ -76,7 +77,7 @@ def rows_of(grams: TokenGrams, fn: ModelFunction, params: Params, batch: Batch, 
     Raises:
         ValueError: If the Grams are not of this model, batch and loss, or their rows are not plain gradients of them.
     """
-    facts = grams.metadata
+    facts, loss = grams.metadata, token_loss_of(loss, batch)
     _check_plain(facts, loss)
     ready = prepared(
         fn,

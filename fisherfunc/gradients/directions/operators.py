@@ -11,7 +11,7 @@ from torch import Tensor
 from fisherfunc.gradients.directions.matching import gram_of_parameters, rows_of
 from fisherfunc.gradients.directions.passes import Passes, passes_of
 from fisherfunc.gradients.directions.products import derivatives_along, weighted_gradients
-from fisherfunc.gradients.losses import TokenLoss
+from fisherfunc.gradients.losses.asked import AnyLoss
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.prepare import check_options, prepared
 from fisherfunc.gradients.summed import summed
@@ -29,7 +29,7 @@ def fisher_vector_product(
     fn: ModelFunction,
     params: Params,
     batch: Batch,
-    loss: TokenLoss,
+    loss: AnyLoss,
     *,
     unit: str = "token",
     num_tokens: int | None = None,
@@ -92,7 +92,7 @@ def product_with(passes: Passes, *, num_units: int, center: bool) -> Product:
 @full_precision()
 @torch.inference_mode(mode=False)
 def damped_inverse(
-    fn: ModelFunction, params: Params, batch: Batch, loss: TokenLoss, grams: TokenGrams, *, gamma: int | float
+    fn: ModelFunction, params: Params, batch: Batch, loss: AnyLoss, grams: TokenGrams, *, gamma: int | float
 ) -> Product:
     """The product (F + γI)⁻¹ x = (x − Gᵀ (K + NγI)⁻¹ G x)/γ, by Woodbury's identity in N dimensions.
 

@@ -20,7 +20,7 @@ from fisherfunc.gradients.directions.matching import (
 from fisherfunc.gradients.directions.operators import Product, product_with, projected
 from fisherfunc.gradients.directions.passes import passes_of
 from fisherfunc.gradients.directions.products import weighted_gradients
-from fisherfunc.gradients.losses import TokenLoss
+from fisherfunc.gradients.losses.asked import AnyLoss
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.linalg.eigenpairs import Eigenpairs, leading_pairs
 from fisherfunc.linalg.full_precision import full_precision
@@ -76,7 +76,7 @@ def eigenvectors(
     fn: ModelFunction,
     params: Params,
     batch: Batch,
-    loss: TokenLoss,
+    loss: AnyLoss,
     grams: TokenGrams,
     *,
     num: int = 1,

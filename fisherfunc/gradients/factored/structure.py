@@ -18,7 +18,7 @@ from fisherfunc.gradients.factored.cuts import WHOLE_WAY, Leg
 from fisherfunc.gradients.factored.recording import Directions, Reached, Recording, Use
 from fisherfunc.gradients.factored.rules import Map
 from fisherfunc.gradients.factored.shortcuts import Origins
-from fisherfunc.gradients.module_calls import answered_by
+from fisherfunc.gradients.module_calls import Again, answered_by
 from fisherfunc.gradients.pullback import leaves_of, reached_leaves
 from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.gradients.workload import Workload
@@ -192,10 +192,12 @@ def _run(
     constants = {name: p.detach() for name, p in work.params.items()}
     leaf = leaves_of({name: work.params[name] for name in leaves})
     watched = leaves_of({name: work.params[name] for name in work.params if name in structure.factored})
-    recorder = Recorder(watched, directions)
-    output = None
-    with torch.enable_grad(), recorder, answered_by(recorder.answer), suppress(Reached):
-        output = work.fn.apply({**constants, **watched, **leaf}, batch)
+    recorder, output = Recorder(watched, directions), None
+    try:
+        with torch.enable_grad(), recorder, answered_by(recorder.answer), suppress(Reached):
+            output = work.fn.apply({**constants, **watched, **leaf}, batch)
+    except Again:
+        return _run(work, batch, structure, leaves, directions)
     none = torch.empty(0, device="cpu")
     return output, Traced(losses=none, recording=recorder.recording, leaves=leaf, watched=watched)
 
