@@ -45,7 +45,7 @@ class Certificate:
     """How far the Grams of a pass are from ordinary backward passes.
 
     Attributes:
-        difference: The largest difference of a block, over its trace; where some are too large, of the fewest sequences.
+        difference: The largest difference of a block, over its trace; where some are too large, of fewest sequences.
         tolerance: What was allowed.
         block: The block that differs by it.
         sequences: Those of the stack in which it does.
