@@ -42,14 +42,20 @@ CONTRACTION = "contraction to Grams"
 _MODEL = "the model as a function, in its dtype"
 _DENSE = "what the dense route takes"
 _WHOLE = "forward passes of whole stacks"
-_METADATA = "metadata, hash of the batch"
+METADATA = "metadata, hash of the batch"
+CHECK = "check by ordinary backward passes"
+_SURVEY = "survey of the tokens"
+_PLAN = "plan, probe of the structure"
+_TRIAL = "trial on a few tokens"
+BEFORE = (_MODEL, _SURVEY, _PLAN, _TRIAL)
+"""What comes before the first useful backward pass."""
 
 SECTIONS = (
     Section(owner=ff, name="functionalize", title=_MODEL),
     Section(owner=ff.ModelFunction, name="to", title=_MODEL),
-    Section(owner=grams, name="prepared", title="survey of the tokens"),
-    Section(owner=route, name="plan_factored", title="plan, probe of the structure", opaque=True),
-    Section(owner=route, name="wrong_on_a_few", title="trial on a few tokens", opaque=True),
+    Section(owner=grams, name="prepared", title=_SURVEY),
+    Section(owner=route, name="plan_factored", title=_PLAN, opaque=True),
+    Section(owner=route, name="tried", title=_TRIAL, opaque=True),
     Section(owner=known, name="trace", title=_WHOLE),
     Section(owner=collect, name="trace", title=_WHOLE),
     Section(owner=known, name="sequences_apart", title="check that the sequences of a stack are apart"),
@@ -65,9 +71,10 @@ SECTIONS = (
     Section(owner=route, name="plan_dense", title=_DENSE),
     Section(owner=route, name="dense_grams", title=_DENSE),
     Section(owner=grams, name="dense_grams", title=_DENSE),
-    Section(owner=grams, name="tokens_of", title=_METADATA),
-    Section(owner=grams, name="factored_run", title=_METADATA),
-    Section(owner=grams, name="versions", title=_METADATA),
+    Section(owner=grams, name="certified", title=CHECK),
+    Section(owner=grams, name="tokens_of", title=METADATA),
+    Section(owner=grams, name="factored_run", title=METADATA),
+    Section(owner=grams, name="versions", title=METADATA),
     Section(owner=ff, name="spectrum_of_grams", title="spectra"),
 )
 """In the order of a run."""

@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).parents[1]
 LAYERS = ("records", "linalg", "partitioning", "statistics", "gradients", "models", "pipeline", "surface")
 EXTRAS = ("transformers", "tokenizers", "accelerate", "matplotlib", "click", "rich", "hypothesis")
 WITH_EXTRAS = ("surface", "testing", "assets")
-WITH_EFFECTS = ("surface.", "assets.train.", "assets._corpus.", "records.storage.", "__main__.")
+WITH_EFFECTS = ("surface.", "records.storage.", "__main__.")
 WITH_EFFECTS += ("records.tensor_files.", "records.spill.")
 LINES = 500
 MAKERS = {f"torch.{function.__name__}" for function in _device_constructors()}
@@ -120,7 +120,7 @@ def test_imports_point_down_the_layers():
         ("gradients/dense/route.py", "import fisherfunc"),
         ("pipeline/solve.py", "from fisherfunc import assets"),
         ("testing/models.py", "from fisherfunc.surface import report"),
-        ("assets/train.py", "from fisherfunc.gradients import losses"),
+        ("assets/__init__.py", "from fisherfunc.gradients import losses"),
     ],
 )
 def test_an_upward_import_is_seen(tmp_path, file, line):

@@ -114,7 +114,7 @@ def test_the_check_can_be_turned_off():
 
 
 class Sometimes(nn.Module):
-    """A network of which few samples do something else; the trial before a pass draws other ones."""
+    """A network of which few samples do something else; a trial would draw other ones."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from zoo import CASES, VOCAB, build, causal_batch
 
 import fisherfunc as ff
-from fisherfunc.gradients import self_check as checks
+from fisherfunc.gradients import grams as doors
 from fisherfunc.gradients.factored import plan as plans
 from fisherfunc.gradients.factored import route as factored
 from fisherfunc.gradients.factored import rules
@@ -63,7 +63,7 @@ HEAD = {"plain": "head.weight", "capped": "head.weight", "overwritten": "head.we
 @pytest.mark.parametrize("variant", ["plain", "capped", "leaks", "bypassed", "overwritten", "looks ahead"])
 def test_sparsity_is_exploited_where_a_probe_finds_it_and_never_else(variant):
     model, batch = Bigram(variant).double(), causal_batch()
-    structure, _ = probe(workload(model, batch, "causal_lm"))
+    structure, *_ = probe(workload(model, batch, "causal_lm"))
     assert (structure.head[0] if structure.head else None) == HEAD.get(variant)
     assert structure.causal == (variant in ("plain", "capped", "overwritten"))
     result = grams(model, batch, "causal_lm", self_check=True)
@@ -78,7 +78,7 @@ def test_decoders_are_found_causal(name):
 
 @pytest.mark.parametrize("name", ["bert", "albert", "deberta_v2", "t5"])
 def test_models_that_look_ahead_are_found_not_causal(name):
-    structure, _ = probe(workload(*build(name), CASES[name].kind))
+    structure, *_ = probe(workload(*build(name), CASES[name].kind))
     assert structure.head is not None and not structure.causal
 
 
@@ -123,25 +123,47 @@ def wrong_rule(monkeypatch):
     monkeypatch.setitem(rules.RULES, nn.functional.linear, wrong)
 
 
-def test_a_wrong_rule_is_caught_by_the_self_check_and_the_dense_route_taken(monkeypatch, wrong_rule):
-    monkeypatch.setattr(factored, "wrong_on_a_few", lambda *_: [])
+@pytest.mark.parametrize("long", [False, True], ids=["checked when done", "tried before"])
+def test_a_weight_whose_factors_are_wrong_is_formed(long, monkeypatch, wrong_rule):
+    trials, passed = [], factored.tried
+    monkeypatch.setattr(factored, "tried", lambda *a, **k: trials.append(passed(*a, **k)) or trials[-1])
+    model, batch = build("bert", dtype=torch.float64)
+    batch = batch if long else {name: tensor[:1] for name, tensor in batch.items()}  # more stacks than one, or one
+    result = grams(model, batch, "masked_lm")
+    assert any(found is not None for found in trials) == long
+    reasons = result.metadata["formed_parameters"]
+    assert reasons["bert.encoder.layer.0.output.dense.weight"] == "its factors do not give its gradient"
+    assert result.metadata["self_check"]["held"] and result.metadata["given_up"].keys() >= {"shortcuts"}
+    errors = gram_errors(result.grams, gradient_rows(model, "masked_lm", batch), floor=1e-16)
+    assert max(errors.values()) < 1e-9, errors
+
+
+def test_a_short_pass_that_nobody_checks_is_tried_before(wrong_rule):
+    model, batch = build("bert", dtype=torch.float64)
+    result = grams(model, batch, "masked_lm", self_check=False)
+    assert result.metadata["self_check"] is None
+    errors = gram_errors(result.grams, gradient_rows(model, "masked_lm", batch), floor=1e-16)
+    assert max(errors.values()) < 1e-9, errors
+
+
+def test_what_no_factored_pass_gets_right_is_passed_over_by_the_dense_route(monkeypatch):
+    factored_grams, passes = doors.factored_grams, []
+
+    def wrong(*how):
+        found, plan = factored_grams(*how)
+        passes.append(plan)
+        found["bert.encoder.layer.0.output.dense.weight"] *= 1 + 1e-6
+        return found, plan
+
+    monkeypatch.setattr(doors, "factored_grams", wrong)
+    monkeypatch.setattr(plans, "formed_cheaper", lambda *_: [])
     model, batch = build("bert", dtype=torch.float64)
     result = grams(model, batch, "masked_lm")
     assert result.metadata["route"] == "dense" and result.metadata["self_check"]["held"]
     assert "the check of the factored route failed: block 'bert." in result.metadata["route_reason"]
-    errors = gram_errors(result.grams, gradient_rows(model, "masked_lm", batch), floor=1e-16)
-    assert max(errors.values()) < 1e-9, errors
-    unchecked = grams(model, batch, "masked_lm", self_check=False)
-    assert unchecked.metadata["route"] == "factored" and unchecked.metadata["self_check"] is None
-
-
-def test_a_weight_whose_factors_fail_on_a_few_tokens_is_formed_before_the_pass(wrong_rule):
-    model, batch = build("bert", dtype=torch.float64)
-    result = grams(model, batch, "masked_lm")
-    reasons = result.metadata["formed_parameters"]
-    assert reasons["bert.encoder.layer.0.output.dense.weight"] == "its factors do not give its gradient"
-    errors = gram_errors(result.grams, gradient_rows(model, "masked_lm", batch), floor=1e-16)
-    assert max(errors.values()) < 1e-9, errors
+    first, bare, formed = passes
+    assert first.exploited and not bare.exploited and bare.structure.refused.keys() == set(first.exploited)
+    assert formed.formed.keys() - bare.formed.keys() == {"bert.encoder.layer.0.output.dense.weight"}
 
 
 def test_a_tensor_of_unknown_use_is_named_with_the_function_that_used_it():
@@ -209,7 +231,7 @@ def test_chunks_of_one_sequence_run_on_prefixes_of_their_own(name, monkeypatch):
 
 
 def test_shortcuts_lead_past_functions_and_not_past_views():
-    structure, _ = probe(workload(*build("gpt2"), "causal_lm"))
+    structure, *_ = probe(workload(*build("gpt2"), "causal_lm"))
     assert len(structure.shortcuts) >= 2
     assert all(name.endswith("mlp.c_proj.weight") for name, _ in structure.shortcuts)
 
@@ -244,16 +266,3 @@ def test_a_sequence_that_cannot_be_batched_is_passed_over_in_another_way(order, 
     rows = [gradient_rows(model, "causal_lm", batch) for batch in batches]
     together = {name: torch.cat([part[name] for part in rows]) for name in rows[0]}
     assert max(gram_errors(result.grams, together, floor=1e-16).values()) < 1e-10
-
-
-def test_a_check_in_parts_finds_the_same():
-    model, batch = build("gpt2", dtype=torch.float64)
-    work = workload(model, batch, "causal_lm")
-    exact = gradient_rows(model, "causal_lm", batch)
-    wrong = {name: rows @ rows.mT * (2.0 if name.endswith("wpe.weight") else 1.0) for name, rows in exact.items()}
-    sizes = [param.numel() * param.element_size() for param in work.params.values()]
-    found = [checks.gram_errors(wrong, work, room=room) for room in (None, max(sizes), 1)]
-    assert [len(checks.parts(work.params, room)) for room in (None, 1)] == [1, len(sizes)]
-    assert all(sum(errors[name] > 1e-6 for name in errors) == 1 for errors in found)
-    for errors in found[1:]:
-        assert errors == pytest.approx(found[0], rel=1e-9, abs=1e-12)

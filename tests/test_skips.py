@@ -63,7 +63,7 @@ def test_a_module_runs_once_to_know_its_value_and_for_passes_that_want_it(monkey
 def test_most_of_a_transformer_is_skipped():
     model, batch = build("gpt2", dtype=torch.float64)
     work = workload(model, batch, "causal_lm")
-    structure, _ = probe(work)
+    structure, *_ = probe(work)
     traced = trace(work, work.longest, structure, leaves=structure.dense, note=True)
     skipped = plans._skipped(traced, plans._levels(traced, structure).cuts)
     names = {cut[0]: [call.name.removeprefix("transformer.") for call in calls] for cut, calls in skipped.items()}

@@ -94,6 +94,17 @@ def test_samples_that_reach_each_other_do_not_run_together(mix):
     assert ff.plan(model, samples(), loss=loss).num_units == COUNT
 
 
+@pytest.mark.parametrize("mix", ["second half", "rare, detached", "pair, gradient only"])
+def test_nor_do_they_where_nobody_checks_the_grams(mix):
+    model = Net(MIXING[mix])
+    alone = Net(lambda h, rare: torch.cat([MIXING[mix](row[None], r[None]) for row, r in zip(h, rare, strict=True)]))
+    loss = ff.losses.each_alone(ff.losses.classification())
+    fn = ff.functionalize(model)
+    result = ff.token_grams(fn, fn.params, samples(), loss, self_check=False)
+    assert result.metadata["stack_width"] == 1 and result.metadata["self_check"] is None
+    assert off(result, alone, samples()) < 1e-10
+
+
 @pytest.mark.parametrize("route", ["factored", "dense"])
 @pytest.mark.parametrize("mix", MIXING)
 def test_samples_that_reach_each_other_are_refused_where_nothing_says_that_each_alone_is_meant(mix, route):
@@ -117,7 +128,7 @@ def test_one_token_of_samples_that_reach_each_other_is_refused_as_all_are(mix):
         grams(Net(MIXING[mix]), samples(), "classification", num_tokens=1, seed=3)
 
 
-@pytest.mark.parametrize(("sizes", "width"), [((2,), COUNT), ((3,), 1), ((COUNT,), 1), ((2, 3, COUNT), 1)])
+@pytest.mark.parametrize(("sizes", "width"), [((2,), COUNT), ((5,), COUNT), ((COUNT,), 1), ((2, 3, COUNT), 1)])
 def test_a_model_may_refuse_some_numbers_of_samples(sizes, width):
     def refuses(h: Tensor, rare: Tensor) -> Tensor:
         if len(h) in sizes:

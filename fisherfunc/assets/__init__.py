@@ -1,8 +1,8 @@
 """The embedded language model: four checkpoints of one training run, and text it never saw.
 
-A LLaMA-style decoder trained by `fisherfunc.assets.train` on public-domain speeches. Each checkpoint
-is a folder that `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` load
-without a network; `model_card` says where the data came from and what each checkpoint scores.
+A LLaMA-style decoder trained by `benchmarks/embedded_model` of the repository on public-domain speeches. Each
+checkpoint is a folder that `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` load without a
+network; `model_card` says where the data came from and what each checkpoint scores.
 """
 
 import json

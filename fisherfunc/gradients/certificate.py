@@ -3,11 +3,13 @@
 The right side is what a training step computes: a plain call of a fresh copy of the module on the user's sequences
 together, padding and all, and one backward pass. It knows nothing of single sequences, of factors, or of what a pass
 exploits, and it sees every token: uₙ = ±1/√Kₙₙ, so that no token drowns another. It is held for each stack of sequences
-by itself and for all of them together.
+by itself and for all of them together. What it does not see is whether sequences that ran together in the pass as well
+as here reach one another: that is for the survey (values) and for separate.py (gradients).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +21,6 @@ from fisherfunc.gradients.nature import coarsest
 from fisherfunc.gradients.pullback import strided
 from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.gradients.rows import runs
-from fisherfunc.gradients.self_check import parts
 from fisherfunc.gradients.sequences import Sequences
 from fisherfunc.gradients.sound import SoundPass
 from fisherfunc.gradients.stacks import neighbours
@@ -49,12 +50,14 @@ class Certificate:
         tolerance: What was allowed.
         block: The block that differs by it.
         sequences: Those of the stack in which it does.
+        failing: All blocks that differ by more than is allowed.
     """
 
     difference: float
     tolerance: float
     block: str
     sequences: tuple[int, ...]
+    failing: frozenset[str]
 
     @property
     def holds(self) -> bool:
@@ -77,18 +80,21 @@ class Certificate:
 
 def certified(
     done: SoundPass,
-    done_by: Callable[[str, str], SoundPass] | None = None,
+    done_by: Callable[[str, str, Mapping[str, str]], SoundPass] | None = None,
     *,
     labels: Mapping[str, str] | None = None,
     coordinates: Coordinates = EVERY,
     limit: int,
     seed: int = 0,
 ) -> tuple[SoundPass, Certificate]:
-    """A pass that the check holds for, and the check: this one, or where it fails one by the dense route.
+    """Return a pass that the check holds for, and the check: this one, or where it fails another one.
+
+    A factored pass is made again without what it exploits, then without the factors that differ, then by the dense
+    route.
 
     Args:
         done: The pass.
-        done_by: (route, why) → a pass over the same; None where there is no other.
+        done_by: (route, why, what is refused) → another pass over the same rows; None where there is no other route.
         labels: See `certify`.
         coordinates: See `certify`.
         limit: See `certify`.
@@ -97,27 +103,50 @@ def certified(
     Raises:
         ValueError: If the check fails on the dense route as well, or as the samples of a batch depend on each other.
     """
+    refused: dict[str, str] | None = {}
+    how: dict[str, Any] = {"labels": labels, "coordinates": coordinates, "limit": limit, "seed": seed}
+    while True:
+        held = partial(certify, done.grams, done.rows, **how)
+        found = held()
+        if found.holds:
+            return done, found
+        if not done.rows.loss.each_alone and held(alone=True).holds:
+            raise ValueError(f"{found.told()}, and agrees with those of each alone: {samples_meet(done.rows.loss)}")
+        if done.how["route"] == "dense":
+            raise ValueError(
+                f"{found.told()}: no gradient per token that could be had here adds up to that of the batch. "
+                "Something in the model's backward pass depends on what runs beside a sample, or on how often it ran; "
+                "self_check=False gives the numbers all the same"
+            )
+        assert done_by is not None
+        refused = refused_then(refused, done.how["exploited"], found, done.rows.params, labels)
+        why = f"the check of the factored route failed: {found.told()}"
+        done = done_by("dense", why, {}) if refused is None else done_by("factored", why, refused)
 
-    def held(some: SoundPass, *, alone: bool = False) -> Certificate:
-        return certify(
-            some.grams, some.rows, labels=labels, coordinates=coordinates, limit=limit, seed=seed, alone=alone
-        )
 
-    found = held(done)
-    if found.holds:
-        return done, found
-    if not done.rows.loss.each_alone and held(done, alone=True).holds:
-        raise ValueError(f"{found.told()}, and agrees with those of each alone: {samples_meet(done.rows.loss)}")
-    if done.how["route"] == "factored" and done_by is not None:
-        done = done_by("dense", f"the check of the factored route failed: {found.told()}")
-        found = held(done)
-    if not found.holds:
-        raise ValueError(
-            f"{found.told()}: no gradient per token that could be had here adds up to that of the batch. Something in "
-            "the model's backward pass depends on what runs beside a sample, or on how often it ran; "
-            "self_check=False gives the numbers all the same"
-        )
-    return done, found
+def refused_then(
+    refused: Mapping[str, str] | None,
+    exploited: Sequence[str],
+    found: Certificate,
+    names: Iterable[str],
+    labels: Mapping[str, str] | None = None,
+) -> dict[str, str] | None:
+    """Return what is refused after a check has failed, {exploit or parameter: why}; None where nothing is left.
+
+    Args:
+        refused: What was before.
+        exploited: What the pass exploits.
+        found: The check.
+        names: The parameters.
+        labels: See `certify`.
+    """
+    before = dict(refused or {})
+    if exploited:
+        return before | dict.fromkeys(exploited, found.told())
+    failing = {name for name in names if _label(name, labels) in found.failing}
+    if failing <= before.keys() or not failing.isdisjoint(before):
+        return None
+    return before | dict.fromkeys(sorted(failing), "its factors do not give its gradient")
 
 
 def certify(
@@ -147,30 +176,34 @@ def certify(
     # Sums of float16 over a batch lose what its few exponents have no room for, where those of a sequence do not.
     alone = alone or work.loss.each_alone or work.nature.draws or dtype == torch.float16
     tolerance, floor = TOLERANCES.get(dtype, torch.finfo(dtype).eps ** 0.5), FLOOR * torch.finfo(dtype).eps
-    diagonal = torch.stack([gram.diagonal().double() for gram in grams.values()]).sum(dim=0)
+    diagonals = torch.stack([gram.diagonal().double() for gram in grams.values()])
+    diagonal = diagonals.sum(dim=0)
     stacks = list(_stacks(work, 1 if alone else _width(work, limit)))
+    several = [_whole(stacks)] if len(stacks) > 1 else []
     trusted = (_size_of_residual(work, diagonal) * tolerance / (ROUNDING * torch.finfo(dtype).eps)).clamp(max=1.0)
     found = []
     for number in range(1 if dtype in TOLERANCES else 2):
         generator = torch.Generator().manual_seed(2 * seed + number)
         signs = 2 * torch.randint(2, diagonal.shape, generator=generator, device="cpu").to(diagonal) - 1
         weights = torch.where(diagonal > 0, signs * trusted * diagonal.clamp(min=TINY).rsqrt(), 0.0)
-        expected = _squared_norms(work, stacks, weights, alone=alone, coordinates=coordinates, room=limit // 4)
-        for stack, norms in zip([*stacks, _whole(stacks)], expected, strict=True):
+        run = partial(_gradients, work, weights=weights, alone=alone)
+        expected = _squared_norms(work, stacks, run, coordinates=coordinates, room=_room(limit))
+        for stack, norms in zip([*stacks, *several], expected, strict=True):
             rows, u = slice(stack.first, stack.last), weights[stack.first : stack.last]
-            parts_here = {label: gram[rows, rows] for label, gram in grams.items()}
-            traces = {label: float(u.square() @ gram.diagonal().double()) for label, gram in parts_here.items()}
-            off = floor * sum(traces.values()) ** 0.5
-            for label, gram in parts_here.items():
+            blocks = [gram[rows, rows] for gram in grams.values()]
+            traces = (diagonals[:, rows] @ u.square()).tolist()
+            products = torch.stack([u @ (block @ u.to(block)).double() for block in blocks]).tolist()
+            off = floor * sum(traces) ** 0.5
+            for label, trace, product in zip(grams, traces, products, strict=True):
                 norm = sum(norms[name] for name in work.params if _label(name, labels) == label)
-                allowed = tolerance * traces[label] + 2 * off * traces[label] ** 0.5 + off**2 + TINY
-                error = tolerance / allowed * abs(float(u @ (gram @ u.to(gram.dtype)).double()) - norm)
-                found.append((error, label, stack.members))
+                allowed = tolerance * trace + 2 * off * trace**0.5 + off**2 + TINY
+                found.append((tolerance / allowed * abs(product - norm), label, stack.members))
     wrong = [one for one in found if not one[0] <= tolerance]  # NaN is wrong
     least = min((len(sequences) for _, _, sequences in wrong), default=0)
     shown = [one for one in wrong if len(one[2]) == least] or found
     difference, block, sequences = max(shown, key=lambda one: (one[0] != one[0], one[0]))
-    return Certificate(difference=difference, tolerance=tolerance, block=block, sequences=sequences)
+    failing = frozenset(label for _, label, _ in wrong)
+    return Certificate(difference=difference, tolerance=tolerance, block=block, sequences=sequences, failing=failing)
 
 
 TINY = torch.finfo(torch.float64).tiny
@@ -225,20 +258,63 @@ def _width(work: Workload, limit: int) -> int:
 
 
 def _squared_norms(
-    work: Workload, stacks: Sequence[_Stack], weights: Tensor, *, alone: bool, coordinates: Coordinates, room: int
+    work: Workload,
+    stacks: Sequence[_Stack],
+    run: Callable[[_Stack, Sequence[str]], dict[str, Tensor]],
+    *,
+    coordinates: Coordinates,
+    room: int,
 ) -> list[dict[str, float]]:
-    """‖Σₙ uₙ ∇_p ℓₙ‖² of each parameter, for each stack, and then for all of them together."""
-    found: list[dict[str, float]] = [{} for _ in range(len(stacks) + 1)]
-    for names in parts(work.params, room):
+    """‖Σₙ uₙ ∇_p ℓₙ‖² of each parameter, for each stack, and then for all of them together where there are several."""
+    found: list[dict[str, float]] = [{} for _ in range(len(stacks) + (len(stacks) > 1))]
+    for names in _parts(work.params, room):
         total: dict[str, Tensor] = {}
         for norms, stack in zip(found, stacks, strict=False):
-            gradients = _gradients(work, stack, weights, names, alone=alone)
-            for name, gradient in gradients.items():
-                kept = _kept(gradient, name, coordinates)
-                norms[name] = float(torch.linalg.vector_norm(kept, dtype=torch.float64)) ** 2
-                total[name] = total[name] + kept if name in total else kept
-        for name, gradient in total.items():
-            found[-1][name] = float(torch.linalg.vector_norm(gradient, dtype=torch.float64)) ** 2
+            kept = {name: _kept(gradient, name, coordinates) for name, gradient in run(stack, names).items()}
+            norms |= _squared(kept)
+            if len(stacks) > 1:
+                total = _added(total, kept)
+        if total:
+            found[-1] |= _squared(total)
+    return found
+
+
+def _squared(gradients: Mapping[str, Tensor]) -> dict[str, float]:
+    norms = torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients.values()])
+    return dict(zip(gradients, norms.square().tolist(), strict=True))
+
+
+def _added(one: dict[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: one.pop(name) + gradient if name in one else gradient for name, gradient in other.items()}
+
+
+def check_bytes(params: Mapping[str, Tensor], limit: int) -> int:
+    """Return what gradients take in a check: of some parameters, those of a stack and their sum; three of the largest.
+
+    Args:
+        params: Of the model.
+        limit: Of the memory, in bytes.
+    """
+    sizes = {name: param.numel() * param.element_size() for name, param in params.items()}
+    return 2 * max(sum(sizes[n] for n in names) for names in _parts(params, _room(limit))) + 3 * max(sizes.values())
+
+
+def _room(limit: int) -> int:
+    """What the gradients of a stack may take at a time."""
+    return limit // 4
+
+
+def _parts(params: Mapping[str, Tensor], room: int) -> list[list[str]]:
+    """The parameters in parts whose gradients take so many bytes, or are those of one."""
+    found: list[list[str]] = [[]]
+    left = room
+    for name, param in params.items():
+        size = param.numel() * param.element_size()
+        if size > left and found[-1]:
+            found.append([])
+            left = room
+        left -= size
+        found[-1].append(name)
     return found
 
 
@@ -249,30 +325,26 @@ def _kept(gradient: Tensor, name: str, coordinates: Coordinates) -> Tensor:
 
 
 def _gradients(
-    work: Workload, stack: _Stack, weights: Tensor, names: Sequence[str], *, alone: bool
+    work: Workload, stack: _Stack, names: Sequence[str], *, weights: Tensor, alone: bool
 ) -> dict[str, Tensor]:
     """∇ Σₙ uₙ ℓₙ over the rows of a stack, of which no sequence runs alone where that is not asked for.
 
     Agreement of one sequence with itself would share what torch itself gets wrong for a batch of one.
     """
-    rows = slice(stack.first, stack.last)
-    sequence = work.tokens.sequence[rows]
-    place = torch.searchsorted(torch.tensor(stack.members, device=sequence.device), sequence)
-    members = list(stack.members)
+    members, rows = list(stack.members), slice(stack.first, stack.last)
     if len(members) == 1 and not alone:
         members.append(_another(work.sequences, members[0]))
     leaves, losses = _run(work, members, names)
+    sequence = work.tokens.sequence[rows]
     if losses is not None and not bool(losses[len(stack.members) :].isfinite().all()):
         leaves, losses = _run(work, list(stack.members) * 2, names)  # 0 · NaN is NaN
-    if losses is None and len(members) > 1:
-        apart = (
-            _Stack(members=(member,), first=rows.start + int(here[0]), last=rows.start + int(here[-1]) + 1)
-            for member in stack.members
-            for here in [(sequence == member).nonzero().squeeze(-1)]
-        )
-        each = [_gradients(work, one, weights, names, alone=True) for one in apart]
-        return {name: torch.stack([gradients[name] for gradients in each]).sum(dim=0) for name in names}
-    assert losses is not None
+    if losses is None:  # they do not run together
+        total: dict[str, Tensor] = {}
+        for first, last in runs(sequence):
+            one = _Stack(members=(int(sequence[first]),), first=rows.start + first, last=rows.start + last)
+            total = _added(total, _gradients(work, one, names, weights=weights, alone=True))
+        return total
+    place = torch.searchsorted(torch.tensor(stack.members, device=sequence.device), sequence)
     chosen = losses[place, work.tokens.entry[rows]]
     if chosen.requires_grad:
         (weights[rows].to(chosen) @ chosen).backward()

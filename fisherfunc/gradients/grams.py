@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -85,7 +86,9 @@ def token_grams(
         coordinate_blocks: The blocks of `max_coordinates`; those of `blocks` where None, or else each parameter is one.
         drop_nonfinite: Whether to leave out tokens with a loss or gradient that is not finite, and count them.
         self_check: Whether to hold the Grams against one ordinary backward pass of the batch (see certificate.py).
-            Where that of the factored route fails, the pass is done again by the dense one, and the metadata say so.
+            Where that of the factored route fails, the pass is done again without what it exploits, without the factors
+            that differ, and then by the dense route; the metadata say so. Without a check every stack is tested by
+            itself, which costs about as much and sees less.
         checkpoint: A folder in which the pass keeps what it has done: the same call goes on from there, to the same
             bits, and after the end takes the Grams from there. Each run needs a folder of its own; nothing deletes it.
         spill: A folder for the factors, the largest thing that the factored route holds, on a CPU: the system may then
@@ -119,23 +122,26 @@ def token_grams(
         gram_dtype=gram_dtype,
         labels=labels,
         empty=None if spill is None else spilling(spill),
+        checked=self_check,
         progress=progress,
     )
 
     work = targets.rows(ready.work, options)
     numbers = count()  # of the passes: there are more than one where rows are not finite
 
-    def passed_by(way: str, note: str, rows: Workload) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def passed_by(
+        way: str, note: str, refused: Mapping[str, str], rows: Workload
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         folder = None if checkpoint is None else Path(checkpoint, *[f"again-{n}" for n in [next(numbers)] if n])
         kept = opened(folder, partial(fingerprint, rows, options, way, coordinates, targets.name))
-        grams, how = _passed(rows, options, way, coordinates, kept, note)
+        grams, how = _passed(rows, replace(options, refused=refused), way, coordinates, kept, note)
         return grams, how | ({"resumed": kept.resumed} if kept.resumed else {})
 
-    def done_by(way: str, note: str = "") -> SoundPass:
+    def done_by(way: str, note: str, refused: Mapping[str, str]) -> SoundPass:
         of = "block" if labels else "parameter"
-        return sound_pass(work, partial(passed_by, way, note), unit=unit, drop_nonfinite=drop_nonfinite, of=of)
+        return sound_pass(work, partial(passed_by, way, note, refused), unit=unit, drop_nonfinite=drop_nonfinite, of=of)
 
-    done = done_by(route)
+    done = done_by(route, "", {})
     checked = None
     if self_check:
         limit = options.limit(next(iter(params.values())).device)
@@ -212,6 +218,8 @@ def _passed(
                 "causal_prefixes": plan.structure.causal,
                 "output_layer": plan.structure.head[0] if plan.structure.head else None,
                 "stack_width": plan.width,
+                "exploited": list(plan.exploited),
+                "given_up": plan.structure.refused,
                 "formed_parameters": plan.formed,
                 "slabbed_parameters": list(plan.slabbed),
             }

@@ -1,7 +1,7 @@
 """What a pass works on, and how: the two bundles that every route takes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -73,6 +73,8 @@ class PassOptions:
         gram_dtype: What Grams are accumulated in.
         labels: {parameter: the label that its Gram is added under}; each has a Gram of its own where None.
         empty: Gives the tensors that factors are held in, in files; in memory where None.
+        checked: Whether the Grams will be held against ordinary backward passes (certificate.py).
+        refused: {exploit, or parameter that is not to be factored: why}; what a check has failed for.
         progress: Called with the token passes done and their total.
     """
 
@@ -81,6 +83,8 @@ class PassOptions:
     gram_dtype: torch.dtype = torch.float64
     labels: Mapping[str, str] | None = None
     empty: Empty | None = None
+    checked: bool = True
+    refused: Mapping[str, str] = field(default_factory=dict)
     progress: Progress | None = None
 
     def label(self, name: str) -> str:

@@ -20,7 +20,7 @@ from fisherfunc.gradients.factored.arguments import exchanged, leaves_among
 from fisherfunc.gradients.factored.calls import Call, made_by
 from fisherfunc.gradients.factored.recording import Directions, Reached, Recording, Use
 from fisherfunc.gradients.factored.rules import TRANSPOSES, Convolution, Map, Role, explained
-from fisherfunc.gradients.factored.shortcuts import elementwise_origins, is_elementwise, shortened_path
+from fisherfunc.gradients.factored.shortcuts import elementwise_origins, is_elementwise, is_view, shortened_path
 from fisherfunc.gradients.factored.skips import ModuleCall, instead_of, returned_by
 
 
@@ -148,7 +148,7 @@ class Recorder(TorchFunctionMode):
             return result
         known: Counter[str] = Counter()
         if roles and _is_recordable(result):
-            if not self._directions.widened.isdisjoint(names) and result.ndim > 1 and result.shape[0] == 1:
+            if self._directions.width > 1 and result.ndim > 1 and result.shape[0] == 1:
                 result, roles = self._widen(result), [(tensor, self._widened(role)) for tensor, role in roles]
             for tensor, role in roles:
                 known[self._put(tensor, role, result)] += 1
@@ -164,16 +164,21 @@ class Recorder(TorchFunctionMode):
         if key == self._directions.last:
             self.recording.end = source
             raise Reached
-        origins = self._directions.shortcuts.get(key)
-        if origins is None or self._below_floor:
+        directions = self._directions
+        if self._below_floor or not (directions.discover or key in directions.shortcuts):
             return None
+        origins = elementwise_origins(source, self._nodes) or frozenset()
         outputs = [use.output for use in self.recording.uses if (use.name, use.number) in origins]
-        straight = elementwise_origins(source, self._nodes) == origins and (
-            not self._directions.verify or is_elementwise(source, outputs)
-        )
+        if directions.discover:
+            straight = bool(outputs) and not is_view(source, outputs) and is_elementwise(source, outputs)
+        else:
+            same = origins == directions.shortcuts[key]
+            straight = same and (not directions.verify or is_elementwise(source, outputs))
         found = shortened_path(source, outputs) if straight else None
         if found is None:
             self.recording.crooked.add(key)
+        else:
+            self.recording.shortcuts[key] = origins
         return found
 
     def _widen(self, shared: Tensor) -> Tensor:

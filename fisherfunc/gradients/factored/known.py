@@ -96,6 +96,9 @@ def settled_pass(work: Workload, stack: Stack, structure: Structure, **how: Any)
     try:
         whole = trace(work, stack.batch, structure, width=stack.width, **how)
         changed = settled(structure, whole.recording)
+        others = (changed.factored, changed.head) != (structure.factored, structure.head)
+        if stack.width > 1 and (others or len(whole.losses) != stack.width):  # another model where it runs more
+            raise mixed
         if changed != structure:
             raise Unsettled(changed)
         if stack.width > 1 and not sequences_apart(work, stack, structure, whole):

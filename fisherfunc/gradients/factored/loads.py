@@ -12,14 +12,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from torch import Tensor
-
 from fisherfunc.gradients.factored.cuts import Carried
 from fisherfunc.gradients.factored.pieces import factor_dtype, features_of, is_lookup, num_places
 from fisherfunc.gradients.factored.recording import Use
 from fisherfunc.gradients.factored.rules import Convolution, Scale, Shift
 from fisherfunc.gradients.factored.structure import Structure, Traced, apart
-from fisherfunc.gradients.self_check import parts
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.linalg.grain import CPU, Grain, grain_of
 from fisherfunc.linalg.strips import held_places
@@ -200,17 +197,6 @@ def graph_bytes(traced: Traced, structure: Structure, saved: int) -> int:
     at_head, _ = apart(traced.recording, structure)
     logits = max((use.output.numel() * use.output.element_size() for use in at_head), default=0)
     return (2 if structure.causal else 1) * saved + 4 * logits
-
-
-def check_room(limit: int) -> int:
-    """What gradients may take at a time in the check against ordinary backward passes."""
-    return limit // 8
-
-
-def check_bytes(params: Mapping[str, Tensor], limit: int) -> int:
-    """What that check holds: the gradients of some parameters, and of the largest those of two uses, sum and copy."""
-    sizes = {name: param.numel() * param.element_size() for name, param in params.items()}
-    return max(sum(sizes[n] for n in names) for names in parts(params, check_room(limit))) + 4 * max(sizes.values())
 
 
 def slot_bytes(

@@ -18,7 +18,13 @@ TINY = torch.finfo(torch.float32).tiny
 
 
 def own_cotangents(
-    losses: Float[Tensor, "b s"], output: Tensor, sequence: Tensor, position: Tensor, entry: Tensor | None = None
+    losses: Float[Tensor, "b s"],
+    output: Tensor,
+    sequence: Tensor,
+    position: Tensor,
+    entry: Tensor | None = None,
+    *,
+    tested: bool = True,
 ) -> Float[Tensor, "n v"] | None:
     """∂ℓ_n/∂output[n] for some tokens; None where a loss depends on another place, or not through `output`.
 
@@ -30,6 +36,7 @@ def own_cotangents(
         sequence: The row of `losses` of each token.
         position: Its place in the sequence.
         entry: Its column of `losses`; the position where None.
+        tested: Whether to test that no loss depends on another place, or to assume it.
     """
     places = output[..., 0].numel() // len(losses)
     if int(position.max()) >= places or bypassed(losses, output):
@@ -38,7 +45,7 @@ def own_cotangents(
     place = sequence * places + position
     found = losses.new_zeros(len(place), output.shape[-1], dtype=output.dtype)
     for some in _rounds(place):
-        rows = _one_a_place(losses, output, place[some], sequence[some], entry[some])
+        rows = _one_a_place(losses, output, place[some], sequence[some], entry[some], tested=tested)
         if rows is None:
             return None
         found[some] = rows
@@ -55,16 +62,14 @@ def _rounds(place: Int[Tensor, " n"]) -> Iterator[Int[Tensor, " m"]]:
 
 
 def _one_a_place(
-    losses: Tensor, output: Tensor, place: Tensor, sequence: Tensor, entry: Tensor
+    losses: Tensor, output: Tensor, place: Tensor, sequence: Tensor, entry: Tensor, *, tested: bool
 ) -> Float[Tensor, "n v"] | None:
     """The cotangents of losses of different places.
 
     Each loss is multiplied by a random power of two, which is exact: where no place reaches another, it multiplies the
     cotangents of its own place, to the last bit. Two places that do have the same factors with probability
-    (2 NUM_POWERS)^-PROBES. Cost: 1 + PROBES backward passes down to `output`.
+    (2 NUM_POWERS)^-PROBES. Cost: 1 + PROBES backward passes down to `output`, or one where nothing is tested.
     """
-    elsewhere = torch.ones(output[..., 0].numel(), dtype=torch.bool, device=output.device)
-    elsewhere = elsewhere.index_fill(0, place, value=False)
 
     def rows(weights: Tensor) -> Tensor:
         chosen = (losses[sequence, entry] * weights).sum()
@@ -72,6 +77,10 @@ def _one_a_place(
         return (torch.zeros_like(output) if found is None else found).reshape(-1, output.shape[-1])
 
     together = rows(torch.ones_like(losses[sequence, entry]))
+    if not tested:
+        return together[place]
+    elsewhere = torch.ones(output[..., 0].numel(), dtype=torch.bool, device=output.device)
+    elsewhere = elsewhere.index_fill(0, place, value=False)
     if bool(together[elsewhere].any()):
         return None
     generator = torch.Generator().manual_seed(len(place))

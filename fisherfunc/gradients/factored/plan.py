@@ -4,6 +4,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
+from fisherfunc.gradients.certificate import check_bytes
 from fisherfunc.gradients.dense.slabs import DensePlan
 from fisherfunc.gradients.factored.calls import Call
 from fisherfunc.gradients.factored.cuts import Levels, levels_of
@@ -12,7 +13,6 @@ from fisherfunc.gradients.factored.estimate import Cost, costs, spans_of
 from fisherfunc.gradients.factored.groups import Group, Taken, leg_of
 from fisherfunc.gradients.factored.loads import (
     carried_bytes,
-    check_bytes,
     formed_cheaper,
     graph_bytes,
     held_bytes,
@@ -24,20 +24,18 @@ from fisherfunc.gradients.factored.probe import probe
 from fisherfunc.gradients.factored.rules import Shift
 from fisherfunc.gradients.factored.skips import ModuleCall, skippable
 from fisherfunc.gradients.factored.structure import (
+    EXPLOITS,
     Structure,
     Traced,
     apart,
     head_of,
-    settled,
+    refusing,
     trace,
     vectors,
 )
 from fisherfunc.gradients.memory import SavedBytes
-from fisherfunc.gradients.refusals import REFUSALS
-from fisherfunc.gradients.stacks import Stack, stacks_of
 from fisherfunc.gradients.workload import PassOptions, Workload
 
-TRIED = 4
 LIBRARIES = 2**26
 """Bytes that libraries of matrix products keep for themselves, measured; for a small model what it saves, if less."""
 
@@ -79,6 +77,12 @@ class FactoredPlan:
         return sum(group.start > 0 for group in self.groups)
 
     @property
+    def exploited(self) -> tuple[str, ...]:
+        """What the pass would be right without."""
+        used = (self.levels.cuts, self.structure.shortcuts, self.structure.stacked, self.structure.causal)
+        return tuple(name for name, use in zip(EXPLOITS, used, strict=True) if use)
+
+    @property
     def formed(self) -> dict[str, str]:
         """{parameter: why its gradients are formed}."""
         return self.structure.dense | dict.fromkeys(sorted(self.structure.compact), "cheaper formed than factored")
@@ -93,9 +97,13 @@ def plan_factored(work: Workload, options: PassOptions, *, structure: Structure 
         structure: What is known of the model; found by a probe on the longest sequence where None.
     """
     known = structure is not None
-    structure = probe(work)[0] if structure is None else structure
-    with SavedBytes() as saved:  # of one pass: memory of others is used again
-        traced = trace(work, work.longest, structure, leaves=structure.dense, note=True)
+    if structure is None:
+        structure, traced, saved = probe(work)
+        structure = refusing(structure, options.refused)
+    structure = replace(structure, tested=not options.checked)
+    if known or options.refused:
+        with SavedBytes() as saved:  # of one pass: memory of others is used again
+            traced = trace(work, work.longest, structure, leaves=structure.dense, note=True)
     like = next(iter(work.params.values()))
     tally = tally_of(work)
     structure = replace(
@@ -118,8 +126,8 @@ def plan_factored(work: Workload, options: PassOptions, *, structure: Structure 
         gram=gram,
     )
     found = from_the_losses(needs)
-    if found.width > 1 and not known and not structure.dense:
-        structure = _stacking(work, structure, found.width)
+    if found.width > 1 and not known and not structure.dense and "stacks" not in structure.refused:
+        structure = replace(structure, stacked=True)
     if not structure.stacked:
         needs = replace(needs, stacked=False)
         found = from_the_losses(needs)
@@ -194,28 +202,3 @@ def _skipped(traced: Traced, floors: Container[Call | None]) -> dict[Call, tuple
 
 def _once_at_the_top(name: str, levels: Levels) -> bool:
     return sum(level == 0 for (used, _), level in levels.of.items() if used == name) == 1
-
-
-def _stacking(work: Workload, structure: Structure, width: int) -> Structure:
-    """The structure with stacks, where the first one runs; a trial holds its sequences against each other."""
-    stack = next((s for s in stacks_of(work.sequences, work.tokens, min(width, TRIED)) if s.width > 1), None)
-    if stack is None:
-        return structure
-    stacked = replace(structure, stacked=True)
-    try:
-        return _widened(work, stack, stacked) or structure
-    except REFUSALS:  # a model that takes one sequence only
-        return structure
-
-
-def _widened(work: Workload, stack: Stack, structure: Structure) -> Structure | None:
-    """With outputs that the sequences of a stack share made one for each; None where it is another model."""
-    for _ in range(2):
-        traced = trace(work, stack.batch, structure, width=stack.width)
-        shared = {u.name for u in traced.recording.uses if u.output.ndim > 1 and u.output.shape[0] == 1}
-        if settled(structure, traced.recording) != structure or len(traced.losses) != stack.width:
-            return None
-        if shared <= structure.widened:
-            return structure
-        structure = replace(structure, widened=structure.widened | shared)
-    return None

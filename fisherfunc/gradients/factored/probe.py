@@ -6,16 +6,12 @@ inputs are elementwise functions. Every other sequence is held against all of it
 that run together reach one another is for separate.py.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from fisherfunc.gradients.factored.places import own_cotangents
-from fisherfunc.gradients.factored.recording import Recording
 from fisherfunc.gradients.factored.rules import Map
-from fisherfunc.gradients.factored.shortcuts import Origins, elementwise_origins, is_elementwise
 from fisherfunc.gradients.factored.structure import (
     Structure,
     Traced,
@@ -26,22 +22,36 @@ from fisherfunc.gradients.factored.structure import (
     vectors,
     with_leaves,
 )
+from fisherfunc.gradients.memory import SavedBytes
 from fisherfunc.gradients.workload import Workload
+from fisherfunc.records.axes import Batch
 
 
-def probe(work: Workload) -> tuple[Structure, Traced]:
-    """Find the structure on the longest sequence, but for stacks. Cost: about four forward and two backward passes."""
-    structure = Structure(factored=frozenset(work.params))
-    traced = trace(work, work.longest, structure)
+def probe(work: Workload) -> tuple[Structure, Traced, SavedBytes]:
+    """Find the structure on the longest sequence, but for stacks.
+
+    Cost: about two forward passes and, down to the last linear map and through shortcuts, some backward ones.
+
+    Returns:
+        The structure, the pass over the sequence that exploits its shortcuts, and what this saves.
+    """
+    structure, batch = Structure(factored=frozenset(work.params)), work.longest
+    traced, saved = _looked(work, batch, structure)
     recording = traced.recording
     unseen = set(work.params) - {use.name for use in recording.uses} - set(recording.unknown)
     found = with_leaves(settled(structure, recording), unseen, "not seen in use")
     if found != structure:
-        structure, traced = found, trace(work, work.longest, found, leaves=found.dense)
-    structure = replace(structure, head=_head(traced, work), shortcuts=_shortcuts(traced.recording))
+        structure, (traced, saved) = found, _looked(work, batch, found)
+    structure = replace(structure, head=_head(traced, work), shortcuts=traced.recording.shortcuts)
     if structure.head is None:
-        return structure, traced
-    return replace(structure, causal=_is_causal(work, structure, traced)), traced
+        return structure, traced, saved
+    return replace(structure, causal=_is_causal(work, batch, structure, traced)), traced, saved
+
+
+def _looked(work: Workload, batch: Batch, structure: Structure) -> tuple[Traced, SavedBytes]:
+    with SavedBytes() as saved:  # of one pass: memory of others is used again
+        traced = trace(work, batch, structure, leaves=structure.dense, note=True, discover=True)
+    return traced, saved
 
 
 def _head(traced: Traced, work: Workload) -> tuple[str, int] | None:
@@ -55,28 +65,9 @@ def _head(traced: Traced, work: Workload) -> tuple[str, int] | None:
     return None if found is None else (last.name, last.number)
 
 
-def _is_causal(work: Workload, structure: Structure, traced: Traced) -> bool:
+def _is_causal(work: Workload, batch: Batch, structure: Structure, traced: Traced) -> bool:
+    """Whether half a sequence gives the same values at its places; every prefix that is run is held against them."""
     whole = vectors(head_of(traced.recording, structure))
-    lengths = {1, whole.shape[1] // 2} - {0} if whole.ndim == 3 else set()
-    found = [trace_prefix(work, work.longest, length, traced, structure) for length in lengths]
-    return bool(found) and all(prefix is not None for prefix in found)
-
-
-def _shortcuts(recording: Recording) -> dict[tuple[str, int], Origins]:
-    """The uses whose inputs are elementwise functions of the outputs of earlier ones, and no mere views of them."""
-    nodes = {torch.autograd.graph.get_gradient_edge(u.output).node: (u.name, u.number) for u in recording.uses}
-    outputs = {(use.name, use.number): use.output for use in recording.uses}
-    found = {}
-    for use in recording.uses:
-        if use.multiplies and vectors(use).grad_fn is not None:
-            origins = elementwise_origins(vectors(use), nodes) or frozenset()
-            sources = [outputs[origin] for origin in origins]
-            if sources and not _is_view(vectors(use), sources) and is_elementwise(vectors(use), sources):
-                found[use.name, use.number] = origins
-    return found
-
-
-def _is_view(tensor: Tensor, sources: Sequence[Tensor]) -> bool:
-    """Whether it shares its memory with one of the sources: nothing is computed on the way to it."""
-    memory = tensor.untyped_storage().data_ptr()
-    return any(source.untyped_storage().data_ptr() == memory for source in sources)
+    if whole.ndim != 3 or whole.shape[1] < 1:
+        return False
+    return trace_prefix(work, batch, max(1, whole.shape[1] // 2), traced, structure) is not None

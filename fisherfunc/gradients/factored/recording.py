@@ -46,7 +46,8 @@ class Recording:
         uses: Of the parameters that were watched, in order.
         unknown: Parameters used in a way that no rule knows, and the function that did.
         end: Where the pass was cut short: the input of the last linear map, or a cut.
-        crooked: The uses whose inputs were to be reached by a shortcut that does not hold.
+        shortcuts: Those that were taken.
+        crooked: The uses whose inputs no shortcut leads to, of those that were to have one.
         made: {graph node and which output of it: what was made}, where asked for.
         modules: The calls of modules, in the order in which they ended, where asked for.
         cut: The cut that was asked for, and its version.
@@ -56,6 +57,7 @@ class Recording:
     uses: list[Use] = field(default_factory=list)
     unknown: dict[str, str] = field(default_factory=dict)
     end: Tensor | None = None
+    shortcuts: dict[tuple[str, int], Origins] = field(default_factory=dict)
     crooked: set[tuple[str, int]] = field(default_factory=set)
     made: dict[tuple[Any, int], Made] = field(default_factory=dict)
     modules: list[ModuleCall] = field(default_factory=list)
@@ -81,10 +83,10 @@ class Directions:
 
     Attributes:
         protected: Parameters whose outputs the model writes to: it gets copies of them to write to.
-        widened: Parameters whose outputs are one for all sequences of a stack: each sequence gets its own.
-        width: The sequences of the stack.
+        width: The sequences of the stack; of what they share each gets its own.
         shortcuts: {use: the uses that its input is an elementwise function of} (see shortcuts.py).
         verify: Whether to test that these functions are elementwise.
+        discover: Whether to look for shortcuts, and take those that are found.
         last: The use of the last linear map, where the pass is to end before it.
         stop: The call after which the pass is to end.
         keep: The call whose tensor is to be kept as a cut.
@@ -97,10 +99,10 @@ class Directions:
     """
 
     protected: frozenset[str] = frozenset()
-    widened: frozenset[str] = frozenset()
     width: int = 1
     shortcuts: Mapping[tuple[str, int], Origins] = field(default_factory=dict)
     verify: bool = True
+    discover: bool = False
     last: tuple[str, int] | None = None
     stop: Call | None = None
     keep: Call | None = None

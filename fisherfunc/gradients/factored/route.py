@@ -6,16 +6,18 @@ its factors, is formed in the same backward passes. The parameters are taken in 
 each from a cut of the model on where there is one (passes.py).
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from torch import Tensor
 
+from fisherfunc.gradients.certificate import refused_then
 from fisherfunc.gradients.checkpoint import NOWHERE, Checkpoint
 from fisherfunc.gradients.dense.route import dense_grams, plan_dense
 from fisherfunc.gradients.factored.passes import passed_grams
 from fisherfunc.gradients.factored.plan import FactoredPlan, plan_factored
-from fisherfunc.gradients.factored.structure import Structure, Unsettled, with_leaves
-from fisherfunc.gradients.factored.trial import wrong_on_a_few
+from fisherfunc.gradients.factored.structure import Structure, Unsettled, refusing
+from fisherfunc.gradients.factored.trial import tried
 from fisherfunc.gradients.workload import PassOptions, Workload
 
 
@@ -63,36 +65,39 @@ def factored_grams(
     return {label: grams[label] for label in dict.fromkeys(map(options.label, work.params))}, plan
 
 
-def planned(work: Workload, options: PassOptions, structure: Structure | None = None) -> FactoredPlan:
-    """A plan whose Grams of a few tokens agree with ordinary backward passes.
+def planned(
+    work: Workload, options: PassOptions, structure: Structure | None = None, *, try_short: bool = False
+) -> FactoredPlan:
+    """Plan a pass, and try the plan on a few tokens where the pass is long.
 
-    Where they do not, cuts are given up first, then shortcuts and stacks, then prefixes, then the factors of the
-    weights that differ: such a gradient is formed (one that a backward pass inside the model reads, say).
+    Where these fail, what they exploit is given up, then the factors of the weights that differ: such a gradient is
+    formed (one that a backward pass inside the model reads, say).
+
+    Args:
+        work: What to pass over.
+        options: How.
+        structure: What is known of the model; found by a probe where None.
+        try_short: Whether to try a short pass as well: nothing but its plan is asked for.
 
     Raises:
         NotFactorable: If that does not help, or the model cannot be passed over in this way.
     """
+    refused: Mapping[str, str] | None = options.refused
     while True:
         try:
             plan = plan_factored(work, options, structure=structure)
-            bad = wrong_on_a_few(work, options, plan)
-        except Unsettled as found:
-            structure = found.structure
+            found = tried(work, options, plan, try_short=try_short)
+        except Unsettled as unsettled:
+            structure = unsettled.structure
             continue
         except RuntimeError as error:  # what autograd raises for a rule that it cannot batch
             raise NotFactorable(_first_line(error)) from error
-        if not bad:
+        if found is None or found.holds:
             return plan
-        if plan.levels.cuts:
-            structure = replace(plan.structure, cuttable=False)
-        elif plan.structure.shortcuts or plan.structure.stacked:
-            structure = replace(plan.structure, shortcuts={}, stacked=False)
-        elif plan.structure.causal:
-            structure = replace(plan.structure, causal=False)
-        elif plan.structure.factored & set(bad):
-            structure = with_leaves(plan.structure, bad, "its factors do not give its gradient")
-        else:
-            raise NotFactorable(f"the gradient of {bad[0]!r} differs from that of ordinary backward passes")
+        refused = refused_then(refused, plan.exploited, found, work.params)
+        if refused is None:
+            raise NotFactorable(found.told())
+        structure = refusing(plan.structure, refused)
 
 
 def _add_slabbed(

@@ -1,8 +1,9 @@
 """Whether sequences that run together are separate: in their values, and in their gradients.
 
-Every stack is tested, as what a model does may depend on the data. Values: the stack is cut into parts at random, which
-run without each other. Gradients: a random cotangent is multiplied by a power of two a sequence, which is exact in
-floating point; where sequences are separate, so are all cotangents below. Axis order: b sequences, then all else.
+Every stack is tested, as what a model does may depend on the data. Values, where nothing else tests them: the stack is
+cut into parts at random, which run without each other. Gradients: a random cotangent is multiplied by a power of two a
+sequence, which is exact in floating point; where sequences are separate, so are all cotangents below. Axis order: b
+sequences, then all else.
 """
 
 import torch
@@ -24,9 +25,12 @@ WIDE = 2.0**100
 
 
 def sequences_apart(work: Workload, stack: Stack, structure: Structure, whole: Traced) -> bool:
-    """Whether no sequence of a stack reaches another, as far as random parts and random weights show.
+    """Return whether no sequence of a stack reaches another, as far as random parts and random weights show.
 
-    Cost: a forward pass of all sequences, two ordinary backward passes of the stack.
+    Values are tested where nothing else is: the survey has seen those of the losses, and where each sequence is meant
+    alone, the check of the Grams runs it alone. Gradients always are: in the same company that check has the same.
+
+    Cost: two ordinary backward passes of the stack; a forward pass of all sequences where values are tested.
 
     Args:
         work: What is passed over.
@@ -37,18 +41,27 @@ def sequences_apart(work: Workload, stack: Stack, structure: Structure, whole: T
     generator = torch.Generator().manual_seed(stack.members[0])
     at_end = structure.head is not None
     together = vectors(head_of(whole.recording, structure)) if at_end else whole.losses
-    if together.numel() % stack.width:
+    if together.numel() % stack.width or (
+        structure.tested and not _values_apart(work, stack, structure, together.detach(), generator)
+    ):
         return False
-    values = together.detach().reshape(stack.width, -1)
+    return _gradients_apart(together, whole, structure, stack.width, generator)
+
+
+def _values_apart(
+    work: Workload, stack: Stack, structure: Structure, together: Tensor, generator: torch.Generator
+) -> bool:
+    values = together.reshape(stack.width, -1)
     order = torch.randperm(stack.width, generator=generator, device="cpu")
     for part in order.tensor_split(min(PARTS, stack.width)):
         found = trace_part(work, [stack.members[b] for b in part.tolist()], structure)
         alone = found.losses if found.recording.end is None else found.recording.end
-        if (found.recording.end is not None) != at_end or alone.numel() != values[0].numel() * len(part):
+        ends_alike = (found.recording.end is None) == (structure.head is None)
+        if not ends_alike or alone.numel() != values[0].numel() * len(part):
             return False
         if not bool(_rows_close(alone.detach().reshape(len(part), -1), values[part.to(values.device)]).all()):
             return False
-    return _gradients_apart(together, whole, structure, stack.width, generator)
+    return True
 
 
 def _gradients_apart(
@@ -70,14 +83,12 @@ def _gradients_apart(
         torch.autograd.grad(together, outputs, cotangent, retain_graph=True, allow_unused=True)
         for cotangent in cotangents
     )
-    return all(
-        one is None or other is None or _scales(one.reshape(width, -1), other.reshape(width, -1), weights)
+    scales = [
+        _rows_close(other.reshape(width, -1) / weights.to(other)[:, None], one.reshape(width, -1)).all()
         for one, other in zip(plain, scaled, strict=True)
-    )
-
-
-def _scales(plain: Float[Tensor, "b p"], scaled: Float[Tensor, "b p"], weights: Float[Tensor, " b"]) -> bool:
-    return bool(_rows_close(scaled / weights.to(scaled)[:, None], plain).all())
+        if one is not None and other is not None
+    ]
+    return bool(torch.stack([held.to(together.device) for held in scales]).all()) if scales else True
 
 
 def _rows_close(values: Float[Tensor, "b p"], expected: Float[Tensor, "b p"]) -> Bool[Tensor, " b"]:

@@ -60,6 +60,12 @@ def is_elementwise(source: Tensor, outputs: Sequence[Tensor]) -> bool:
     )
 
 
+def is_view(tensor: Tensor, sources: Sequence[Tensor]) -> bool:
+    """Whether it shares its memory with one of the sources: nothing is computed on the way to it."""
+    memory = tensor.untyped_storage().data_ptr()
+    return any(source.untyped_storage().data_ptr() == memory for source in sources)
+
+
 def _pulled_back(source: Tensor, outputs: Sequence[Tensor], cotangent: Tensor) -> Sequence[Tensor | None]:
     return torch.autograd.grad(source, outputs, cotangent, retain_graph=True, allow_unused=True)
 

@@ -3,7 +3,7 @@
 The structure is found on one sequence (probe.py), and every pass over others is held against it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,6 +24,9 @@ from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.records.axes import Batch
 
+EXPLOITS = ("cuts", "shortcuts", "stacks", "prefixes")
+"""What a pass is right without."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Structure:
@@ -38,9 +41,11 @@ class Structure:
             by place.
         causal: Whether a prefix of a sequence gives the same values at its places.
         stacked: Whether sequences run together do not reach one another.
-        widened: Parameters whose outputs a stack shares.
         shortcuts: {use: the uses that its input is an elementwise function of}.
         cuttable: Whether passes may start and end at cuts.
+        refused: {exploit: why it was given up}.
+        tested: Whether every stack is held against all this by itself. It need not be where the Grams are held against
+            ordinary backward passes when they are done; nothing else sees it where they are not.
     """
 
     factored: frozenset[str]
@@ -50,9 +55,10 @@ class Structure:
     head: tuple[str, int] | None = None
     causal: bool = False
     stacked: bool = False
-    widened: frozenset[str] = frozenset()
     shortcuts: dict[tuple[str, int], Origins] = field(default_factory=dict)
     cuttable: bool = True
+    refused: dict[str, str] = field(default_factory=dict)
+    tested: bool = True
 
 
 class Unsettled(Exception):  # noqa: N818 (it is no error: the caller starts again with the structure that it carries)
@@ -89,6 +95,7 @@ def trace(
     width: int = 1,
     leg: Leg = WHOLE_WAY,
     note: bool = False,
+    discover: bool = False,
     values: frozenset[Call] = frozenset(),
     known: Tensor | None = None,
 ) -> Traced:
@@ -102,13 +109,14 @@ def trace(
         width: The number of sequences.
         leg: The pass ends where it starts.
         note: Whether to say what every call made.
+        discover: Whether to look for shortcuts.
         values: The calls of which to keep the values.
         known: The value at the floor of the leg, to go on from.
 
     Raises:
         Unsettled: If the cuts of the leg are not made.
     """
-    directions = replace(_directions(structure, width), stop=leg.start, keep=leg.end, note=note)
+    directions = replace(_directions(structure, width), stop=leg.start, keep=leg.end, note=note, discover=discover)
     directions = replace(directions, values=values, floor=leg.floor, known=known, skipped=leg.skipped)
     output, traced = _run(work, batch, structure, leaves, directions)
     end = traced.recording.end
@@ -180,8 +188,8 @@ def trace_prefix(
 def _directions(structure: Structure, width: int) -> Directions:
     return Directions(
         protected=structure.protected,
-        widened=structure.widened if width > 1 else frozenset(),
         width=width,
+        verify=structure.tested,
         shortcuts=structure.shortcuts,
     )
 
@@ -226,6 +234,25 @@ def with_leaves(structure: Structure, names: Iterable[str], reason: str) -> Stru
     )
     head_moved = structure.head is not None and structure.head[0] in moved
     return replace(structure, head=None, causal=False) if head_moved else structure
+
+
+def refusing(structure: Structure, refused: Mapping[str, str]) -> Structure:
+    """Give up some exploits and parameters' factors.
+
+    Args:
+        structure: What is exploited.
+        refused: {"cuts", "shortcuts", "stacks", "prefixes" or a parameter: why}.
+    """
+    for name in structure.factored & refused.keys():
+        structure = with_leaves(structure, [name], refused[name])
+    return replace(
+        structure,
+        cuttable=structure.cuttable and "cuts" not in refused,
+        shortcuts={} if "shortcuts" in refused else structure.shortcuts,
+        stacked=structure.stacked and "stacks" not in refused,
+        causal=structure.causal and "prefixes" not in refused,
+        refused={**structure.refused, **{name: why for name, why in refused.items() if name in EXPLOITS}},
+    )
 
 
 def head_of(recording: Recording, structure: Structure) -> Use:

@@ -1,7 +1,7 @@
-"""A trial of a plan: Grams of a few tokens, held against ordinary backward passes before any long pass begins.
+"""A trial of a plan: Grams of a few tokens are held against ordinary backward passes before a long pass begins.
 
 It does what the pass will do: sequences of one stack run together, chunks have slots of different lengths and run on
-prefixes, cuts and shortcuts are taken.
+prefixes, cuts and shortcuts are taken. A short pass is its own trial, as it is checked when it is done.
 """
 
 from dataclasses import replace
@@ -9,13 +9,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fisherfunc.gradients.certificate import Certificate, certify
 from fisherfunc.gradients.factored.cuts import Levels
 from fisherfunc.gradients.factored.groups import everything
-from fisherfunc.gradients.factored.loads import check_room
 from fisherfunc.gradients.factored.passes import passed_grams
 from fisherfunc.gradients.factored.plan import FactoredPlan
-from fisherfunc.gradients.self_check import gram_errors, wrong
-from fisherfunc.gradients.stacks import around_fullest
+from fisherfunc.gradients.stacks import around_fullest, neighbours
 from fisherfunc.gradients.workload import PassOptions, Workload
 
 OTHERS = 1
@@ -23,23 +22,29 @@ OTHERS_FROM_CUTS = 4
 """Tokens of other sequences, at random: one that does not make a cut, as experts may, is seen before a long pass."""
 
 
-def wrong_on_a_few(work: Workload, options: PassOptions, plan: FactoredPlan) -> list[str]:
-    """The parameters whose Grams of a few tokens differ from those of ordinary backward passes.
+def tried(work: Workload, options: PassOptions, plan: FactoredPlan, *, try_short: bool) -> Certificate | None:
+    """Hold the Grams of a few tokens against ordinary backward passes; None where the pass itself is as short.
 
-    Cost: a pass of two slots and some of one, and an ordinary forward and backward pass a sequence of the tokens.
+    A pass that nobody checks when it is done is tried in any case.
+
+    Cost: a pass of two slots and some of one, and an ordinary forward and backward pass of their sequences.
 
     Args:
         work: What will be passed over.
         options: How.
         plan: How, and what is exploited.
+        try_short: Whether to try a pass that is as short as well.
     """
+    members = work.tokens.sequence.unique_consecutive().tolist()
+    one_stack = sum(1 for _ in neighbours(members, work.sequences, plan.width)) == 1
+    if options.checked and one_stack and plan.num_passes == 1 and not try_short:
+        return None
     few = work.select(_few(work, plan))
     trial = replace(plan, chunk_size=min(2, plan.chunk_size))
     if plan.slabbed or not plan.levels.cuts:
         trial = replace(trial, groups=(everything(work.params),), levels=Levels())
     grams = passed_grams(few, trial, replace(options, progress=None, labels=None))
-    room = check_room(options.limit(few.tokens.sequence.device))
-    return wrong(gram_errors(grams, few, room=room), work)
+    return certify(grams, few, limit=options.limit(few.tokens.sequence.device))
 
 
 def _few(work: Workload, plan: FactoredPlan) -> Tensor:

@@ -70,7 +70,7 @@ def forecast(work: Workload, options: PassOptions, *, route: str, calibrate: boo
 
 
 def _factored(work: Workload, options: PassOptions, structure: Structure | None) -> FactoredPlan:
-    plan = planned(work, options, structure)
+    plan = planned(work, options, structure, try_short=True)
     if not plan.groups:
         raise NotFactorable("the memory limit has no room for the factors of any tensor")
     return with_slabs(work, options, plan)

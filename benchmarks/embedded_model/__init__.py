@@ -1,0 +1,1 @@
+"""How the embedded model (fisherfunc/assets) was trained."""
