@@ -1,5 +1,7 @@
 """The check of every run sees what is wrong with any token, in any row, and nothing where all is right."""
 
+from functools import partial
+
 import pytest
 import torch
 from oracle import gradient_rows, gram_errors
@@ -92,7 +94,7 @@ def test_a_model_that_computes_in_float32_inside_is_held_to_that():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_resolution_is_that_of_the_coarsest_dtype_inside(dtype):
+def test_the_resolution_that_is_assumed_is_that_of_the_coarsest_dtype_inside(dtype):
     class Coarse(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -104,9 +106,29 @@ def test_the_resolution_is_that_of_the_coarsest_dtype_inside(dtype):
 
     model = Coarse().to(torch.float64 if dtype == torch.float32 else torch.float32)
     x = torch.randn(6, 5, dtype=model.first.weight.dtype)
-    result = ff.fisher_spectrum(model, (x, torch.randint(3, (6,))), blocks=ff.whole)
+    result = ff.fisher_spectrum(model, (x, torch.randint(3, (6,))), blocks=ff.whole, self_check=False)
     largest = float(result.full.eigenvalues[0])
     assert float(result.full.resolution) >= torch.finfo(dtype).eps * largest
+
+
+def test_a_float32_model_that_runs_in_float64_is_known_to_float64():
+    batch = (torch.randn(6, 5), torch.arange(6) % 3)
+    full = ff.fisher_spectrum(nn.Linear(5, 3), batch, dtype=torch.float64, self_check=False).full
+    assert full.resolution < 1e-12 * full.eigenvalues[0]
+
+
+@pytest.mark.parametrize("scale", [1e-170, 0.0])
+def test_a_zero_matrix_is_one_of_gradients_that_are_zero(scale):
+    def losses(output, batch):
+        return scale * nn.functional.cross_entropy(output, batch[1], reduction="none")[:, None]
+
+    model, batch = nn.Linear(4, 3).double(), (torch.randn(6, 4).double(), torch.arange(6) % 3)
+    run = partial(ff.fisher_spectrum, model, batch, loss=ff.losses.custom(losses, name="small"))
+    if scale == 0:
+        assert float(run().full.eigenvalues.sum()) == 0
+    else:
+        with pytest.raises(ValueError, match=r"largest entry is \d\.\de-17\d, that their squares vanish in float64"):
+            run()
 
 
 def test_the_check_can_be_turned_off():

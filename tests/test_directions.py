@@ -116,18 +116,18 @@ def test_residuals_tell_of_a_wrong_vector(monkeypatch):
     torch.testing.assert_close(found.residuals, expected, rtol=1e-9, atol=0)
 
 
-def test_coefficients_are_the_tokens_parts():
+@pytest.mark.parametrize("center", [False, True])
+def test_coefficients_are_the_tokens_parts(center):
     model, batch = build("lstm", dtype=torch.float64)
-    found = found_in("lstm")
-    rows = rows_of("lstm", model, batch)
+    found = found_in("lstm", center=center)
+    rows = rows_of("lstm", model, batch, center=center)
     g = torch.cat([rows[n] for n in found.vectors], dim=1)
     along = flat_stack(found.vectors) @ g.mT
     torch.testing.assert_close(found.coefficients, along / (found.eigenvalues[:, None] * len(g)).sqrt())
     torch.testing.assert_close(found.coefficients.square().sum(1), torch.ones(K, dtype=torch.float64))
     assert bool((found.coefficients.gather(1, found.coefficients.abs().argmax(1, keepdim=True)) > 0).all())
-    pairs = ff.directions.eigenpairs(
-        ff.token_grams(fn := ff.functionalize(model), fn.params, batch, loss_for("lstm")), num=K
-    )
+    grams = ff.token_grams(fn := ff.functionalize(model), fn.params, batch, loss_for("lstm"))
+    pairs = ff.directions.eigenpairs(grams.center() if center else grams, num=K)
     torch.testing.assert_close(pairs.coefficients, found.coefficients)
     torch.testing.assert_close(pairs.eigenvalues, found.eigenvalues)
 

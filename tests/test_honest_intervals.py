@@ -48,9 +48,13 @@ def allowed(num_params):
 def check(found, num_params):
     ranges = allowed(num_params)
     for name, i in found.items():
-        if i.low is None:
-            assert i.high is None and i.standard_error is None and i.bias is None and i.corrected is None
+        if not i.known:
+            assert i.standard_error is None and i.bias is None and i.corrected is None
             assert i.note and i.note != OUTSIDE, name
+            low, high = ranges.get(name, (0.0, math.inf))
+            assert i.low <= low and i.high >= high  # all that it can be, so that no one is misled
+            assert i.estimate is None or i.low <= i.estimate <= i.high
+            assert (i.to_dict()["low"], i.to_dict()["high"]) == (None, None)
             continue
         low, high = ranges.get(name, (0.0, math.inf))
         low = min(low, i.estimate) if found["trace"].estimate == 0 else low  # ranks of a zero spectrum are 0
@@ -58,7 +62,7 @@ def check(found, num_params):
         assert low - slack <= i.low <= i.high <= high + slack, (name, i)
         assert (i.low <= i.estimate <= i.high) == (i.note is None), (name, i)
         assert i.note in (None, OUTSIDE)
-    if found["gap"].low is not None and found["largest"].high is not None:
+    if found["gap"].known and found["largest"].known:
         most = max(found["largest"].high, found["gap"].estimate)
         assert found["gap"].high <= most * (1 + 1e-12)
 
@@ -91,7 +95,7 @@ def test_a_rank_that_the_resolution_sets_has_no_interval_and_nothing_that_rests_
     rows = gaussian(40, 40) * 10 ** -torch.linspace(0, 6, 40, dtype=torch.float64)
     found = interval(replace(grams_of({"w": rows}), precision=torch.float32)).full
     for name in ("numerical_rank", "smallest", "condition_number"):
-        assert found[name].low is None and "numerical rank" in found[name].note and found[name].estimate is not None
+        assert not found[name].known and "numerical rank" in found[name].note and found[name].estimate is not None
 
 
 @every_method
@@ -108,7 +112,7 @@ def test_eigenvalues_that_meet_have_no_interval_of_their_gap(interval):
     """Equal variances: the gap of the sample is all noise."""
     found = interval(grams_of({"w": gaussian(300, 6)})).full
     for name in ("gap", "relative_gap"):
-        assert found[name].low is None
+        assert not found[name].known
         assert "not told from zero" in found[name].note or "out of its range" in found[name].note
     apart = interval(grams_of({"w": gaussian(300, 6) * torch.tensor([5.0, 1, 1, 1, 1, 1], dtype=torch.float64)})).full
     assert 0 < apart["relative_gap"].low < 24 / 25 < apart["relative_gap"].high <= 1  # the population's: 1 - 1/25
@@ -119,14 +123,14 @@ def test_eigenvalues_that_meet_have_no_interval_of_their_gap(interval):
 def test_a_rank_that_the_number_of_rows_sets_has_no_interval(interval):
     few, many = (interval(grams_of({"w": decaying(count, 200, power=0.5)})).full for count in (20, 400))
     for name in ("effective_rank", "participation_ratio"):
-        assert few[name].low is None and "number of rows" in few[name].note
-        assert many[name].low is not None or "number of rows" in many[name].note
-    assert interval(grams_of({"w": decaying(400, 20)})).full["effective_rank"].low is not None
+        assert not few[name].known and "number of rows" in few[name].note
+        assert many[name].known or "number of rows" in many[name].note
+    assert interval(grams_of({"w": decaying(400, 20)})).full["effective_rank"].known
 
 
 def test_an_interval_that_leaves_its_estimate_out_says_so():
     found = jackknife(grams_of({"w": decaying(40, 300, power=0.7)}), level=0.5).full
-    outside = [i for i in found.values() if i.low is not None and not i.low <= i.estimate <= i.high]
+    outside = [i for i in found.values() if i.known and not i.low <= i.estimate <= i.high]
     assert outside and all(i.note == OUTSIDE for i in outside)
 
 
@@ -158,7 +162,7 @@ def test_intervals_that_are_not_there_survive_files_tables_and_comparisons(tmp_p
     (tmp_path / "spectrum.json").write_text(to_json(result))
     assert read_spectrum(tmp_path).intervals == result.intervals
     text = shown(report(result, width=200))
-    gaps = [label for label, of in {"a.w": result.intervals.blocks["a.w"]}.items() if of["effective_rank"].low is None]
+    gaps = [label for label, of in {"a.w": result.intervals.blocks["a.w"]}.items() if not of["effective_rank"].known]
     assert gaps == ["a.w"] and "no interval of " in text and "eff. rank in a.w" in text
     lines = text.splitlines()
     (start,) = [index for index, line in enumerate(lines) if line.startswith("a.w ")]

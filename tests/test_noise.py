@@ -212,6 +212,16 @@ def test_the_p_value_is_seeded_and_scale_free():
     assert json.loads(json.dumps(once.to_dict(), allow_nan=False)) == once.to_dict()
 
 
+def test_the_exponent_of_a_sample_is_not_that_of_its_population_and_says_so():
+    """λ_k = k^-1/2 has α = 3; a Wishart matrix of fewer rows than parameters is nearly flat at its head."""
+    rows = gaussian(100, 1000) * torch.arange(1, 1001, dtype=torch.float64) ** -0.25
+    found = tail_exponent(ff.spectrum_of_gradients({"w": rows}).full, num_replicates=20)
+    assert found.exponent > 3 + 2 * found.standard_error and found.p_value > 0.1
+    assert "too large" in found.warning
+    narrow = ff.spectrum_of_gradients({"w": rows[:, :40]}).full  # all of the population's eigenvalues are there
+    assert tail_exponent(narrow, num_replicates=0).warning is None
+
+
 def test_too_few_eigenvalues_have_no_exponent():
     with pytest.raises(ValueError, match="at least 10 resolved eigenvalues, got 9"):
         tail_exponent(replace(spectrum_of(pareto(12, 2.0)), resolution=pareto(12, 2.0).sort().values[2]))

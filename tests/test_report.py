@@ -105,10 +105,10 @@ def test_without_rich_the_extra_is_named(monkeypatch):
 
 
 def test_condition_numbers_are_called_lower_bounds_only_where_eigenvalues_are_not_resolved():
-    unresolved = spectrum_of_gradients({"a.weight": torch.tensor([[1.0, 0.0], [0.0, 1e-6]])})
+    unresolved = spectrum_of_gradients({"a.weight": torch.tensor([[1.0, 0.0], [0.0, 1e-9]])})
     resolved = spectrum_of_gradients({"a.weight": torch.tensor([[1.0, 0.0], [0.0, 0.5]])})
-    assert "lower bounds" in _printed(unresolved, 120)
-    assert "lower bounds" not in _printed(resolved, 120)
+    assert "lower bounds" in _printed(unresolved, 120) and "≥1.000" in _printed(unresolved, 120)
+    assert "lower bounds" not in _printed(resolved, 120) and "≥" not in _printed(resolved, 120)
 
 
 def test_a_covariance_of_one_unit_is_said_to_be_zero_by_construction():

@@ -1,4 +1,4 @@
-"""What a sample can show: ceilings, the edge of noise, and which metrics the number of rows sets."""
+"""What a sample can show: ceilings, and which metrics the number of rows sets."""
 
 import json
 import math
@@ -36,26 +36,9 @@ def test_the_ceiling_is_the_rank_of_generic_rows(shape, center, ceiling):
     assert limits(rows, center=center).rank_ceiling == ceiling == rank
 
 
-@pytest.mark.parametrize("shape", [(200, 800), (400, 400), (1000, 100)])
-def test_no_eigenvalue_of_noise_and_every_spike_lies_beyond_the_edge(shape):
-    rows = 3 * gaussian(*shape)
-    noise = limits(rows)
-    largest = torch.linalg.matrix_norm(rows, 2).item() ** 2 / len(rows)
-    assert noise.edge == pytest.approx(largest, rel=0.05)  # the edge scatters by about N^(-2/3)
-    assert noise.num_beyond_edge <= 2  # by less than that
-    # A spike of population variance ℓ σ² with ℓ > 1 + √(P/N) leaves the bulk (Baik, Ben Arous and Péché 2005).
-    spikes = torch.ones(shape[1], dtype=torch.float64)
-    spikes[:3] = 2 + 4 * math.sqrt(shape[1] / shape[0])
-    assert limits(rows * spikes.sqrt()).num_beyond_edge == pytest.approx(3, abs=0)
-
-
-def test_the_edge_is_its_formula_and_scales_like_the_eigenvalues():
+def test_the_resolution_is_that_of_the_spectrum():
     rows = gaussian(30, 12)
-    found = limits(rows)
-    want = rows.square().sum().item() / 30 / 12 * (1 + math.sqrt(12 / 30)) ** 2
-    assert found.edge == pytest.approx(want, rel=1e-12)
-    assert limits(10 * rows).edge == pytest.approx(100 * want, rel=1e-12)
-    assert found.resolution == ff.spectrum_of_gradients({"w": rows}).full.resolution.item()
+    assert limits(rows).resolution == ff.spectrum_of_gradients({"w": rows}).full.resolution.item()
 
 
 def test_the_population_rank_of_equal_eigenvalues_that_the_docstring_states():
@@ -97,7 +80,7 @@ def test_what_is_approximate_or_has_no_p_is_not_taken_for_its_length():
     assert leading.rank_ceiling == 40
     alone = ff.kernels.gram_eigh()(rows @ rows.mT)
     found = sample_limits(alone)
-    assert (found.rank_ceiling, found.edge, found.num_beyond_edge) == (40, None, None)
+    assert found.rank_ceiling == 40
     several = replace(alone, num_params=90, num_tokens=10)  # four rows a token
     assert sample_limits(several).rank_ceiling == 40
 

@@ -30,6 +30,21 @@ def test_intervals_and_couplings_of_the_true_fisher_are_those_of_its_formed_bloc
     assert coupling.squared_norms[0][0] == pytest.approx(float(exact.block().square().sum()) / 81, rel=1e-10)
 
 
+def test_at_one_draw_pairs_of_sequences_are_without_bias_and_eigenvalues_are_not():
+    """Σ_{s≠t} ⟨g_s, g_t⟩² of one draw each has the expectation Σ_{s≠t} tr F_s F_t; λ_max is convex in F (Jensen)."""
+    num_draws = 50
+    drawn, exact = grams(ff.targets.sampled(num_draws)), grams(ff.targets.all_classes())
+    replicates = [
+        num_draws * drawn.block()[drawn.tokens.draw == d][:, drawn.tokens.draw == d] for d in range(num_draws)
+    ]
+    pairs = torch.stack([k.square().sum() - k.diagonal().square().sum() for k in replicates])
+    squares = exact.block().view(9, 3, 9, 3).square().sum(dim=(1, 3))
+    truth = squares.sum() - squares.trace()
+    assert abs(pairs.mean() - truth) < 4 * pairs.std() / num_draws**0.5
+    largest = torch.stack([torch.linalg.eigvalsh(k)[-1] for k in replicates])
+    assert largest.mean() - 4 * largest.std() / num_draws**0.5 > torch.linalg.eigvalsh(exact.block())[-1]
+
+
 def test_the_rank_that_rows_allow_counts_rows_not_tokens():
     spectrum = ff.spectrum_of_grams(grams(ff.targets.all_classes()), blocks=ff.whole).full
     assert ff.statistics.sample_limits(spectrum).rank_ceiling == 27

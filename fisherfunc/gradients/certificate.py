@@ -26,6 +26,7 @@ from fisherfunc.gradients.sound import SoundPass
 from fisherfunc.gradients.stacks import neighbours
 from fisherfunc.gradients.survey import samples_meet
 from fisherfunc.gradients.workload import Workload
+from fisherfunc.linalg.gram import raise_vanished, squares_vanish
 
 MOST = 32
 """Sequences that run together at most: a fault in one of them is to show."""
@@ -51,6 +52,8 @@ class Certificate:
         block: The block that differs by it.
         sequences: Those of the stack in which it does.
         failing: All blocks that differ by more than is allowed.
+        differences: {block: its largest difference over its trace, with no allowance for what is zero but for
+            round-off}.
     """
 
     difference: float
@@ -58,6 +61,7 @@ class Certificate:
     block: str
     sequences: tuple[int, ...]
     failing: frozenset[str]
+    differences: Mapping[str, float]
 
     @property
     def holds(self) -> bool:
@@ -171,6 +175,9 @@ def certify(
         limit: In bytes; gradients take up to half of it, activations a quarter, or more where two sequences need it.
         seed: Of the signs.
         alone: Whether each sequence runs by itself.
+
+    Raises:
+        ValueError: If the Grams are zero, or almost, as squares of gradients vanish that are not zero.
     """
     dtype = coarsest(work.nature.precision, *(gram.dtype for gram in grams.values()))
     # Sums of float16 over a batch lose what its few exponents have no room for, where those of a sequence do not.
@@ -180,8 +187,10 @@ def certify(
     diagonal = diagonals.sum(dim=0)
     stacks = list(_stacks(work, 1 if alone else _width(work, limit)))
     several = [_whole(stacks)] if len(stacks) > 1 else []
+    if squares_vanish(float(diagonal.sum())):
+        _raise_where_not_zero(work, stacks, alone=alone)
     trusted = (_size_of_residual(work, diagonal) * tolerance / (ROUNDING * torch.finfo(dtype).eps)).clamp(max=1.0)
-    found = []
+    found, differences = [], dict.fromkeys(grams, 0.0)
     for number in range(1 if dtype in TOLERANCES else 2):
         generator = torch.Generator().manual_seed(2 * seed + number)
         signs = 2 * torch.randint(2, diagonal.shape, generator=generator, device="cpu").to(diagonal) - 1
@@ -197,16 +206,31 @@ def certify(
             for label, trace, product in zip(grams, traces, products, strict=True):
                 norm = sum(norms[name] for name in work.params if _label(name, labels) == label)
                 allowed = tolerance * trace + 2 * off * trace**0.5 + off**2 + TINY
-                found.append((tolerance / allowed * abs(product - norm), label, stack.members))
+                error = abs(product - norm)
+                differences[label] = max(differences[label], error / max(trace, TINY))
+                found.append((tolerance / allowed * error, label, stack.members))
     wrong = [one for one in found if not one[0] <= tolerance]  # NaN is wrong
     least = min((len(sequences) for _, _, sequences in wrong), default=0)
     shown = [one for one in wrong if len(one[2]) == least] or found
     difference, block, sequences = max(shown, key=lambda one: (one[0] != one[0], one[0]))
-    failing = frozenset(label for _, label, _ in wrong)
-    return Certificate(difference=difference, tolerance=tolerance, block=block, sequences=sequences, failing=failing)
+    return Certificate(
+        difference=difference,
+        tolerance=tolerance,
+        block=block,
+        sequences=sequences,
+        failing=frozenset(label for _, label, _ in wrong),
+        differences=differences,
+    )
 
 
 TINY = torch.finfo(torch.float64).tiny
+
+
+def _raise_where_not_zero(work: Workload, stacks: Sequence["_Stack"], *, alone: bool) -> None:
+    weights = torch.rand(work.num_tokens, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu")
+    for stack in stacks:
+        gradients = _gradients(work, stack, list(work.params), weights=weights.to(work.tokens.loss.device), alone=alone)
+        raise_vanished(max(float(gradient.abs().max()) for gradient in gradients.values()))
 
 
 def _size_of_residual(work: Workload, diagonal: Tensor) -> Tensor:
@@ -267,7 +291,7 @@ def _squared_norms(
 ) -> list[dict[str, float]]:
     """‖Σₙ uₙ ∇_p ℓₙ‖² of each parameter, for each stack, and then for all of them together where there are several."""
     found: list[dict[str, float]] = [{} for _ in range(len(stacks) + (len(stacks) > 1))]
-    for names in _parts(work.params, room):
+    for names in parts(work.params, room):
         total: dict[str, Tensor] = {}
         for norms, stack in zip(found, stacks, strict=False):
             kept = {name: _kept(gradient, name, coordinates) for name, gradient in run(stack, names).items()}
@@ -296,7 +320,7 @@ def check_bytes(params: Mapping[str, Tensor], limit: int) -> int:
         limit: Of the memory, in bytes.
     """
     sizes = {name: param.numel() * param.element_size() for name, param in params.items()}
-    return 2 * max(sum(sizes[n] for n in names) for names in _parts(params, _room(limit))) + 3 * max(sizes.values())
+    return 2 * max(sum(sizes[n] for n in names) for names in parts(params, _room(limit))) + 3 * max(sizes.values())
 
 
 def _room(limit: int) -> int:
@@ -304,7 +328,7 @@ def _room(limit: int) -> int:
     return limit // 4
 
 
-def _parts(params: Mapping[str, Tensor], room: int) -> list[list[str]]:
+def parts(params: Mapping[str, Tensor], room: int) -> list[list[str]]:
     """The parameters in parts whose gradients take so many bytes, or are those of one."""
     found: list[list[str]] = [[]]
     left = room

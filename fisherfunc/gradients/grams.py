@@ -26,6 +26,7 @@ from fisherfunc.gradients.nature import coarsest
 from fisherfunc.gradients.planning.outcome import watched
 from fisherfunc.gradients.planning.run_plan import dense_run, factored_run
 from fisherfunc.gradients.prepare import check_options, prepared
+from fisherfunc.gradients.round_off import RoundOff, round_off
 from fisherfunc.gradients.sound import SoundPass, named, sound_pass
 from fisherfunc.gradients.targets import Targets, chosen
 from fisherfunc.gradients.workload import PassOptions, Workload
@@ -85,10 +86,11 @@ def token_grams(
         max_coordinates: Approximate: keep at most this many columns a block (see subsample.py).
         coordinate_blocks: The blocks of `max_coordinates`; those of `blocks` where None, or else each parameter is one.
         drop_nonfinite: Whether to leave out tokens with a loss or gradient that is not finite, and count them.
-        self_check: Whether to hold the Grams against one ordinary backward pass of the batch (see certificate.py).
-            Where that of the factored route fails, the pass is done again without what it exploits, without the factors
-            that differ, and then by the dense route; the metadata say so. Without a check every stack is tested by
-            itself, which costs about as much and sees less.
+        self_check: Whether to hold the Grams against one ordinary backward pass of the batch (see certificate.py), and
+            to measure their round-off by up to eight backward passes in float64 (see round_off.py). Where the check of
+            the factored route fails, the pass is done again without what it exploits, without the factors that differ,
+            and then by the dense route; the metadata say so. Without a check every stack is tested by itself, which
+            costs about as much and sees less.
         checkpoint: A folder in which the pass keeps what it has done: the same call goes on from there, to the same
             bits, and after the end takes the Grams from there. Each run needs a folder of its own; nothing deletes it.
         spill: A folder for the factors, the largest thing that the factored route holds, on a CPU: the system may then
@@ -142,10 +144,12 @@ def token_grams(
         return sound_pass(work, partial(passed_by, way, note, refused), unit=unit, drop_nonfinite=drop_nonfinite, of=of)
 
     done = done_by(route, "", {})
-    checked = None
+    checked, measured = None, RoundOff(errors=None, reason="self_check=False")
     if self_check:
         limit = options.limit(next(iter(params.values())).device)
-        done, checked = certified(done, done_by, labels=labels, coordinates=coordinates, limit=limit, seed=seed)
+        how: dict[str, Any] = {"labels": labels, "coordinates": coordinates, "limit": limit, "seed": seed}
+        done, checked = certified(done, done_by, **how)
+        measured = round_off(done.grams, done.rows, checked.differences, **how)
     facts: dict[str, Any] = {
         "fisher": targets.fisher,
         "targets": targets.name,
@@ -162,6 +166,7 @@ def token_grams(
         "device": str(next(iter(params.values())).device),
         **done.how,
         "self_check": None if checked is None else checked.to_dict(),
+        "round_off": measured.to_dict(),
         "each_alone": loss.each_alone,
         "approximations": [f"at most {max_coordinates} coordinates a block, seed {seed}"] if coordinates.index else [],
         "sampled_parameters": sorted(coordinates.index),
@@ -179,6 +184,7 @@ def token_grams(
         precision=coarsest(ready.work.nature.precision, *(p.dtype for p in params.values())),
         metadata=facts | ({"num_summed_tokens": done.num_tokens} if unit == "sequence" else {}),
         labels=labels,
+        errors=measured.errors,
     )
 
 

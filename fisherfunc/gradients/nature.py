@@ -1,4 +1,7 @@
-"""What can be seen of a model's arithmetic in a forward pass: its coarsest dtype, and whether it draws at random."""
+"""What can be seen of a model's arithmetic in a forward pass: its coarsest dtype, and whether it draws at random.
+
+And that arithmetic in float64, whatever a model casts on its way.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -51,3 +54,33 @@ class Observed(TorchDispatchMode):
 def coarsest(*dtypes: torch.dtype) -> torch.dtype:
     """The floating-point dtype of the largest eps."""
     return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+class InFloat64(TorchDispatchMode):
+    """Run everything inside in float64, also what a model casts to a coarser dtype on its way, as norms and softmax do.
+
+    Attributes:
+        rounded: Whether something was rounded all the same.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rounded = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run `func` with float64 for each coarser dtype that it is given."""
+        args = tuple(map(_widest, args))
+        kwargs = {name: _widest(value) for name, value in (kwargs or {}).items()}
+        result = func(*args, **kwargs)
+        if not self.rounded and any(map(_is_coarse, pytree.tree_leaves(result))):
+            given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            self.rounded = any(leaf.dtype == torch.float64 for leaf in given)
+        return result
+
+
+def _widest(argument: Any) -> Any:
+    return torch.float64 if isinstance(argument, torch.dtype) and argument.is_floating_point else argument
+
+
+def _is_coarse(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dtype != torch.float64

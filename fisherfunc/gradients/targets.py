@@ -3,7 +3,7 @@
 | targets | rows of token n | F |
 | --- | --- | --- |
 | `observed()` | ∇ −log p(y_n), y_n of the batch | the empirical Fisher |
-| `sampled(D)` | ∇ −log p(y_d) / √D, y_1 … y_D drawn from p | the true Fisher, without bias |
+| `sampled(D)` | ∇ −log p(y_d) / √D, y_1 … y_D drawn from p | an estimate of the true Fisher, unbiased as a matrix |
 | `all_classes()` | √p_c ∇ −log p_c, one a class c, p_c held constant | the true Fisher: the Gauss-Newton matrix |
 
 p is the model's own distribution at the token: softmax for cross-entropy; N(f, 1) for regression, where draws are f + ε
@@ -56,7 +56,11 @@ def observed() -> Targets:
 
 
 def sampled(num_draws: int = 1, *, seed: int = 0) -> Targets:
-    """Targets drawn from the model's own distribution at each valid position: the true Fisher, without bias.
+    """Draw targets from the model's own distribution at each valid position: F is right on average, its spectrum not.
+
+    Each entry of F has the expectation of the true Fisher's, and so has the trace. Eigenvalues are not linear in F: the
+    largest is too large on average (Jensen), as is ‖F‖_F, the more so the fewer the draws. Rows of two sequences have
+    independent draws, so that estimates from pairs of distinct sequences alone are without bias at one draw as well.
 
     A draw depends on the seed, the number of its sequence, its position and its own number, and on the predictions
     there; on nothing else. Cost: one forward pass a sequence, then D rows a token.

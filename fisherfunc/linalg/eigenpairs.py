@@ -1,14 +1,14 @@
 """Eigenpairs of a Gram: K u = λN u. Row n weighs u_n in the direction v = Gᵀu/√(λN) of F. Axis order `(k, n)`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherfunc.linalg.lifting import gram_kernel
-from fisherfunc.linalg.token_grams import Tokens
+from fisherfunc.linalg.lifting import gram_kernel, solved
+from fisherfunc.linalg.token_grams import TokenGrams, Tokens
 from fisherfunc.records.record import record
 
 
@@ -18,8 +18,8 @@ class Eigenpairs:
 
     Attributes:
         eigenvalues: λ_k of F, largest first, all above the resolution.
-        coefficients: u_k, of norm 1: u_n = ⟨g_n, v⟩/√(λN), so that u_n² is the share of token n in λ. Its largest entry
-            is positive.
+        coefficients: u_k, of norm 1: u_n = ⟨g_n, v⟩/√(λN), so that u_n² is the share of token n in λ; of centred
+            Grams ⟨g_n − ḡ, v⟩/√(λN), ḡ the mean row. Its largest entry is positive.
         resolution: What eigenvalues are told from zero above.
         tokens: Which token (or sequence) each entry of u_k is.
         label: The block.
@@ -35,34 +35,25 @@ class Eigenpairs:
 
 
 def leading_pairs(
-    gram: Float[Tensor, "n n"],
-    *,
-    num: int,
-    num_tokens: int,
-    num_params: int,
-    precision: torch.dtype,
-    scale: Float[Tensor, ""] | None = None,
+    grams: TokenGrams, names: Iterable[str], *, num: int
 ) -> tuple[Float[Tensor, " k"], Float[Tensor, "k n"], Float[Tensor, ""]]:
-    """The leading eigenvalues λ of F, the eigenvectors u of its Gram, and the resolution, in float64.
+    """The leading eigenvalues λ of a block of F, the eigenvectors u of its Gram, and the resolution, in float64.
 
     Cost about 9 N³ operations.
 
     Args:
-        gram: The unnormalised Gram K.
+        grams: The Grams of a pass.
+        names: Those that make up the block.
         num: k.
-        num_tokens: N.
-        num_params: P.
-        precision: The dtype in which G was computed.
-        scale: The norm of K before a cancellation.
 
     Raises:
         ValueError: If fewer than `num` eigenvalues are above the resolution; it says how many are.
     """
     if num < 1:
         raise ValueError(f"num expected at least 1, got num={num}")
-    values, vectors = torch.linalg.eigh(gram.double())
-    kernel = gram_kernel(lambda _: values.flip(-1), solver="eigh")
-    found = kernel(gram.double(), num_tokens=num_tokens, num_params=num_params, precision=precision, scale=scale)
+    names = list(names)
+    values, vectors = torch.linalg.eigh(grams.block(names).double())
+    found = solved(gram_kernel(lambda _: values.flip(-1), solver="eigh"), grams, names)
     resolved = int((found.eigenvalues > found.resolution).sum())
     if num > resolved:
         raise ValueError(

@@ -33,6 +33,20 @@ def gram_norm(rows: Float[Tensor, "n p"], *, dtype: torch.dtype = torch.float64)
     return torch.linalg.matrix_norm(gram_of(narrow, dtype=dtype))
 
 
+def squares_vanish(trace: float) -> bool:
+    """Whether squares of this sum, if of rows that are not zero, have lost bits or vanished in float64."""
+    return trace < torch.finfo(torch.float64).tiny / torch.finfo(torch.float64).eps
+
+
+def raise_vanished(largest: float) -> None:
+    """Raise a ValueError that names the largest entry of gradients whose squares vanish, if that is not zero."""
+    if largest > 0:
+        raise ValueError(
+            f"the gradients are so small, their largest entry is {largest:.1e}, that their squares vanish in float64 "
+            f"and F would be zero; scale the loss, by {1 / largest:.0e} say: eigenvalues go with the square of that"
+        )
+
+
 def accumulate_rows(gram: Float[Tensor, "n n"], rows: Float[Tensor, "n p"]) -> None:
     """K += G Gᵀ in the dtype of K, tile by tile of columns, so that no wide copy is made. `gram` is written to."""
     for tile in rows.split(TILE, dim=1):

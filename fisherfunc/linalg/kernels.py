@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 
 from fisherfunc.linalg.gram import gram_of
-from fisherfunc.linalg.lifting import Dtype, GramKernel, RowKernel, gram_kernel, row_kernel
+from fisherfunc.linalg.lifting import Dtype, GramKernel, RowKernel, gram_kernel, rounding_floor, row_kernel
 from fisherfunc.linalg.sound_spectrum import asked, is_mapped, moments_of_gram
 from fisherfunc.records.dtypes import dtype_name
 
@@ -79,7 +79,7 @@ def covariance_eigh(*, dtype: Dtype = torch.float64) -> RowKernel:
 
 
 def svd(*, dtype: Dtype = torch.float64) -> RowKernel:
-    """σ(G)²/N by a dense SVD. Exact; it resolves eigenvalues down to eps² λ_max in the rows as given.
+    """σ(G)²/N by a dense SVD. Exact; of rows in float64 it resolves eigenvalues down to (n eps)² λ_max.
 
     Args:
         dtype: The dtype to solve in.
@@ -88,7 +88,7 @@ def svd(*, dtype: Dtype = torch.float64) -> RowKernel:
     def eigenvalues(rows):
         return torch.linalg.svdvals(rows.to(dtype)).square()
 
-    return row_kernel(eigenvalues, solver=f"svd({dtype_name(dtype)})")
+    return row_kernel(eigenvalues, solver=f"svd({dtype_name(dtype)})", by_singular_values=True)
 
 
 def svd_lowrank(
@@ -127,7 +127,7 @@ def svd_lowrank(
         return values[..., :rank].square()
 
     described = ", ".join(f"{name}={value}" for name, value in (options | {"seed": seed}).items())
-    approximate = row_kernel(leading, solver=f"svd_lowrank({described})", exact=False)
+    approximate = row_kernel(leading, solver=f"svd_lowrank({described})", exact=False, by_singular_values=True)
     exact = svd(dtype=dtype)
 
     def kernel(rows, *, num_tokens=None, precision=None, scale=None):
@@ -147,7 +147,9 @@ def of_rows(inner: GramKernel, *, dtype: Dtype = torch.float64) -> RowKernel:
 
     def kernel(rows, *, num_tokens=None, precision=None, scale=None):
         context = {"num_tokens": num_tokens, "num_params": rows.shape[-1], "scale": scale}
-        return inner(gram_of(rows, dtype=dtype), precision=precision or rows.dtype, **context)
+        found = inner(gram_of(rows, dtype=dtype), precision=dtype, **context)
+        rounding = rounding_floor(rows, precision=precision, scale=scale) / found.num_tokens
+        return replace(found, resolution=found.resolution + rounding.to(found.resolution))
 
     return kernel
 

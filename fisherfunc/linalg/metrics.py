@@ -47,7 +47,10 @@ def relative_gap(spectrum: Spectrum) -> Scalar:
 
 
 def condition_number(spectrum: Spectrum) -> Scalar:
-    """λ_1 over the smallest eigenvalue above the resolution floor: of F on its resolved range."""
+    """λ_1 over the smallest eigenvalue above the resolution: a lower bound where others lie below it.
+
+    There it is about λ_1 over the resolution, and says more of the arithmetic than of F.
+    """
     return largest(spectrum) / smallest(spectrum)
 
 

@@ -166,14 +166,16 @@ def _check_values(found: Spectrum) -> None:
 
 
 def _check_moments(found: Spectrum, moments: Moments, num_rows: int) -> None:
-    """Eigenvalues are known to the resolution ρ each: with independent errors, the sum of n of them to √n ρ.
+    """Eigenvalues are known to ρ each, to what is told from zero or to the round-off of the solver.
 
-    The 4 is four standard deviations. Negative ones were set to zero (twice: a solver may have dropped their sign), and
-    those beyond min(N, P) were cut off.
+    With independent errors, the sum of n of them is known to √n ρ. The 4 is four standard deviations. Negative ones
+    were set to zero (twice: a solver may have dropped their sign), and those beyond min(N, P) were cut off.
     """
     values, tiny = found.eigenvalues.double(), torch.finfo(found.eigenvalues.dtype).tiny
     dropped = num_rows - values.shape[-1]
-    off = (4 * math.sqrt(num_rows) + dropped) * found.resolution.double() - 2 * num_rows * found.negative_part.double()
+    solver = num_rows * torch.finfo(found.eigenvalues.dtype).eps * values[..., 0]
+    each = torch.maximum(found.resolution.double(), solver)
+    off = (4 * math.sqrt(num_rows) + dropped) * each - 2 * num_rows * found.negative_part.double()
     scale = _nonzero(moments.trace) / found.num_tokens
     pairs = {"sum": (values.sum(dim=-1), moments.trace / found.num_tokens, "tr K/N")}
     if moments.relative_norm is not None:

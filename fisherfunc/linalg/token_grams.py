@@ -29,7 +29,7 @@ from fisherfunc.records.tensor_files import apart
 FORMAT = "fisherfunc.token_grams.1"
 
 
-@record(static=("num_params", "unit", "centered", "precision", "metadata", "labels"))
+@record(static=("num_params", "unit", "centered", "precision", "metadata", "labels", "errors"))
 class TokenGrams:
     """Unnormalised Grams {name: (n, n)} of the gradients of N units, of T rows each: n = N T, and T = 1 as a rule.
 
@@ -43,6 +43,8 @@ class TokenGrams:
         precision: The coarsest dtype in which something of the gradients was computed.
         metadata: How they came about; plain Python values.
         labels: {parameter: the label that its Gram was added under}; None where each has a Gram of its own.
+        errors: {name: an upper estimate of ‖K̂ − K‖ for K̂ as computed}, for the names of `grams`; None where it was not
+            measured (see gradients/round_off.py).
     """
 
     grams: dict[str, Float[Tensor, "n n"]]
@@ -54,6 +56,7 @@ class TokenGrams:
     precision: torch.dtype
     metadata: Mapping[str, Any]
     labels: Mapping[str, str] | None = None
+    errors: Mapping[str, float] | None = None
 
     @property
     def num_rows(self) -> int:
@@ -98,6 +101,10 @@ class TokenGrams:
         if not self.scale:
             return None
         return sum((self.scale[name] for name in self._known(names)), start=torch.tensor(0.0, device="cpu"))
+
+    def block_error(self, names: Iterable[str] | None = None) -> float | None:
+        """The error of a block's Gram, at most Σ_p error_p; None where it was not measured."""
+        return None if self.errors is None else sum(self.errors[name] for name in self._known(names))
 
     def center(self) -> "TokenGrams":
         """Subtract the mean row: H K H, the Gram behind the gradient covariance.
@@ -146,11 +153,13 @@ class TokenGrams:
             )
         summed, group = summed_tokens(self.tokens)
         count = len(summed.sequence)
-        longest = torch.bincount(group).max()
+        longest = torch.bincount(group).max()  # ‖M K Mᵀ‖ is at most so many times ‖K‖
+        errors = self.errors and {name: int(longest) * error for name, error in self.errors.items()}
         return replace(
             self,
             grams={name: algebra.regrouped(k, group, count) for name, k in self.grams.items()},
             scale={name: longest * torch.linalg.matrix_norm(k) for name, k in self.grams.items()},
+            errors=errors,
             tokens=summed,
             unit="sequence",
             metadata={
@@ -177,6 +186,7 @@ class TokenGrams:
             "precision": dtype_name(self.precision),
             "metadata": dict(self.metadata),
             "labels": None if self.labels is None else dict(self.labels),
+            "errors": None if self.errors is None else dict(self.errors),
         }
         with replacing(path) as temporary:
             save_file(apart(tensors), temporary, metadata={"format": FORMAT, "header": json.dumps(header)})

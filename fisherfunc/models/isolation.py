@@ -56,7 +56,9 @@ class Blueprint:
         Args:
             tensors: By the names of parameters and buffers; of those that are not given it has its own.
         """
-        memo: dict[int, Any] = {id(own): tensors.get(name, own.detach()) for name, own in self.tensors.items()}
+        memo: dict[int, Any] = {
+            id(own): tensors[name] if name in tensors else own.detach() for name, own in self.tensors.items()
+        }
         memo |= {id(tensor): tensor.clone() for tensor in self._loose}
         memo |= {id(table): table.copy() for table in self._tables}
         plain = [part for part in self._parts if not part.copies_itself]

@@ -12,9 +12,9 @@ from einops import rearrange
 from torch import Tensor
 
 from fisherfunc.linalg.full_precision import full_precision
-from fisherfunc.linalg.gram import gram_norm
+from fisherfunc.linalg.gram import gram_norm, raise_vanished, squares_vanish
 from fisherfunc.linalg.kernels import cheapest, checked, robust_eigh
-from fisherfunc.linalg.lifting import GramKernel, RowKernel
+from fisherfunc.linalg.lifting import GramKernel, RowKernel, solved
 from fisherfunc.linalg.sound_spectrum import asked, moments_of_rows
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.linalg.token_grams import TokenGrams
@@ -73,13 +73,7 @@ def spectrum_of_grams(
     sampled = {(grams.labels or {}).get(name, name) for name in grams.metadata.get("sampled_parameters", ())}
 
     def solve(names: Sequence[str]) -> Spectrum:
-        spectrum = kernel(
-            grams.block(names),
-            num_tokens=grams.num_units,
-            num_params=sum(grams.num_params[name] for name in names),
-            precision=grams.precision,
-            scale=grams.block_scale(names),
-        )
+        spectrum = solved(kernel, grams, names)
         return replace(spectrum, exact=spectrum.exact and sampled.isdisjoint(names))
 
     spectra = {label: solve(names) for label, names in labels.items()}
@@ -125,8 +119,8 @@ def spectrum_of_gradients(
             costs 2 N P min(N, P) more (see sound_spectrum.py).
 
     Raises:
-        ValueError: If there are no gradients, their names or numbers of rows differ, one is not finite, or the kernel
-            returned no spectrum of them.
+        ValueError: If there are no gradients, their names or numbers of rows differ, one is not finite, their squares
+            vanish, or the kernel returned no spectrum of them.
         TypeError: If the kernel cannot be called like one, or returned something else.
 
     Example:
@@ -135,6 +129,8 @@ def spectrum_of_gradients(
         tensor([12.5000], dtype=torch.float64)
     """
     rows = {name: rearrange(g, "n ... -> n (...)") for name, g in _stacked(gradients).items()}
+    if squares_vanish(sum(float(g.double().square().sum()) for g in rows.values())):
+        raise_vanished(max(float(g.abs().max()) for g in rows.values()))
 
     def asked_for(matrix: Tensor, **context: Any) -> Spectrum:
         if kernel is None:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from fisherfunc.linalg.metrics import SUMMARY
 from fisherfunc.linalg.spectrum import Spectrum
-from fisherfunc.statistics.quantiles import student_quantile
 from fisherfunc.statistics.ranges import has_log_scale, range_of, why_none, why_not_these
 
 Metric = Callable[[Spectrum], Tensor]
@@ -23,12 +22,13 @@ OUTSIDE = "the interval is around the estimate less its bias, and does not hold 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A confidence interval of one metric, or, where there is no honest one, the estimate alone and the reason.
+    """A confidence interval of one metric, or, where there is no honest one, all that it can be, and the reason.
 
     Attributes:
         estimate: The metric of the sample; None where it does not exist.
-        low: The lower end, within the range of the metric; None where there is no interval.
-        high: The upper end.
+        low: The lower end, within the range of the metric; where there is no interval (`known` is False), the least
+            value that the metric can have, not to be printed as an end. In JSON, None is in its place.
+        high: The upper end; where there is no interval, the largest value that the metric can have, or infinity.
         standard_error: The standard deviation that the metric has from sample to sample.
         bias: By how much the estimate is too large, as estimated; the interval is around estimate − bias.
         level: The nominal coverage.
@@ -38,8 +38,8 @@ class Interval:
     """
 
     estimate: float | None
-    low: float | None
-    high: float | None
+    low: float
+    high: float
     standard_error: float | None
     bias: float | None
     level: float
@@ -48,13 +48,18 @@ class Interval:
     note: str | None = None
 
     @property
+    def known(self) -> bool:
+        """Whether there is an interval, so that its ends may be printed."""
+        return self.note in (None, OUTSIDE)
+
+    @property
     def corrected(self) -> float | None:
         """The estimate less its bias."""
         return None if self.estimate is None or self.bias is None else self.estimate - self.bias
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that survive JSON."""
-        return asdict(self)
+        """Plain values that survive JSON; the ends are None where there is no interval."""
+        return asdict(self) | ({} if self.known else {"low": None, "high": None})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +99,21 @@ def _plain(found: Mapping[str, Interval]) -> dict[str, Any]:
 
 
 def _read(found: Mapping[str, Any]) -> dict[str, Interval]:
-    return {name: Interval(**entries) for name, entries in found.items()}
+    return {name: Interval(**_with_ends(name, entries)) for name, entries in found.items()}
+
+
+def _with_ends(name: str, entries: Mapping[str, Any]) -> dict[str, Any]:
+    if entries["low"] is not None:
+        return dict(entries)
+    metric = SUMMARY["largest"] if name.startswith("eigenvalue_") else SUMMARY.get(name)
+    low, high = _no_interval(metric, entries["estimate"])
+    return {"note": "no interval in the file", **entries, "low": low, "high": high}
+
+
+def _no_interval(metric: Metric | None, estimate: float | None) -> tuple[float, float]:
+    """All that a metric can be: the ends where there is no interval."""
+    low, high = range_of(metric)
+    return (low if estimate is None else min(low, estimate)), high
 
 
 Ends = Callable[[Float[Tensor, ""], Float[Tensor, " r"]], tuple[Tensor, Tensor, Tensor]]
@@ -129,18 +148,19 @@ def intervals_of(
 
     def interval(values: Float[Tensor, " r"], metric: Metric | None, stack: Spectrum, most: float) -> Interval:
         estimate = _finite(values[0])
-        if bool((values == values[0]).all()):  # no logarithm: its round-off would be all of the interval
+        if estimate is not None and bool((values == values[0]).all()):  # the logarithm's round-off would be all of it
             return Interval(estimate=estimate, low=estimate, high=estimate, standard_error=0.0, bias=0.0, **facts)
         on_log_scale = has_log_scale(metric) and bool((values > 0).all())
         scaled = values.log() if on_log_scale else values
         center, low, high = (float(end.exp() if on_log_scale else end) for end in ends(scaled[0], scaled[1:]))
-        least, highest = range_of(metric, stack)
+        least, highest = range_of(metric, stack.num_params)
         limits = min(least, values[0].item()), max(min(highest, most), values[0].item())
         error = float(spread(values[1:]))
         reason = why_none(metric, stack) or why_not_these(metric, (center, low, high), error, limits)
         if reason is not None:
+            least, highest = _no_interval(metric, estimate)
             return Interval(
-                estimate=estimate, low=None, high=None, standard_error=None, bias=None, note=reason, **facts
+                estimate=estimate, low=least, high=highest, standard_error=None, bias=None, note=reason, **facts
             )
         low, high = max(low, limits[0]), min(high, limits[1])
         return Interval(
@@ -155,7 +175,7 @@ def intervals_of(
 
     def of(stack: Spectrum) -> dict[str, Interval]:
         largest = interval(stack.eigenvalues[:, 0].double(), SUMMARY["largest"], stack, math.inf)
-        bounds: dict[Any, float] = {SUMMARY["gap"]: math.inf if largest.high is None else largest.high}
+        bounds: dict[Any, float] = {SUMMARY["gap"]: largest.high}
         found = {
             name: interval(metric(stack).double(), metric, stack, bounds.get(metric, math.inf))
             for name, metric in metrics.items()
@@ -181,6 +201,18 @@ def around(center: Tensor, error: Tensor, *, level: float, num_sequences: int) -
     """
     reach = student_quantile((1 + level) / 2, num_sequences - 1) * error
     return center, center - reach, center + reach
+
+
+def student_quantile(probability: float, degrees: int) -> float:
+    """The t with P(T ≤ t) = `probability`, T of Student's distribution.
+
+    Example:
+        >>> round(student_quantile(0.975, 9), 4), round(student_quantile(0.05, 1), 4)
+        (2.2622, -6.3138)
+    """
+    from scipy.special import stdtrit  # takes 0.3 s to import, and is of no use before
+
+    return float(stdtrit(degrees, probability))
 
 
 def check_options(level: float, **counts: tuple[int, int]) -> None:

@@ -76,6 +76,12 @@ def gradient_noise_scale(grams: TokenGrams, names: Iterable[str] | None = None) 
     and the noise scale is their ratio, which is not itself unbiased. It is that of independent draws of one unit: a
     batch of whole sequences, whose tokens depend on each other, has more noise than one of as many independent tokens.
     Grams of unit "sequence" give the scale in sequences. The plug-in values are the sample's: (tr K/N − ‖ḡ‖²)/‖ḡ‖².
+
+    It has no interval. A 95 % jackknife over sequences of its logarithm, simulated with 8 to 50 sequences of 16
+    dependent tokens, held the truth in 93 to 99 % of samples of Gaussian rows where N was twice the scale or more, but
+    in 85 to 91 % with lognormal norms (σ = 1) where N was ten times the scale; where N was half the scale, there was
+    none in a third to two thirds of the samples, as the mean is not told from zero.
+
     Source: McCandlish et al., "An empirical model of large-batch training", 2018, "B_simple".
 
     Args:

@@ -22,9 +22,9 @@ _RANKS = (metrics.effective_rank, metrics.participation_ratio, metrics.stable_ra
 _FROM_ZERO = (metrics.largest, metrics.second, metrics.smallest, metrics.gap, metrics.trace)
 
 
-def range_of(metric: object, spectrum: Spectrum) -> tuple[float, float]:
-    """The least and the largest value that a metric can have; of a function of the user's, any."""
-    most = math.inf if spectrum.num_params is None else float(spectrum.num_params)
+def range_of(metric: object, num_params: int | None = None) -> tuple[float, float]:
+    """The least and the largest value that a metric of a matrix of P parameters can have; of a user's function, any."""
+    most = math.inf if num_params is None else float(num_params)
     if metric is metrics.relative_gap:
         return 0.0, 1.0
     if metric is metrics.condition_number:

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fisherfunc.linalg.kernels import gram_eigh
+from fisherfunc.linalg.lifting import solved
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.linalg.union import union
@@ -43,10 +44,9 @@ def replicate_spectra(
 
     def solve(names: tuple[str, ...]) -> Spectrum:
         gram = grams.block(names).double()
-        scale, count = grams.block_scale(names), num_params(grams, names)
-        sample = gram_eigh()(gram, num_tokens=grams.num_units, num_params=count, precision=grams.precision, scale=scale)
+        count = num_params(grams, names)
         values = _eigenvalues(gram, rows, num_params=count, center=grams.centered) / grams.num_units
-        return _stacked(sample, values)
+        return _stacked(solved(gram_eigh(), grams, names), values)
 
     spectra = {label: solve(names) for label, names in blocks.items()}
     full = next(iter(spectra.values())) if len(spectra) == 1 else solve(tuple(grams.grams))

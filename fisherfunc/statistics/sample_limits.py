@@ -1,4 +1,4 @@
-"""What a sample can show of a spectrum at all: its rank ceiling, its resolution, and the edge of pure noise."""
+"""What a sample can show of a spectrum at all: its rank ceiling, its resolution, and what the number of rows sets."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -17,16 +17,12 @@ class SampleLimits:
     Attributes:
         rank_ceiling: No more eigenvalues than this can be nonzero.
         resolution: Eigenvalues below this are not told from zero.
-        edge: The largest eigenvalue that rows without structure would have; None where P is not known.
-        num_beyond_edge: How many eigenvalues lie beyond the edge; None where P is not known.
         set_by_sample: The metrics that the number of rows sets more than the model does.
         warnings: A sentence for each of these.
     """
 
     rank_ceiling: int
     resolution: float
-    edge: float | None
-    num_beyond_edge: int | None
     set_by_sample: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -38,23 +34,15 @@ class SampleLimits:
 def sample_limits(spectrum: Spectrum, *, centered: bool = False) -> SampleLimits:
     """The limits of one spectrum: of a block, or of the full matrix; not of a union of blocks.
 
-    The ceiling is min(N, P), or min(N − 1, P) of centred rows. The edge is that of Marchenko and Pastur, for the null
-    model of N independent rows with P independent entries of equal variance and the trace that was found:
-
-        (Σλ/P) (1 + √(P/N))²
-
-    Eigenvalues beyond it are not those of such rows. It is no test of significance: rows of a sequence are not
-    independent, an outlier raises the trace and so the edge, and noise of unequal variance reaches beyond it by itself.
-
-    Where N < P, these metrics say more of N than of the model:
+    The ceiling is min(N, P), or min(N − 1, P) of centred rows. Where N < P, these metrics say more of N than of the
+    model:
 
         numerical_rank, smallest, condition_number: where the numerical rank is the ceiling
         effective_rank, participation_ratio: where the effective rank is above a third of the ceiling
 
     Of r equal population eigenvalues, the kindest case, N ≥ r rows show an effective rank exp(−r/2N) r: at a third of N
-    it is a fifth too small, and by more where the spectrum falls slowly.
-
-    Source: Marchenko and Pastur, "Distribution of eigenvalues for some sets of random matrices", 1967.
+    it is a fifth too small. Where the spectrum falls slowly, or few rows carry most of the norm, it is too small by far
+    more, and at a smaller share of N: no warning here does not say that the sample shows the population's.
 
     Args:
         spectrum: Of min(N, P) eigenvalues, or of fewer where it is approximate.
@@ -65,19 +53,16 @@ def sample_limits(spectrum: Spectrum, *, centered: bool = False) -> SampleLimits
         >>> import torch
         >>> rows = torch.randn(50, 200, generator=torch.Generator().manual_seed(0))
         >>> limits = sample_limits(ff.spectrum_of_gradients({"weight": rows}).full)
-        >>> limits.rank_ceiling, limits.num_beyond_edge, limits.set_by_sample[:2]
-        (50, 0, ('numerical_rank', 'smallest'))
+        >>> limits.rank_ceiling, limits.set_by_sample[:2]
+        (50, ('numerical_rank', 'smallest'))
     """
     num_rows = _num_rows(spectrum)
     params = math.inf if spectrum.num_params is None else spectrum.num_params
     ceiling = int(min(num_rows - centered, params))
-    edge = None if spectrum.num_params is None else _edge(spectrum, num_rows)
     warnings = _warnings(spectrum, ceiling) if ceiling < params and float(trace(spectrum)) > 0 else {}
     return SampleLimits(
         rank_ceiling=ceiling,
         resolution=spectrum.resolution.item(),
-        edge=edge,
-        num_beyond_edge=None if edge is None else int((spectrum.eigenvalues > edge).sum()),
         set_by_sample=tuple(name for names in warnings for name in names),
         warnings=tuple(warnings.values()),
     )
@@ -89,11 +74,6 @@ def _num_rows(spectrum: Spectrum) -> int:
     if not spectrum.exact:
         return spectrum.num_tokens
     return count if spectrum.num_params is None or count < spectrum.num_params else max(count, spectrum.num_tokens)
-
-
-def _edge(spectrum: Spectrum, num_rows: int) -> float:
-    params = spectrum.num_params or 1
-    return trace(spectrum).item() / params * (1 + math.sqrt(params / num_rows)) ** 2
 
 
 def _warnings(spectrum: Spectrum, ceiling: int) -> dict[tuple[str, ...], str]:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherfunc.linalg.lifting import GramKernel, gram_kernel
+from fisherfunc.linalg.lifting import GramKernel, gram_kernel, with_error
 from fisherfunc.linalg.metrics import numerical_rank
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.linalg.token_grams import TokenGrams
@@ -98,13 +98,9 @@ def _halves(
     for mask, units in zip((chosen, ~chosen), counts, strict=True):
         own = gram[mask][:, mask]
         values, vectors = (part.flip(-1) for part in torch.linalg.eigh(own))
-        spectrum = _lifted(values)(
-            own,
-            num_tokens=units,
-            num_params=count,
-            precision=grams.precision,
-            scale=grams.block_scale(names),
-        )
+        scale = grams.block_scale(names)
+        spectrum = _lifted(values)(own, num_tokens=units, num_params=count, precision=grams.precision, scale=scale)
+        spectrum = with_error(spectrum, own, grams.block_error(names), scale)
         solved.append((spectrum, values, vectors))
     (first, values_1, vectors_1), (second, values_2, vectors_2) = solved
     k = min(num_leading, int(numerical_rank(first)), int(numerical_rank(second)))

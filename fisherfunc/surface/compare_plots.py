@@ -174,7 +174,7 @@ def _bands(axes: Any, steps: Sequence[float], intervals: Sequence[tuple[Any, Seq
     axes.margins(y=0.15)
     limits = axes.get_ylim()
     for color, row in intervals:
-        known = [(step, i.low, i.high) for step, i in zip(steps, row, strict=True) if i and i.low is not None]
+        known = [(step, i.low, i.high) for step, i in zip(steps, row, strict=True) if i and i.known]
         if known:
             places, lows, highs = zip(*known, strict=True)
             axes.fill_between(places, lows, highs, color=color, alpha=0.15, linewidth=0)

@@ -143,7 +143,7 @@ def _ends(interval: Interval | None, metric: str) -> str:
     """The ends of an interval, below the value; a dash where there is none, which a note explains."""
     if interval is None:
         return ""
-    if interval.low is None:
+    if not interval.known:
         return NOTHING
     low, high = (number(end, digits=3, scientific=metric not in PLAIN) for end in (interval.low, interval.high))
     return f"{low} … {high}"

@@ -61,7 +61,7 @@ def caption(result: FisherSpectrum) -> list[str]:
     if floor is not None:
         lines.append(f"Eigenvalues of the full matrix below {floor:.1e} λ_max are not resolved")
     if any(_unresolved(spectrum) for spectrum in (*result.blocks.values(), result.full)):
-        lines.append("Condition numbers are of the resolved eigenvalues: lower bounds where others lie below")
+        lines.append("Condition numbers with ≥ are lower bounds: the smallest eigenvalues are below the resolution")
     if result.coupling is not None and len(result.blocks) > 1:
         error = result.coupling.block_diagonal_error
         lines.append(
@@ -100,14 +100,15 @@ def _rank(key: str) -> int:
 
 
 def _ends(intervals: Mapping[str, Interval] | None, *, wide: bool) -> list[Row]:
-    """Two rows under a matrix: the lower and the upper ends of the intervals of its metrics."""
+    """Two rows under a matrix: the lower and the upper ends of the intervals of its metrics, where there are such."""
+    known = {key: interval for key, interval in (intervals or {}).items() if interval.known}
     return [
         Row(
             [
                 f"  {end}",
                 "",
                 "",
-                *(_figure(getattr(intervals.get(key), end, None), key, wide=wide) for _, key in COLUMNS),
+                *(_figure(getattr(known.get(key), end, None), key, wide=wide) for _, key in COLUMNS),
             ],
             style="dim",
         )
@@ -124,6 +125,9 @@ def _title(metadata: Mapping[str, Any]) -> str:
 def _cells(spectrum: Spectrum, *, wide: bool) -> list[str]:
     values: dict[str, Any] = summary(spectrum)
     figures = [_figure(values[key], key, wide=wide) for _, key in COLUMNS]
+    if values["condition_number"] is not None and _unresolved(spectrum):
+        place = [key for _, key in COLUMNS].index("condition_number")
+        figures[place] = f"≥{figures[place]}"
     params = values["num_params"]
     return [str(values["num_tokens"]), f"{params:,}" if wide and params else compact(params), *figures]
 

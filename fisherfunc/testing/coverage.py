@@ -109,7 +109,7 @@ def _truth(eigenvalues: Sequence[float]) -> dict[str, float]:
 
 
 def _coverage(truth: float, intervals: list[Interval]) -> Coverage:
-    held = [i.low is not None and i.high is not None and i.low <= truth <= i.high for i in intervals]
+    held = [i.known and i.low <= truth <= i.high for i in intervals]
     return Coverage(
         truth=truth,
         share=sum(held) / len(held),

@@ -41,8 +41,8 @@ def rule_of(grams: TokenGrams, blocks: Rule | None) -> Rule:
     return blocks or (by_layer if labels is None else lambda name: labels.get(name, name))
 
 
-def gram_of_parameters(grams: TokenGrams, names: Iterable[str]) -> tuple[Tensor, Tensor | None, int]:
-    """The Gram of exactly these parameters, the norm before a cancellation, and P.
+def grams_of_parameters(grams: TokenGrams, names: Iterable[str]) -> list[str]:
+    """The names of the Grams whose sum is that of exactly these parameters.
 
     Raises:
         ValueError: If one has no Gram, or its Gram is also of others.
@@ -61,7 +61,7 @@ def gram_of_parameters(grams: TokenGrams, names: Iterable[str]) -> tuple[Tensor,
             f"the Grams {chosen} are also of {others}; take in these parameters as well, or pass again with finer "
             "blocks in token_grams"
         )
-    return grams.block(chosen), grams.block_scale(chosen), sum(grams.num_params[label] for label in chosen)
+    return chosen
 
 
 def rows_of(grams: TokenGrams, fn: ModelFunction, params: Params, batch: Batch, loss: AnyLoss) -> Workload:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fisherfunc.gradients.directions.matching import gram_of_parameters, rows_of
+from fisherfunc.gradients.directions.matching import grams_of_parameters, rows_of
 from fisherfunc.gradients.directions.passes import Passes, passes_of
 from fisherfunc.gradients.directions.products import derivatives_along, weighted_gradients
 from fisherfunc.gradients.losses.asked import AnyLoss
@@ -17,6 +17,7 @@ from fisherfunc.gradients.prepare import check_options, prepared
 from fisherfunc.gradients.summed import summed
 from fisherfunc.linalg.full_precision import full_precision
 from fisherfunc.linalg.kernels import gram_eigh
+from fisherfunc.linalg.lifting import solved
 from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.linalg.trees import check_alike
 from fisherfunc.records.axes import Batch, Params
@@ -119,10 +120,8 @@ def damped_inverse(
     if not 0 < gamma < float("inf"):
         raise ValueError(f"gamma expected a positive number, got gamma={gamma!r}; F alone has no inverse where P > N")
     work = rows_of(grams, fn, params, batch, loss)
-    gram, scale, num_params = gram_of_parameters(grams, work.params)
-    spectrum = gram_eigh()(
-        gram, num_tokens=grams.num_units, num_params=num_params, precision=grams.precision, scale=scale
-    )
+    names = grams_of_parameters(grams, work.params)
+    gram, spectrum = grams.block(names), solved(gram_eigh(), grams, names)
     if gamma < spectrum.resolution:
         raise ValueError(
             f"gamma={gamma!r} is below the resolution {spectrum.resolution.item():.1e} of these Grams: the inverse "

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fisherfunc.gradients.directions.matching import (
     WHOLE,
-    gram_of_parameters,
+    grams_of_parameters,
     names_of_block,
     restricted,
     rows_of,
@@ -39,7 +39,8 @@ class Eigenvectors(Eigenpairs):
 
     Attributes:
         eigenvalues: λ_k of F, largest first, all above the resolution.
-        coefficients: u_k, of norm 1: u_n = ⟨g_n, v⟩/√(λN), so that u_n² is the share of token n in λ.
+        coefficients: u_k, of norm 1: u_n = ⟨g_n, v⟩/√(λN), so that u_n² is the share of token n in λ; of centred
+            Grams ⟨g_n − ḡ, v⟩/√(λN), ḡ the mean row.
         resolution: What eigenvalues are told from zero above.
         tokens: Which token (or sequence) each entry of u_k is.
         vectors: v_k, {name: (k, *shape)}, orthonormal over all tensors together.
@@ -134,10 +135,9 @@ def eigenvectors(
 
 
 def _pairs(grams: TokenGrams, names: Iterable[str], block: str | None, num: int) -> Eigenpairs:
-    gram, scale, num_params = gram_of_parameters(grams, names)
-    values, coefficients, resolution = leading_pairs(
-        gram, num=num, num_tokens=grams.num_units, num_params=num_params, precision=grams.precision, scale=scale
-    )
+    chosen = grams_of_parameters(grams, names)
+    values, coefficients, resolution = leading_pairs(grams, chosen, num=num)
+    num_params = sum(grams.num_params[label] for label in chosen)
     facts = {key: grams.metadata[key] for key in _FACTS if key in grams.metadata}
     facts |= {"unit": grams.unit, "centered": grams.centered, "num_tokens": grams.num_units, "num_params": num_params}
     return Eigenpairs(

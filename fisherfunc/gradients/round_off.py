@@ -1,0 +1,180 @@
+"""How far the Grams of a pass are from those of exact arithmetic: measured, with the model in float64 on a few rows.
+
+For some rows S, drawn with probability ∝ K_nn, E = K̂_SS − K_SS is known, and scaled up to all N rows:
+
+    ‖E‖_F² ≈ (Σ_{n∈S} E_nn²/Σ_{n∈S} K_nn²) ‖K‖_F² + (Σ_{n≠m∈S} E_nm²/Σ_{n≠m∈S} K_nn K_mm) ((tr K)² − Σ K_nn²)
+
+The first term lets all entries have the relative error of the diagonal, so that those that the sample missed (of rows
+that seldom meet, as in an embedding) count. By Weyl, no eigenvalue of K is off by more than ‖E‖.
+
+Eight rows miss one document of thirty whose factors cancel. The check of a run (certificate.py) has seen every row: its
+largest difference from an ordinary backward pass, times the trace, is what is stated where that is more.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fisherfunc.gradients.certificate import parts
+from fisherfunc.gradients.dense.subsample import EVERY, Coordinates
+from fisherfunc.gradients.nature import InFloat64, coarsest
+from fisherfunc.gradients.pullback import strided
+from fisherfunc.gradients.refusals import REFUSALS
+from fisherfunc.gradients.workload import Workload
+from fisherfunc.records.axes import Params
+from fisherfunc.records.containers import mapped
+
+NUM_ROWS = 8
+MARGIN = 3.0
+"""What the norm that was scaled up is multiplied by: of eight rows it was seen to be up to three times too small."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundOff:
+    """What was measured.
+
+    Attributes:
+        errors: {parameter or label: an upper estimate of ‖K̂ − K‖}; None where it could not be measured.
+        num_rows: How many rows it rests on.
+        reason: Why it could not be measured.
+    """
+
+    errors: Mapping[str, float] | None
+    num_rows: int = 0
+    reason: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What results say of it."""
+        return {"measured": self.errors is not None, "num_rows": self.num_rows, "reason": self.reason}
+
+
+def round_off(
+    grams: Mapping[str, Tensor],
+    work: Workload,
+    differences: Mapping[str, float],
+    *,
+    labels: Mapping[str, str] | None = None,
+    coordinates: Coordinates = EVERY,
+    limit: int,
+    seed: int = 0,
+) -> RoundOff:
+    """Measure the error of Grams on a few rows.
+
+    Cost, in float64: a forward pass of each of up to eight sequences and a backward pass of each of eight rows, once
+    more for each part of the parameters whose gradients do not fit. What the model rounds to another dtype on its way
+    is not rounded.
+
+    Args:
+        grams: By parameter or label; all of their rows are finite.
+        work: What was passed over.
+        differences: {parameter or label: by how much its Gram was seen to differ from backward passes, over its trace}.
+        labels: {parameter: the label that its Gram was added under}.
+        coordinates: The columns that were kept.
+        limit: In bytes; the model in float64 takes up to a quarter, gradients another.
+        seed: Of the draw of rows.
+    """
+    reason = _why_not(work)
+    most = limit // 4 // (8 * max(work.num_params.values()))
+    if reason is None and (8 * _num_entries(work) > limit // 4 or most < min(2, work.num_tokens)):
+        reason = "the memory limit has no room for the model in float64"
+    if reason is not None:
+        return RoundOff(errors=None, reason=reason)
+    rows = _drawn(grams, most, seed)
+    params = {name: p.double() for name, p in work.params.items()}
+    chosen = replace(work.select(rows), fn=work.fn.to(dtype=torch.float64), params=params)
+    exact = {label: torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device) for label in grams}
+    for names in parts(params, limit // 4 // len(rows)):
+        found = _gradients(chosen, names)
+        if isinstance(found, str):
+            return RoundOff(errors=None, reason=found)
+        for name, gradients in found.items():
+            if name in coordinates.index:
+                gradients = gradients[:, coordinates.index[name].to(gradients.device)] * coordinates.weight[name]
+            exact[name if labels is None else labels[name]] += gradients @ gradients.mT
+    errors = {label: _error(gram, rows, exact[label], differences[label]) for label, gram in grams.items()}
+    return RoundOff(errors=errors, num_rows=len(rows))
+
+
+def _why_not(work: Workload) -> str | None:
+    if coarsest(work.nature.precision, *(p.dtype for p in work.params.values())) == torch.float64:
+        return "the pass is in float64"
+    if work.nature.draws:
+        return "the model draws random numbers"
+    if next(iter(work.params.values())).device.type == "mps":
+        return "the device has no float64"
+    return None
+
+
+def _num_entries(work: Workload) -> int:
+    return sum(p.numel() for p in {**work.fn.frozen, **work.fn.params}.values())
+
+
+def _drawn(grams: Mapping[str, Tensor], most: int, seed: int) -> Tensor:
+    """Some rows, in ascending order, the large ones more likely."""
+    diagonal = torch.stack([gram.diagonal().double() for gram in grams.values()]).sum(dim=0).clamp(min=0).cpu()
+    weights = (diagonal / diagonal.sum()).nan_to_num().clamp(min=torch.finfo(torch.float64).tiny)
+    count = min(NUM_ROWS, most, len(weights))
+    generator = torch.Generator().manual_seed(seed)
+    return torch.multinomial(weights, count, generator=generator).sort().values.to(next(iter(grams.values())).device)
+
+
+def _error(gram: Tensor, rows: Tensor, exact: Tensor, difference: float) -> float:
+    """An upper estimate of ‖K̂ − K‖, from a submatrix of K and a difference seen over the trace of K."""
+    error = gram[rows][:, rows].double() - exact
+    if len(rows) == len(gram):
+        return float(torch.linalg.matrix_norm(error))
+    scaled_up = _scaled_up(gram, rows, exact, error)
+    return MARGIN * max(scaled_up, difference * float(gram.diagonal().double().sum()))
+
+
+def _scaled_up(gram: Tensor, rows: Tensor, exact: Tensor, error: Tensor) -> float:
+    """‖E‖_F, as its submatrix shows it."""
+    diagonal = gram.diagonal().double()
+    sizes = torch.maximum(diagonal[rows], exact.diagonal())
+    own, pairs = sizes.square().sum(), sizes.sum().square() - sizes.square().sum()
+    off = error.square().sum() - error.diagonal().square().sum()
+    norm = torch.linalg.matrix_norm(gram.double()).square()
+    all_pairs = diagonal.sum().square() - diagonal.square().sum()
+    scaled = _ratio(error.diagonal().square().sum(), own) * norm + _ratio(off, pairs) * all_pairs
+    return float(scaled.clamp(min=0).sqrt())
+
+
+def _ratio(over: Tensor, under: Tensor) -> Tensor:
+    return torch.where(under > 0, over / under, 0.0)
+
+
+def _gradients(work: Workload, names: Sequence[str]) -> dict[str, Tensor] | str:
+    """The gradients of all rows by some parameters, `{name: (n, p)}`; or why the model has none in float64."""
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    for number in work.tokens.sequence.unique_consecutive().tolist():
+        entries = work.tokens.entry[work.tokens.sequence == number].tolist()
+        leaves, run = work.fn.ordinary_call(work.params, names)
+        batch = mapped(_widened, work.sequences[number])
+        try:
+            with torch.enable_grad(), InFloat64() as arithmetic:
+                losses = work.loss.values(run(batch), batch)[0]
+                each = [_gradient(losses[entry], leaves) for entry in entries]
+        except torch.OutOfMemoryError:
+            raise
+        except REFUSALS as error:
+            return f"the model does not run in float64: {type(error).__name__}: {error}".splitlines()[0]
+        if arithmetic.rounded:
+            return "something in the model is rounded to a coarser dtype when it runs in float64"
+        for name in names:
+            found[name] += [gradients[name].flatten() for gradients in each]
+    return {name: torch.stack(rows) for name, rows in found.items()}
+
+
+def _gradient(loss: Tensor, leaves: Params) -> dict[str, Tensor]:
+    if not loss.requires_grad:
+        return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+    found = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True, allow_unused=True)
+    pairs = zip(leaves.items(), found, strict=True)
+    return {name: torch.zeros_like(leaf) if g is None else strided(g).detach() for (name, leaf), g in pairs}
+
+
+def _widened(leaf: Any) -> Any:
+    return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
