@@ -4,8 +4,8 @@
     result = ff.fisher_spectrum(model, batch)
     result.full.eigenvalues
 
-Layers, each importing only those before it: records, linalg, partitioning, statistics, gradients, models, pipeline,
-surface.
+Layers, each importing only those before it: records, linalg, partitioning, statistics, population, gradients, models,
+pipeline, surface.
 
 What a name stands for is imported when the name is first used: the command line has to answer an interrupt from its
 first moment on, and torch takes seconds; `ff.testing` needs Hypothesis, which nothing else does.
@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fisherfunc import statistics
+    from fisherfunc import population, statistics
     from fisherfunc.gradients import directions, losses, targets, tokens
     from fisherfunc.gradients.dense.route import per_token_gradients
     from fisherfunc.gradients.grams import token_grams
@@ -61,6 +61,7 @@ __all__ = [
     "partition",
     "per_token_gradients",
     "plan",
+    "population",
     "spectrum_of_gradients",
     "spectrum_of_grams",
     "statistics",
@@ -76,6 +77,7 @@ _MODULES = {
     "kernels": "fisherfunc.linalg.kernels",
     "losses": "fisherfunc.gradients.losses",
     "metrics": "fisherfunc.linalg.metrics",
+    "population": "fisherfunc.population",
     "statistics": "fisherfunc.statistics",
     "targets": "fisherfunc.gradients.targets",
     "testing": "fisherfunc.testing",

@@ -19,14 +19,15 @@ import fisherfunc as ff
 
 PACKAGE = Path(ff.__file__).parent
 REPOSITORY = Path(__file__).parents[1]
-LAYERS = ("records", "linalg", "partitioning", "statistics", "gradients", "models", "pipeline", "surface")
+LAYERS = ("records", "linalg", "partitioning", "statistics", "population", "gradients", "models", "pipeline", "surface")
 EXTRAS = ("transformers", "tokenizers", "accelerate", "matplotlib", "click", "rich", "hypothesis")
 WITH_EXTRAS = ("surface", "testing", "assets")
 WITH_EFFECTS = ("surface.", "records.storage.", "__main__.")
 WITH_EFFECTS += ("records.tensor_files.", "records.spill.")
 LINES = 500
 MAKERS = {f"torch.{function.__name__}" for function in _device_constructors()}
-SPACES = (ff.directions, ff.kernels, ff.losses, ff.metrics, ff.statistics, ff.targets, ff.testing, ff.tokens)
+SPACES = (ff.directions, ff.kernels, ff.losses, ff.metrics, ff.population, ff.statistics, ff.targets, ff.testing)
+SPACES += (ff.tokens,)
 CONTRACT = {
     "": "fisher_spectrum plan RunPlan FisherSpectrum Spectrum functionalize ModelFunction per_token_gradients "
     "fisher_eigenvectors token_grams TokenGrams partition by_layer by_module by_parameter whole deterministic "
@@ -41,6 +42,8 @@ CONTRACT = {
     "participation_ratio numerical_rank effective_dimension",
     "statistics": "bootstrap jackknife sample_limits split_halves block_coupling block_diagonal_error gradient_norms "
     "mean_gradient_norm gradient_noise_scale effective_dimension_curve spectral_density tail_exponent",
+    "population": "squared_norm participation_ratio block_coupling block_diagonal_error Estimate "
+    "moments leading_eigenvalue leading_sums effective_dimension effective_rank summary",
     "testing": "gradient_matrices partitions tiny_models coverage",
 }
 

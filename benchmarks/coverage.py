@@ -1,0 +1,298 @@
+"""`python -m benchmarks.coverage [--samples R] [--sequences S...] [--spectra NAME...] [--norms NAME...]`, see `--help`.
+
+How often the intervals of `ff.population` hold the truth, by simulation from known populations; a table in Markdown.
+
+A population is a spectrum of P eigenvalues in four coupled blocks, tokens that depend on each other within a sequence,
+and a distribution of norms:
+
+    g_st = √ν_st Q (√λ ∘ (√ρ u_s + √(1−ρ) e_st)),   u, e standard normal, E ν = 1,   so that  F = Q diag(λ) Qᵀ
+
+Q mixes the four eigenvalues of each place by a Hadamard matrix, so that blocks are coupled, and any P costs N P.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from fisherfunc.linalg.gram import gram_of
+from fisherfunc.linalg.token_grams import TokenGrams, Tokens
+from fisherfunc.population import Estimate, summary
+
+NUM_BLOCKS = 4
+MIXING = torch.tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], dtype=torch.float64) / 2
+CORRELATION = 0.3
+SPECTRA = ("flat", "1/k", "1/k^2", "spiked", "model")
+NORMS = ("gaussian", "heavy")
+LOG_NORMS = (
+    *(-12.2, -8.13, -6.82, -6.01, -4.28, -3.56, -2.68, -2.09, -1.64, -1.38, -1.06, -0.82, -0.69, -0.64, -0.57, -0.53),
+    *(-0.45, -0.36, -0.28, -0.21, -0.14, -0.08, -0.01, 0.06, 0.13, 0.22, 0.3, 0.43, 0.56, 0.72, 0.95, 1.53, 2.56),
+)
+"""Quantiles, evenly spaced, of log(‖g‖²/mean) of 504 tokens of the embedded model on its text."""
+HOLDS, BRACKET_HOLDS = 0.90, 0.88
+BRACKETS = ("leading eigenvalue", "three leading", "effective rank")
+DAMPINGS = (0.1, 0.01, 0.001)
+BIAS = {"gaussian": 0.05, "heavy": 0.08}
+
+
+@dataclass(frozen=True)
+class Population:
+    """A spectrum, in columns of what is mixed, and how norms are distributed."""
+
+    eigenvalues: Tensor
+    norms: str
+
+    @property
+    def num_params(self) -> int:
+        return self.eigenvalues.numel()
+
+    def dimension(self, kappa: float) -> float:
+        return float((self.eigenvalues / (self.eigenvalues + kappa)).sum())
+
+    def truths(self) -> dict[str, float]:
+        """What is estimated of it."""
+        values = self.eigenvalues.flatten().sort(descending=True).values
+        trace, square = float(values.sum()), float(values.square().sum())
+        own = NUM_BLOCKS * float(self.eigenvalues.mean(dim=1).square().sum())  # a block's is the mean at each place
+        between = torch.einsum("pc,c->p", self.eigenvalues, MIXING[0] * MIXING[1]).square().sum()
+        shares = values / trace
+        return {
+            "trace": trace,
+            "squared norm": square,
+            "participation ratio": trace**2 / square,
+            "block-diagonal error": math.sqrt(max(1 - own / square, 0.0)),
+            "alignment": float(between) * NUM_BLOCKS / own,
+            "leading eigenvalue": float(values[0]),
+            "three leading": float(values[:3].sum()),
+            "effective rank": math.exp(-float((shares * shares.log()).sum())),
+            **{f"dimension at {share:g} λ₁": self.dimension(share * float(values[0])) for share in DAMPINGS},
+        }
+
+
+def population(spectrum: str, norms: str) -> Population:
+    """One of `SPECTRA`; "model" has P = 12,000 and the norms of real tokens, whatever `norms` is."""
+    count = 12_000 if spectrum == "model" else 320
+    k = torch.arange(1, count + 1, dtype=torch.float64)
+    values = {
+        "flat": torch.ones_like(k),
+        "1/k": 1 / k,
+        "1/k^2": k**-2,
+        "spiked": torch.where(k <= 4, 50 / k**1.5, 0.2),
+        "model": (k + 5) ** -0.8,
+    }[spectrum]
+    return Population(values.reshape(NUM_BLOCKS, -1).mT, "real" if spectrum == "model" else norms)
+
+
+def sample(of: Population, *, num_sequences: int, num_tokens: int, generator: torch.Generator) -> TokenGrams:
+    """The Grams of one sample, one a block."""
+
+    def gaussian(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    def dependent(*shape: int) -> Tensor:
+        shared, own = gaussian(num_sequences, 1, *shape), gaussian(num_sequences, num_tokens, *shape)
+        return (CORRELATION**0.5 * shared + (1 - CORRELATION) ** 0.5 * own).flatten(0, 1)
+
+    rows = (dependent(*of.eigenvalues.shape) * of.eigenvalues.sqrt()) @ MIXING
+    rows *= _squared_norms(of.norms, dependent()).sqrt()[:, None, None]
+    index = torch.arange(len(rows))
+    return TokenGrams(
+        grams={f"h.{a}.weight": gram_of(rows[:, :, a]) for a in range(NUM_BLOCKS)},
+        tokens=Tokens(sequence=index // num_tokens, position=index % num_tokens, loss=rows.new_zeros(len(rows))),
+        scale={},
+        num_params={f"h.{a}.weight": len(of.eigenvalues) for a in range(NUM_BLOCKS)},
+        unit="token",
+        centered=False,
+        precision=torch.float64,
+        metadata={},
+    )
+
+
+def _squared_norms(kind: str, scores: Tensor) -> Tensor:
+    """ν of mean one, from standard normal scores."""
+    if kind == "gaussian":
+        return torch.ones_like(scores)
+    if kind == "heavy":  # a lognormal whose logarithm has a standard deviation of 1.5
+        return (1.5 * scores - 1.5**2 / 2).exp()
+    quantiles = torch.tensor(LOG_NORMS, dtype=torch.float64)
+
+    def at(place: Tensor) -> Tensor:
+        place = place * (len(quantiles) - 1)
+        left = place.long().clamp(max=len(quantiles) - 2)
+        return (quantiles[left] + (place - left) * (quantiles[left + 1] - quantiles[left])).exp()
+
+    return at(torch.special.ndtr(scores)) / at(torch.linspace(0, 1, 100_001, dtype=torch.float64)).mean()
+
+
+def estimates(grams: TokenGrams, of: Population) -> dict[str, Estimate]:
+    """Those of `Population.truths`, by its names."""
+    shares = sorted(DAMPINGS)
+    found = summary(grams, num_leading=3, kappas=[share * float(of.eigenvalues.max()) for share in shares])
+    return {
+        "trace": found.trace.full,
+        "squared norm": found.squared_norm.full,
+        "participation ratio": found.participation_ratio.full,
+        "block-diagonal error": found.block_diagonal_error,
+        "alignment": found.coupling.alignment[0][1],
+        "leading eigenvalue": found.leading_eigenvalue,
+        "three leading": found.leading_sums.sums[2],
+        "effective rank": found.effective_rank,
+        **{
+            f"dimension at {share:g} λ₁": e
+            for share, e in zip(shares, found.effective_dimension.estimates, strict=True)
+        },
+    }
+
+
+@dataclass(frozen=True)
+class Cell:
+    """How one estimator did on one population.
+
+    Attributes:
+        truth: Of the population.
+        printed: The share of samples whose interval had no warning (of the effective rank: all, as it has no point).
+        held: The share of those whose interval held the truth.
+        held_all: The share of all samples whose interval did.
+        bias: The mean of printed points over the truth, less one; where the truth is zero, their mean. None without.
+        num_samples: How many.
+    """
+
+    spectrum: str
+    norms: str
+    num_sequences: int
+    name: str
+    truth: float
+    printed: float
+    held: float | None
+    held_all: float
+    bias: float | None
+    num_samples: int
+
+    @property
+    def is_printed(self) -> bool:
+        """Whether most samples print an interval: of fewer the warning has spoken."""
+        return self.held is not None and self.printed >= 0.5
+
+    @property
+    def falls_short(self) -> bool:
+        """Whether the intervals that are printed do not hold what they promise."""
+        least = BRACKET_HOLDS if self.name in BRACKETS else HOLDS
+        return self.is_printed and (self.held or 0.0) < least
+
+    @property
+    def is_biased(self) -> bool:
+        """Whether the points, of 20 sequences or more, are off by more than they may."""
+        off = abs(self.bias or 0.0)
+        return self.is_printed and self.num_sequences >= 20 and off > BIAS.get(self.norms, 0.08)
+
+
+def measure(spectrum: str, norms: str, num_sequences: int, num_tokens: int, num_samples: int, seed: int) -> list[Cell]:
+    """All estimators on one population."""
+    of = population(spectrum, norms)
+    generator = torch.Generator().manual_seed(crc32(f"{seed} {spectrum} {of.norms} {num_sequences}".encode()))
+    size = {"num_sequences": num_sequences, "num_tokens": num_tokens, "generator": generator}
+    found = [estimates(sample(of, **size), of) for _ in range(num_samples)]
+    return [
+        _cell((spectrum, of.norms, num_sequences, name), truth, [each[name] for each in found])
+        for name, truth in of.truths().items()
+    ]
+
+
+def _cell(which: tuple[str, str, int, str], truth: float, found: list[Estimate]) -> Cell:
+    shown = [e for e in found if e.warning is None or which[3] == "effective rank"]
+    points = [e.estimate for e in shown if e.estimate is not None]
+    mean = sum(points) / len(points) if points else None
+    return Cell(
+        *which,
+        truth=truth,
+        printed=len(shown) / len(found),
+        held=_share(shown, truth) if shown else None,
+        held_all=_share(found, truth),
+        bias=None if mean is None else mean / truth - 1 if truth > 0 else mean,
+        num_samples=len(found),
+    )
+
+
+def _share(found: Iterable[Estimate], truth: float) -> float:
+    held = [e.low - 1e-9 * abs(truth) <= truth <= e.high + 1e-9 * abs(truth) for e in found]
+    return sum(held) / len(held)
+
+
+def markdown(cells: list[Cell]) -> str:
+    """A table: rows are estimators and spectra, columns norms and numbers of sequences."""
+    columns = list(dict.fromkeys((cell.norms, cell.num_sequences) for cell in cells))
+    rows = list(dict.fromkeys((cell.name, cell.spectrum) for cell in cells))
+    by_place = {(cell.name, cell.spectrum, cell.norms, cell.num_sequences): cell for cell in cells}
+    head = "| estimator | spectrum | truth | " + " | ".join(f"{norms}, {count}" for norms, count in columns) + " |"
+    lines = [head, "| --- | --- | --- |" + " --- |" * len(columns)]
+    for name, spectrum in rows:
+        found = [by_place.get((name, spectrum, *column)) for column in columns]
+        truth = next(cell.truth for cell in found if cell is not None)
+        lines.append(f"| {name} | {spectrum} | {truth:.4g} | " + " | ".join(map(_told, found)) + " |")
+    return "\n".join(lines)
+
+
+def _told(cell: Cell | None) -> str:
+    """Coverage in per cent, bias of the point in per cent, and what is wrong."""
+    if cell is None:
+        return ""
+    if cell.held is None or not cell.is_printed:
+        return f"not printed ({100 * cell.held_all:.0f})"
+    text = f"{100 * cell.held:.0f}"
+    if cell.bias is not None:
+        text += f" ({100 * cell.bias:+.0f} %)"
+    if cell.printed < 1:
+        text += f", printed {100 * cell.printed:.0f}"
+    wrong = ["falls short"] * cell.falls_short + ["biased"] * cell.is_biased
+    return f"🔴 **{text}** {', '.join(wrong)}" if wrong else text
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    found = argparse.ArgumentParser(
+        prog="python -m benchmarks.coverage", description="How often the intervals of ff.population hold the truth."
+    )
+    found.add_argument("--samples", type=int, default=100, metavar="R", help="of each population; 100")
+    found.add_argument("--seed", type=int, default=0, help="of the samples; 0")
+    found.add_argument("--sequences", type=int, nargs="+", default=[8, 20, 50], metavar="S", help="8 20 50")
+    found.add_argument("--tokens", type=int, default=32, metavar="T", help="of each sequence; 32")
+    found.add_argument("--spectra", nargs="+", choices=SPECTRA, default=list(SPECTRA), metavar="NAME")
+    found.add_argument("--norms", nargs="+", choices=NORMS, default=list(NORMS), metavar="NAME")
+    found.add_argument("--cells", type=Path, metavar="FILE", help="JSON lines: kept, and not measured again")
+    return found
+
+
+def main(arguments: list[str] | None = None, say: Callable[[str], None] = print) -> int:
+    """Command line entry point: 1 where a cell falls short."""
+    options = parser().parse_args(arguments)
+    cells = _read(options.cells)
+    known = {(cell.spectrum, cell.norms, cell.num_sequences) for cell in cells}
+    for count in options.sequences:
+        for spectrum in options.spectra:
+            for norms in options.norms[:1] if spectrum == "model" else options.norms:
+                if (spectrum, population(spectrum, norms).norms, count) in known:
+                    continue
+                new = measure(spectrum, norms, count, options.tokens, options.samples, options.seed)
+                cells += new
+                if options.cells:
+                    with options.cells.open("a", encoding="utf-8") as file:
+                        file.writelines(json.dumps(asdict(cell)) + "\n" for cell in new)
+    say(markdown(cells))
+    say(f"\n{sum(cell.falls_short or cell.is_biased for cell in cells)} of {len(cells)} cells fall short")
+    return int(any(cell.falls_short or cell.is_biased for cell in cells))
+
+
+def _read(path: Path | None) -> list[Cell]:
+    if path is None or not path.exists():
+        return []
+    return [Cell(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,134 @@
+"""Which rows are independent of which: the clusters that every estimator of the population takes as its draws.
+
+Tokens of a sequence depend on each other; sequences are taken as independent, or, where they are not (paragraphs of a
+document, answers to a prompt), the clusters that the caller names. Axis order: rows `(n,)`, clusters `(s,)`.
+"""
+
+from collections.abc import Hashable, Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fisherfunc.linalg.token_grams import TokenGrams
+from fisherfunc.records.record import record
+from fisherfunc.statistics.block_grams import sequences_of
+
+LEAST = 3
+NUM_FOLDS = 50
+
+ClusterLabels = Iterable[Hashable] | Tensor | None
+"""A label per sequence, in the order of their numbers, or per row of the Grams; None: each sequence is a cluster."""
+
+
+@record(static=("num_clusters",))
+class Clusters:
+    """The independent draws of a sample.
+
+    Attributes:
+        group: The cluster of each row, from 0 to `num_clusters` − 1.
+        sizes: T_s: how many of the N units that F divides by each has.
+        num_clusters: S.
+    """
+
+    group: Int[Tensor, " n"]
+    sizes: Float[Tensor, " s"]
+    num_clusters: int
+
+    @property
+    def num_units(self) -> Float[Tensor, ""]:
+        """N."""
+        return self.sizes.sum()
+
+    def sums(self, rows: Float[Tensor, "... n"]) -> Float[Tensor, "... s"]:
+        """Return Σ_{n∈s} of numbers of rows, for each cluster s."""
+        return rows.new_zeros(*rows.shape[:-1], self.num_clusters).index_add(-1, self.group, rows)
+
+    def rows(self) -> list[Int[Tensor, " m"]]:
+        """Return the rows of each cluster."""
+        order = self.group.argsort(stable=True)
+        return list(order.split(torch.bincount(self.group, minlength=self.num_clusters).tolist()))
+
+    def folds(self) -> "Clusters":
+        """Return themselves, or, of more than `NUM_FOLDS`, so many groups of neighbours.
+
+        What refits without each cluster at a cost that grows with their number takes these.
+        """
+        if self.num_clusters <= NUM_FOLDS:
+            return self
+        fold = torch.arange(self.num_clusters, device=self.group.device) * NUM_FOLDS // self.num_clusters
+        sizes = self.sizes.new_zeros(NUM_FOLDS).index_add(0, fold, self.sizes)
+        return Clusters(group=fold[self.group], sizes=sizes, num_clusters=NUM_FOLDS)
+
+
+def clusters_of(grams: TokenGrams, labels: ClusterLabels, what: str) -> Clusters:
+    """Return the clusters of Grams that an estimate of the population can be made of.
+
+    Args:
+        grams: The Grams of a pass.
+        labels: Of sequences or rows.
+        what: What is to be estimated, for the error.
+
+    Raises:
+        ValueError: If there are fewer than three clusters, labels are neither one per sequence nor one per row or part
+            a sequence, the rows are centred, some coordinates of a gradient alone, or neither tokens nor sequences.
+    """
+    _check_estimable(grams, what)
+    sequences = sequences_of(grams)
+    of_sequence = torch.arange(sequences.num_sequences, device=sequences.group.device)
+    if labels is not None:
+        of_sequence = _of_sequences(labels, sequences.group, sequences.num_sequences)
+    group = of_sequence[sequences.group]
+    num_clusters = int(of_sequence.max()) + 1
+    if num_clusters < LEAST:
+        called = "sequences" if labels is None else "clusters"
+        raise ValueError(
+            f"{what} of the population needs at least {LEAST} {called}, got {num_clusters}: only independent "
+            f"{called} show what other tokens would give; pass over more of them"
+        )
+    sizes = sequences.sizes.new_zeros(num_clusters).index_add(0, of_sequence, sequences.sizes)
+    return Clusters(group=group, sizes=sizes, num_clusters=num_clusters)
+
+
+def _check_estimable(grams: TokenGrams, what: str) -> None:
+    if grams.centered:
+        raise ValueError(
+            f"{what} of the population expected uncentred Grams, got centred ones: the mean of the sample ties all "
+            "sequences together, so that none is independent of another; take the Grams before center()"
+        )
+    sampled = list(grams.metadata.get("sampled_parameters", ()))
+    if sampled:
+        raise ValueError(
+            f"{what} of the population expected Grams of all coordinates, got a sample of those of {sampled[0]!r} "
+            f"({len(sampled)} parameters in all): products of such rows are biased; pass without max_coordinates"
+        )
+    if grams.unit not in ("token", "sequence"):
+        raise ValueError(
+            f"{what} of the population expected rows of unit 'token' or 'sequence', got unit={grams.unit!r}; it is not "
+            "known which of them are independent"
+        )
+
+
+def _of_sequences(labels: Any, sequence: Int[Tensor, " n"], num_sequences: int) -> Int[Tensor, " s"]:
+    """The cluster of each sequence."""
+    given = labels.tolist() if isinstance(labels, Tensor) else list(labels)
+    numbers: dict[Hashable, int] = {}
+    found = [numbers.setdefault(label, len(numbers)) for label in given]
+    codes = torch.tensor(found, dtype=torch.int64, device=sequence.device)
+    if len(codes) == len(sequence):
+        first = torch.full((num_sequences,), -1, dtype=torch.int64, device=sequence.device)
+        first[sequence] = codes
+        parted = (first[sequence] != codes).nonzero()
+        if len(parted):
+            number = int(sequence[parted[0, 0]])
+            raise ValueError(
+                f"clusters expected all tokens of a sequence in one cluster, got several for the sequence of index "
+                f"{number}: tokens of a sequence depend on each other; give one label per sequence"
+            )
+        return first
+    if len(codes) == num_sequences:
+        return codes
+    raise ValueError(
+        f"clusters expected one label per sequence ({num_sequences}) or one per row ({len(sequence)}), got {len(codes)}"
+    )

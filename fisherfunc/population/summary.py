@@ -1,0 +1,137 @@
+"""All that a sample says of the population at once: what the estimators share is computed once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fisherfunc.linalg.token_grams import TokenGrams
+from fisherfunc.partitioning import by_layer
+from fisherfunc.population.clusters import ClusterLabels, clusters_of
+from fisherfunc.population.dimension import EffectiveDimension, dimension_of
+from fisherfunc.population.estimate import BlockEstimates, Estimate, check_level
+from fisherfunc.population.leading import LeadingSums, bracket_of_leading, bracket_of_sums, held_out
+from fisherfunc.population.moments import moment_estimates, moments_of
+from fisherfunc.population.rank import left_out_traces, rank_estimate
+from fisherfunc.population.second_moments import (
+    BlockCoupling,
+    coupling_estimate,
+    error_estimate,
+    full_of,
+    participation_ratio_of,
+    second_moments_of,
+    squared_norm_of,
+    trace_of,
+)
+from fisherfunc.statistics.block_grams import BlockRule, gathered
+
+
+@dataclass(frozen=True, kw_only=True)
+class PopulationSummary:
+    """What a sample says of the population that its sequences were drawn from.
+
+    Attributes:
+        num_clusters: How many independent clusters of tokens it rests on.
+        trace: tr F, of the blocks and `.full`.
+        squared_norm: ‖F‖_F².
+        participation_ratio: (tr F)²/‖F‖_F².
+        coupling: ‖F_ab‖_F² of all pairs of blocks, and their alignments.
+        block_diagonal_error: ‖F − F_bd‖_F/‖F‖_F.
+        moments: tr F, tr F² and on, to the fourth where there are five clusters.
+        leading_eigenvalue: What λ₁ lies between.
+        leading_sums: What sums of leading eigenvalues lie between, and each in and out of sample.
+        effective_dimension: Σ λ/(λ + κ) over κ, from the smallest κ that the sample resolves.
+        effective_rank: What exp(entropy) lies between.
+    """
+
+    num_clusters: int
+    trace: BlockEstimates
+    squared_norm: BlockEstimates
+    participation_ratio: BlockEstimates
+    coupling: BlockCoupling
+    block_diagonal_error: Estimate
+    moments: tuple[Estimate, ...]
+    leading_eigenvalue: Estimate
+    leading_sums: LeadingSums
+    effective_dimension: EffectiveDimension
+    effective_rank: Estimate
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that survive JSON."""
+        plain = {name: value.to_dict() for name, value in vars(self).items() if hasattr(value, "to_dict")}
+        moments = [entry.to_dict() for entry in self.moments]
+        return {"num_clusters": self.num_clusters, **plain, "moments": moments}
+
+    @staticmethod
+    def from_dict(content: Mapping[str, Any]) -> "PopulationSummary":
+        """Return what `to_dict` was called on."""
+        kinds: dict[str, Any] = {
+            "trace": BlockEstimates,
+            "squared_norm": BlockEstimates,
+            "participation_ratio": BlockEstimates,
+            "coupling": BlockCoupling,
+            "block_diagonal_error": Estimate,
+            "leading_eigenvalue": Estimate,
+            "leading_sums": LeadingSums,
+            "effective_dimension": EffectiveDimension,
+            "effective_rank": Estimate,
+        }
+        return PopulationSummary(
+            num_clusters=content["num_clusters"],
+            moments=tuple(map(Estimate.from_dict, content["moments"])),
+            **{name: kind.from_dict(content[name]) for name, kind in kinds.items()},
+        )
+
+
+def summary(
+    grams: TokenGrams,
+    *,
+    blocks: BlockRule = by_layer,
+    clusters: ClusterLabels = None,
+    level: float = 0.95,
+    num_leading: int = 5,
+    kappas: Sequence[float] | None = None,
+) -> PopulationSummary:
+    """Return all estimates of the population. Cost one eigensolve with vectors, of the full matrix, and two as much.
+
+    Args:
+        grams: The uncentred Grams of a pass, of all coordinates.
+        blocks: Parameter name → block label; where None, the blocks that the Grams were accumulated by.
+        clusters: A label per sequence, or per row; where None, sequences are independent.
+        level: The nominal coverage of each interval.
+        num_leading: How many leading eigenvalues, at most as many as there are rows.
+        kappas: Where the effective dimension is wanted; over all that the sample resolves where None.
+
+    Raises:
+        ValueError: If there are fewer than three clusters, or the Grams are centred or of sampled coordinates.
+    """
+    check_level(level)
+    found = clusters_of(grams, clusters, "a summary")
+    second = second_moments_of(grams, gathered(grams, blocks), found)
+    full = full_of(second)
+
+    def each(of: Any) -> BlockEstimates:
+        return BlockEstimates(
+            {label: of(second, a, level) for a, label in enumerate(second.labels)}, of(full, 0, level)
+        )
+
+    gram, num_params = grams.block().double(), sum(grams.num_params.values())
+    higher = moments_of(gram, found)
+    outside = held_out(gram, found, min(num_leading, grams.num_rows))
+    curve, dimension = dimension_of(grams, gram, torch.linalg.eigh(gram), found, kappas, level)
+    folds = found.folds()
+    traces = left_out_traces(folds.sums(gram.diagonal()), folds.sizes)
+    return PopulationSummary(
+        num_clusters=found.num_clusters,
+        trace=each(trace_of),
+        squared_norm=each(squared_norm_of),
+        participation_ratio=each(participation_ratio_of),
+        coupling=coupling_estimate(second, level),
+        block_diagonal_error=error_estimate(second.products, level),
+        moments=moment_estimates(higher, level),
+        leading_eigenvalue=bracket_of_leading(higher, outside, level),
+        leading_sums=bracket_of_sums(outside, level),
+        effective_dimension=dimension,
+        effective_rank=rank_estimate(curve, higher, traces, num_params=num_params, level=level),
+    )
