@@ -5,8 +5,8 @@ For some rows S, drawn with probability ∝ K_nn, E = K̂_SS − K_SS is known, 
     ‖E‖_F² ≈ (Σ_{n∈S} E_nn²/Σ_{n∈S} K_nn²) ‖K‖_F² + (Σ_{n≠m∈S} E_nm²/Σ_{n≠m∈S} K_nn K_mm) ((tr K)² − Σ K_nn²)
 
 The first term lets all entries have the relative error of the diagonal, so that those that the sample missed (of rows
-that seldom meet, as in an embedding) count. By Weyl, no eigenvalue of K is off by more than ‖E‖. K is of weights and inputs
-as the pass has them: what rounding those to its dtype has changed is not seen.
+that seldom meet, as in an embedding) count. By Weyl, no eigenvalue of K is off by more than ‖E‖. K is of weights and
+inputs as the pass has them: what rounding those to its dtype has changed is not seen.
 
 Eight rows miss one document of thirty whose factors cancel. The check of a run (certificate.py) has seen every row: its
 largest difference from an ordinary backward pass, times the trace, is what is stated where that is more.
