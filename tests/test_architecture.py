@@ -172,18 +172,18 @@ print(result.full.num_tokens)
     assert (done.stdout, done.returncode) == ("5\n", 0), done.stderr
 
 
-def test_scipy_is_imported_where_it_is_used_and_by_no_run_without_intervals():
+def test_scipy_is_imported_where_it_is_used_alone():
     code = """
 import sys, torch, fisherfunc as ff
 batch = (torch.randn(5, 2), torch.tensor([0, 1, 2, 0, 1]))
 loaded = ["scipy" in sys.modules]
-for intervals in (None, "jackknife"):
-    ff.fisher_spectrum(torch.nn.Linear(2, 3), batch, intervals=intervals)
+for population, intervals in ((False, None), (False, "jackknife"), (True, None)):
+    ff.fisher_spectrum(torch.nn.Linear(2, 3), batch, intervals=intervals, population=population)
     loaded += ["scipy.special" in sys.modules, "scipy.stats" in sys.modules]
 print(loaded)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
-    assert (done.stdout, done.returncode) == ("[False, False, False, True, False]\n", 0), done.stderr
+    assert (done.stdout, done.returncode) == ("[False, False, False, True, False, True, False]\n", 0), done.stderr
 
 
 @pytest.mark.parametrize("folder", ["fisherfunc", "tests", "benchmarks"])

@@ -24,6 +24,7 @@ from fisherfunc.pipeline.inferred_loss import inferred_loss
 from fisherfunc.pipeline.inputs import input_dtype
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.pipeline.solve import IntervalMethod, interval_method, spectrum_of_grams
+from fisherfunc.population.clusters import ClusterLabels
 from fisherfunc.records.axes import Batch, Progress
 from fisherfunc.records.dtypes import dtype_name
 
@@ -55,9 +56,11 @@ def fisher_spectrum(
     checkpoint: str | os.PathLike[str] | None = None,
     spill: str | os.PathLike[str] | None = None,
     intervals: IntervalMethod = None,
+    population: bool = True,
+    clusters: ClusterLabels = None,
     progress: Progress | None = None,
 ) -> FisherSpectrum:
-    """The spectrum of the empirical Fisher information F = (1/N) Σ_n g_n g_nᵀ, g_n = ∇ℓ_n, one term a valid token.
+    """Compute the spectrum of the empirical Fisher information F = (1/N) Σ_n g_n g_nᵀ, g_n = ∇ℓ_n, a term per token.
 
     Or of the true one, where `targets` are the model's own. Exact by default. Cost: a backward pass a token and the
     Grams (see `token_grams`), then 4/3 N³ operations for the eigenvalues of each block and of the full matrix.
@@ -91,6 +94,8 @@ def fisher_spectrum(
         checkpoint: A folder from which the same call goes on where it was stopped, to the same bits (`token_grams`).
         spill: A folder for factors that memory has no room for (`token_grams`).
         intervals: Confidence intervals of all metrics: "bootstrap" or "jackknife" (see `spectrum_of_grams`).
+        population: Whether to estimate what holds of the population as well, where there are three sequences or more.
+        clusters: A label per sequence, where sequences are not independent of each other (see `spectrum_of_grams`).
         progress: Called as `progress(done, total)`.
 
     Returns:
@@ -140,7 +145,16 @@ def fisher_spectrum(
         progress=progress,
     )
     kernel = robust_eigh(dtype=eigensolve_dtype, device=_eigensolve_device(eigensolve_device, like.device))
-    result = spectrum_of_grams(grams, blocks=blocks, center=center, unit=unit, kernel=kernel, intervals=intervals)
+    result = spectrum_of_grams(
+        grams,
+        blocks=blocks,
+        center=center,
+        unit=unit,
+        kernel=kernel,
+        intervals=intervals,
+        population=population,
+        clusters=clusters,
+    )
     facts = {
         "model": fn.name,
         "mode": "evaluation",

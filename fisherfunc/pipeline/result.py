@@ -5,13 +5,14 @@ from typing import Any
 
 from fisherfunc.linalg import metrics
 from fisherfunc.linalg.spectrum import Spectrum
+from fisherfunc.population.summary import PopulationSummary
 from fisherfunc.records.record import record
 from fisherfunc.statistics.coupling import BlockCoupling
 from fisherfunc.statistics.interval import Intervals
 from fisherfunc.statistics.sample_limits import SampleLimits, sample_limits
 
 
-@record(static=("metadata", "coupling", "intervals"))
+@record(static=("metadata", "coupling", "intervals", "population"))
 class FisherSpectrum:
     """Spectra of F = (1/N) Gᵀ G, by block and as a whole.
 
@@ -22,6 +23,8 @@ class FisherSpectrum:
         metadata: What was computed and how: unit, normalisation, loss, seed, dtype …; plain Python values.
         coupling: How the blocks hang together; None where there were no Grams, as of gradients at hand.
         intervals: Confidence intervals of the metrics; None where not asked for.
+        population: What the sample says of the population that its sequences were drawn from; None where not asked for,
+            or where nothing can be said (`metadata["population"]` has the reason).
     """
 
     blocks: Mapping[str, Spectrum]
@@ -30,14 +33,15 @@ class FisherSpectrum:
     metadata: Mapping[str, Any]
     coupling: BlockCoupling | None = None
     intervals: Intervals | None = None
+    population: PopulationSummary | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the eigenvalues as plain Python values that survive JSON; what is undefined is None.
 
         Returns:
             `{"metadata", "per_block": {label: metrics}, "global": metrics of the block-diagonal matrix,
-            "full": metrics of the full matrix, "sample_limits": {"per_block", "full"}, "couplings", "intervals"}`; the
-            last two are None where the result has none.
+            "full": metrics of the full matrix, "sample_limits": {"per_block", "full"}, "couplings", "intervals",
+            "population"}`; the last three are None where the result has none.
         """
         limits = {label: limits_of(self, spectrum).to_dict() for label, spectrum in self.blocks.items()}
         return {
@@ -48,6 +52,7 @@ class FisherSpectrum:
             "sample_limits": {"per_block": limits, "full": limits_of(self, self.full).to_dict()},
             "couplings": None if self.coupling is None else self.coupling.to_dict(),
             "intervals": None if self.intervals is None else self.intervals.to_dict(),
+            "population": None if self.population is None else self.population.to_dict(),
         }
 
 

@@ -21,6 +21,8 @@ from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.linalg.union import union
 from fisherfunc.partitioning import by_layer, partition, rule_name
 from fisherfunc.pipeline.result import FisherSpectrum, apart_from
+from fisherfunc.population.clusters import ClusterLabels, clusters_of
+from fisherfunc.population.summary import PopulationSummary, summary
 from fisherfunc.records.dtypes import dtype_name
 from fisherfunc.records.versions import versions
 from fisherfunc.statistics.block_grams import gathered
@@ -42,8 +44,10 @@ def spectrum_of_grams(
     unit: str = "token",
     kernel: GramKernel | None = None,
     intervals: IntervalMethod = None,
+    population: bool = False,
+    clusters: ClusterLabels = None,
 ) -> FisherSpectrum:
-    """The spectra of a partition, from Grams. Cost about 4/3 N³ operations a block and for the full matrix.
+    """Compute the spectra of a partition from Grams. Cost about 4/3 N³ operations per block and for the full matrix.
 
     Args:
         grams: The Grams of a pass.
@@ -53,14 +57,19 @@ def spectrum_of_grams(
         kernel: Gram → spectrum, whose result is `checked`; `kernels.robust_eigh()` where None.
         intervals: Confidence intervals of all metrics by "bootstrap" or "jackknife" over sequences, or by a function
             such as `partial(ff.statistics.bootstrap, level=0.9)`; none where None. Each replicate is solved anew.
+        population: Whether to estimate what holds of the population as well (`ff.population.summary`): about two
+            eigensolves with vectors of the full matrix. Where nothing can be said, `metadata["population"]` says why.
+        clusters: A label per sequence, where sequences are not independent of each other (paragraphs of a document).
 
     Returns:
-        The spectra of the blocks, of their union and of the full matrix, and the coupling of the blocks.
+        The spectra of the blocks, of their union and of the full matrix, the coupling of the blocks, and what was asked
+        for of the population.
 
     Raises:
         ValueError: If the unit is unknown, unit or blocks are finer than those of the Grams, a Gram is indefinite, or
             there is one sequence only and intervals are asked for, the rows are not to be centred or summed, as their
-            targets are not the observed ones, or a kernel returned no spectrum of the Gram.
+            targets are not the observed ones, a kernel returned no spectrum of the Gram, or clusters are given of which
+            nothing can be estimated.
         TypeError: If the kernel cannot be called like one, or returned something else than a `Spectrum`.
         torch.linalg.LinAlgError: If every eigensolver failed.
     """
@@ -78,11 +87,27 @@ def spectrum_of_grams(
 
     spectra = {label: solve(names) for label, names in labels.items()}
     full = next(iter(spectra.values())) if len(spectra) == 1 else solve(list(grams.grams))
+    estimated, reason = _population(grams, blocks, clusters) if population else (None, None)
+    facts = _facts(grams, blocks) | ({} if reason is None else {"population": reason})
     return replace(
-        _result(spectra, full, dict(grams.metadata) | _facts(grams, blocks)),
+        _result(spectra, full, dict(grams.metadata) | facts),
         coupling=block_coupling(grams, blocks=blocks),
         intervals=None if between is None else between(grams, blocks=blocks),
+        population=estimated,
     )
+
+
+def _population(
+    grams: TokenGrams, blocks: Callable[[str], str] | None, clusters: ClusterLabels
+) -> tuple[PopulationSummary | None, str | None]:
+    """What the sample says of the population, or why it says nothing."""
+    try:
+        clusters_of(grams, clusters, "a summary")
+    except ValueError as error:
+        if clusters is not None:
+            raise
+        return None, str(error)
+    return summary(grams, blocks=blocks, clusters=clusters), None
 
 
 def interval_method(choice: IntervalMethod) -> Callable[..., Intervals] | None:

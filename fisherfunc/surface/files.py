@@ -20,6 +20,7 @@ import torch
 
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.pipeline.result import FisherSpectrum, apart_from
+from fisherfunc.population.summary import PopulationSummary
 from fisherfunc.records.dtypes import dtype_name
 from fisherfunc.records.storage import replacing
 from fisherfunc.statistics.coupling import BlockCoupling
@@ -176,4 +177,5 @@ def _result(content: Mapping[str, Any]) -> FisherSpectrum:
         metadata=content["metadata"],
         coupling=BlockCoupling.from_dict(content["couplings"]) if content.get("couplings") else None,
         intervals=Intervals.from_dict(content["intervals"]) if content.get("intervals") else None,
+        population=PopulationSummary.from_dict(content["population"]) if content.get("population") else None,
     )

@@ -12,6 +12,7 @@ from fisherfunc.linalg.metrics import numerical_rank, summary
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.statistics.interval import Interval, Intervals
+from fisherfunc.surface.population_notes import population_notes
 from fisherfunc.surface.sample_notes import interval_notes, sample_notes
 from fisherfunc.surface.tables import Column, Row, left_out_note, table
 from fisherfunc.surface.visible import visible
@@ -64,12 +65,11 @@ def caption(result: FisherSpectrum) -> list[str]:
         lines.append("Condition numbers with ≥ are lower bounds: the smallest eigenvalues are below the resolution")
     if result.coupling is not None and len(result.blocks) > 1:
         error = result.coupling.block_diagonal_error
-        lines.append(
-            f"The block-diagonal matrix leaves out {error:.1%} of the full one: ‖F − F_bd‖/‖F‖, Frobenius norms"
-        )
+        left_out = f"The block-diagonal matrix leaves out {error:.1%} of the full one of these {unit}s"
+        lines.append(f"{left_out}: ‖F − F_bd‖/‖F‖, Frobenius norms")
     if result.intervals is not None:
         lines += interval_notes(result.intervals, [key for _, key in COLUMNS])
-    return lines + sample_notes(result)
+    return lines + sample_notes(result) + population_notes(result)
 
 
 def _table(rich: ModuleType, result: FisherSpectrum, width: int) -> tuple[Any, list[str]]:

@@ -1,0 +1,96 @@
+"""What a result says of the population: what ff.population says, in files and under the table, or why nothing."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from builders import grams_of
+from rich.console import Console
+
+import fisherfunc as ff
+from fisherfunc.partitioning import by_parameter
+from fisherfunc.population import summary
+from fisherfunc.surface.files import read_spectrum, to_json
+from fisherfunc.surface.report import report
+
+SEQUENCE = torch.arange(5).repeat_interleave(6)
+
+
+def gaussian(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+GRAMS = grams_of({"a": gaussian(30, 20), "b": gaussian(30, 4, seed=1)}, sequence=SEQUENCE)
+
+
+def result_of(grams=GRAMS, **options):
+    return ff.spectrum_of_grams(grams, blocks=by_parameter, **options)
+
+
+def printed(result, width=200):
+    console = Console(width=width, color_system=None)
+    with console.capture() as capture:
+        console.print(report(result, width=width))
+    return capture.get()
+
+
+def test_a_result_has_the_summary_of_its_grams_also_from_its_file(tmp_path):
+    result = result_of(population=True)
+    expected = summary(GRAMS, blocks=by_parameter)
+    assert result.population.to_dict() == expected.to_dict() and result.population.num_clusters == 5
+    plain = json.loads(to_json(result))
+    assert plain["population"] == json.loads(json.dumps(expected.to_dict()))
+    assert {"per_block", "global", "full", "eigenvalues"} <= plain.keys()
+    path = tmp_path / "spectrum.json"
+    path.write_text(to_json(result))
+    assert read_spectrum(path).population.to_dict() == expected.to_dict()
+
+
+def test_what_is_not_asked_for_is_not_there():
+    result = result_of()
+    assert result.population is None and result.to_dict()["population"] is None
+    assert "population" not in printed(result) and "population" not in result.metadata
+
+
+def test_the_table_has_the_sample_and_below_it_the_population():
+    result = result_of(population=True)
+    text = printed(result)
+    error = result.population.block_diagonal_error
+    assert f"{result.coupling.block_diagonal_error:.1%} of the full one of these tokens" in text
+    assert "Of the population that these 5 sequences were drawn from (95% intervals)" in text
+    assert f"‖F − F_bd‖/‖F‖: {error.estimate:.1%}" in text
+    bracket = result.population.leading_eigenvalue
+    assert bracket.estimate is None and f"between {bracket.low:.2e} and {bracket.high:.2e}" in text
+
+
+def test_an_interval_with_a_warning_is_not_printed():
+    result = result_of(population=True)
+    error = replace(result.population.block_diagonal_error, warning="its coverage is not known")
+    text = printed(replace(result, population=replace(result.population, block_diagonal_error=error)))
+    assert f"{error.estimate:.1%}; no interval: its coverage is not known" in text
+    assert f"{error.low:.1%} …" not in text
+
+
+@pytest.mark.parametrize(
+    ("grams", "reason"),
+    [
+        (grams_of({"a": gaussian(6, 9)}, sequence=torch.tensor([0, 0, 0, 1, 1, 1])), "at least 3 sequences, got 2"),
+        (GRAMS.center(), "uncentred"),
+    ],
+    ids=["two sequences", "centred"],
+)
+def test_where_nothing_can_be_said_the_result_says_why(grams, reason):
+    result = result_of(grams, population=True)
+    assert result.population is None and reason in result.metadata["population"]
+    assert f"All numbers are of these {result.full.num_tokens} rows" in printed(result)
+
+
+def test_a_run_estimates_by_itself_and_takes_clusters():
+    model, batch = torch.nn.Linear(3, 2), (torch.randn(8, 3), torch.randint(2, (8,)))
+    assert ff.fisher_spectrum(model, batch).population.num_clusters == 8
+    assert ff.fisher_spectrum(model, batch, population=False).population is None
+    clustered = ff.fisher_spectrum(model, batch, clusters=["a", "a", "b", "b", "c", "c", "d", "d"])
+    assert clustered.population.num_clusters == 4
+    with pytest.raises(ValueError, match="at least 3 clusters, got 2"):
+        ff.fisher_spectrum(model, batch, clusters=[0, 0, 0, 0, 1, 1, 1, 1])
