@@ -41,6 +41,21 @@ def test_one_wrong_token_among_many_shows_and_its_stack_is_named():
         assert f"block {name!r} differs from an ordinary backward pass of sequence" in found.told()
 
 
+@pytest.mark.parametrize("kind", ["classification", "custom"])
+def test_a_row_that_is_lost_shows(kind):
+    model, batch = build("mlp", dtype=torch.float64)
+    losses = {
+        "classification": ff.losses.classification(),
+        "custom": ff.losses.custom(lambda output, batch: functional.cross_entropy(output, batch[-1], reduction="none")),
+    }
+    fn = ff.functionalize(model)
+    work = prepared(fn, fn.params, batch, losses[kind]).work
+    grams = ff.token_grams(fn, fn.params, batch, losses[kind]).grams
+    for gram in grams.values():
+        gram[1], gram[:, 1] = 0.0, 0.0
+    assert not certificate.certify(grams, work, limit=10**9).holds
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_a_number_does_not_pass(value):
     model, batch = build("mlp", dtype=torch.float64)
@@ -129,6 +144,18 @@ def test_a_zero_matrix_is_one_of_gradients_that_are_zero(scale):
     else:
         with pytest.raises(ValueError, match=r"largest entry is \d\.\de-17\d, that their squares vanish in float64"):
             run()
+
+
+def test_what_is_given_up_after_a_check_has_failed_comes_to_an_end():
+    found = certificate.Certificate(
+        difference=1.0, tolerance=1e-4, block="a", sequences=(0, 1), failing=frozenset(["a", "b"]), differences={}
+    )
+    labels = {"a.weight": "a", "b.weight": "b", "c.weight": "c"}
+    first = certificate.refused_then({}, ["stacks", "prefixes"], found, labels, labels)
+    assert first == dict.fromkeys(["stacks", "prefixes"], found.told())
+    second = certificate.refused_then(first, ["stacks"], found, labels, labels)  # it is exploited all the same
+    assert second is not None and second.keys() - first.keys() == {"a.weight", "b.weight"}
+    assert certificate.refused_then(second, ["stacks"], found, labels, labels) is None
 
 
 def test_the_check_can_be_turned_off():

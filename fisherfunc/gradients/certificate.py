@@ -145,10 +145,10 @@ def refused_then(
         labels: See `certify`.
     """
     before = dict(refused or {})
-    if exploited:
-        return before | dict.fromkeys(exploited, found.told())
+    if more := [exploit for exploit in exploited if exploit not in before]:
+        return before | dict.fromkeys(more, found.told())
     failing = {name for name in names if _label(name, labels) in found.failing}
-    if failing <= before.keys() or not failing.isdisjoint(before):
+    if not failing.isdisjoint(before):  # that was no help
         return None
     return before | dict.fromkeys(sorted(failing), "its factors do not give its gradient")
 
@@ -189,12 +189,15 @@ def certify(
     several = [_whole(stacks)] if len(stacks) > 1 else []
     if squares_vanish(float(diagonal.sum())):
         _raise_where_not_zero(work, stacks, alone=alone)
-    trusted = (_size_of_residual(work, diagonal) * tolerance / (ROUNDING * torch.finfo(dtype).eps)).clamp(max=1.0)
+    # A row that came out as zero may be one that was lost: it is weighted as the others are, or nobody would see it.
+    usual = diagonal.sum() / (diagonal > 0).sum().clamp(min=1)
+    sizes = torch.where(diagonal > 0, diagonal, usual)
+    trusted = (_size_of_residual(work, sizes) * tolerance / (ROUNDING * torch.finfo(dtype).eps)).clamp(max=1.0)
     found, differences = [], dict.fromkeys(grams, 0.0)
     for number in range(1 if dtype in TOLERANCES else 2):
         generator = torch.Generator().manual_seed(2 * seed + number)
         signs = 2 * torch.randint(2, diagonal.shape, generator=generator, device="cpu").to(diagonal) - 1
-        weights = torch.where(diagonal > 0, signs * trusted * diagonal.clamp(min=TINY).rsqrt(), 0.0)
+        weights = torch.where(sizes > 0, signs * trusted * sizes.clamp(min=TINY).rsqrt(), 0.0)
         run = partial(_gradients, work, weights=weights, alone=alone)
         expected = _squared_norms(work, stacks, run, coordinates=coordinates, room=_room(limit))
         for stack, norms in zip([*stacks, *several], expected, strict=True):
@@ -233,13 +236,13 @@ def _raise_where_not_zero(work: Workload, stacks: Sequence["_Stack"], *, alone: 
         raise_vanished(max(float(gradient.abs().max()) for gradient in gradients.values()))
 
 
-def _size_of_residual(work: Workload, diagonal: Tensor) -> Tensor:
+def _size_of_residual(work: Workload, sizes: Tensor) -> Tensor:
     """How small each row's gradient is beside what it is a difference of; the relative error is eps over it.
 
     Of a token that is predicted well, 1 − p has lost what p and 1 have in common, and no two computations agree to more
     than that. What is no difference of known things is taken beside the largest row.
     """
-    loss, kind = work.tokens.loss.to(diagonal), work.loss.distribution
+    loss, kind = work.tokens.loss.to(sizes), work.loss.distribution
     if work.tokens.draw is None and kind in ("categorical", "bernoulli"):
         return -torch.expm1(-loss)
     if work.tokens.draw is None and kind == "gaussian":
@@ -247,7 +250,7 @@ def _size_of_residual(work: Workload, diagonal: Tensor) -> Tensor:
         largest = max(float(y.abs().max()) for y in targets if y is not None)
         residual = (2 * loss).clamp(min=0).sqrt()
         return residual / (residual + largest)
-    return (diagonal / diagonal.max().clamp(min=TINY)).sqrt()
+    return (sizes / sizes.max().clamp(min=TINY)).sqrt()
 
 
 @dataclass(frozen=True, kw_only=True)
