@@ -17,7 +17,7 @@ from fisherfunc.gradients.dense.route import dense_grams, plan_dense
 from fisherfunc.gradients.factored.passes import passed_grams
 from fisherfunc.gradients.factored.plan import FactoredPlan, plan_factored
 from fisherfunc.gradients.factored.structure import Structure, Unsettled, refusing
-from fisherfunc.gradients.factored.trial import tried
+from fisherfunc.gradients.factored.trial import is_its_own_trial, tried
 from fisherfunc.gradients.workload import PassOptions, Workload
 
 
@@ -60,6 +60,9 @@ def factored_grams(
         except RuntimeError as error:  # a rule that cannot be batched, in a sequence other than the one probed
             raise NotFactorable(_first_line(error)) from error
         plan = planned(work, options, structure)  # here, where the exception no longer keeps what had been computed
+    # A product of factors may overflow where the gradient does not, and the check leaves out rows that are not finite.
+    if is_its_own_trial(work, options, plan) and not all(bool(g.diagonal().isfinite().all()) for g in grams.values()):
+        raise NotFactorable("a row is not finite")
     if plan.slabbed:
         plan = _add_slabbed(work, options, plan, grams, checkpoint.under("slabbed"))
     return {label: grams[label] for label in dict.fromkeys(map(options.label, work.params))}, plan

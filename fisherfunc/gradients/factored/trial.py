@@ -35,9 +35,7 @@ def tried(work: Workload, options: PassOptions, plan: FactoredPlan, *, try_short
         plan: How, and what is exploited.
         try_short: Whether to try a pass that is as short as well.
     """
-    members = work.tokens.sequence.unique_consecutive().tolist()
-    one_stack = sum(1 for _ in neighbours(members, work.sequences, plan.width)) == 1
-    if options.checked and one_stack and plan.num_passes == 1 and not try_short:
+    if is_its_own_trial(work, options, plan) and not try_short:
         return None
     few = work.select(_few(work, plan))
     trial = replace(plan, chunk_size=min(2, plan.chunk_size))
@@ -45,6 +43,13 @@ def tried(work: Workload, options: PassOptions, plan: FactoredPlan, *, try_short
         trial = replace(trial, groups=(everything(work.params),), levels=Levels())
     grams = passed_grams(few, trial, replace(options, progress=None, labels=None))
     return certify(grams, few, limit=options.limit(few.tokens.sequence.device))
+
+
+def is_its_own_trial(work: Workload, options: PassOptions, plan: FactoredPlan) -> bool:
+    """Return whether a pass is as short as its trial would be, and is checked when it is done."""
+    members = work.tokens.sequence.unique_consecutive().tolist()
+    one_stack = sum(1 for _ in neighbours(members, work.sequences, plan.width)) == 1
+    return options.checked and one_stack and plan.num_passes == 1
 
 
 def _few(work: Workload, plan: FactoredPlan) -> Tensor:
