@@ -110,7 +110,7 @@ def certified(
     refused: dict[str, str] | None = {}
     how: dict[str, Any] = {"labels": labels, "coordinates": coordinates, "limit": limit, "seed": seed}
     while True:
-        held = partial(certify, done.grams, done.rows, **how)
+        held = partial(certify, done.grams, done.rows, **how, stack_width=done.how.get("stack_width", 1))
         found = held()
         if found.holds:
             return done, found
@@ -162,6 +162,7 @@ def certify(
     limit: int,
     seed: int = 0,
     alone: bool = False,
+    stack_width: int = 1,
 ) -> Certificate:
     """Hold the Grams of a pass against ordinary backward passes.
 
@@ -175,6 +176,7 @@ def certify(
         limit: In bytes; gradients take up to half of it, activations a quarter, or more where two sequences need it.
         seed: Of the signs.
         alone: Whether each sequence runs by itself.
+        stack_width: How many ran together in the pass: here half as many do, as a model may act on how many there are.
 
     Raises:
         ValueError: If the Grams are zero, or almost, as squares of gradients vanish that are not zero.
@@ -185,7 +187,8 @@ def certify(
     tolerance, floor = TOLERANCES.get(dtype, torch.finfo(dtype).eps ** 0.5), FLOOR * torch.finfo(dtype).eps
     diagonals = torch.stack([gram.diagonal().double() for gram in grams.values()])
     diagonal = diagonals.sum(dim=0)
-    stacks = list(_stacks(work, 1 if alone else _width(work, limit)))
+    width = 1 if alone else _width(work, limit)
+    stacks = list(_stacks(work, min(width, -(-stack_width // 2)) if stack_width > 1 else width))
     several = [_whole(stacks)] if len(stacks) > 1 else []
     if squares_vanish(float(diagonal.sum())):
         _raise_where_not_zero(work, stacks, alone=alone)

@@ -42,7 +42,7 @@ def tried(work: Workload, options: PassOptions, plan: FactoredPlan, *, try_short
     if plan.slabbed or not plan.levels.cuts:
         trial = replace(trial, groups=(everything(work.params),), levels=Levels())
     grams = passed_grams(few, trial, replace(options, progress=None, labels=None))
-    return certify(grams, few, limit=options.limit(few.tokens.sequence.device))
+    return certify(grams, few, limit=options.limit(few.tokens.sequence.device), stack_width=plan.width)
 
 
 def is_its_own_trial(work: Workload, options: PassOptions, plan: FactoredPlan) -> bool:
