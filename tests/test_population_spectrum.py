@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -222,3 +223,17 @@ def test_dampings_that_are_none_are_refused():
     grams = grams_of({"w": torch.eye(4, dtype=torch.float64)})
     with pytest.raises(ValueError, match="positive dampings, got 0"):
         ff.population.effective_dimension(grams, [1.0, 0.0])
+
+
+def test_where_all_eigenvalues_are_round_off_the_dimension_says_so():
+    rows, sequence = sample([50] * 6, 20)
+    grams = grams_of({"w": rows}, sequence=sequence)
+    largest = float(torch.linalg.eigvalsh(grams.block())[-1])
+    coarse = replace(grams, precision=torch.bfloat16)  # 300 rows at 2^-7 each: more than the whole
+    for unresolved in (coarse, replace(grams, errors={"w": 0.9 * largest})):
+        found = ff.population.summary(unresolved)
+        assert all("round-off" in entry.warning for entry in found.effective_dimension.estimates)
+        assert found.effective_dimension.resolution >= 0.9 * largest / 300
+    measured = ff.population.summary(replace(coarse, errors={"w": 1e-6 * largest})).effective_dimension
+    assert not any("round-off" in (entry.warning or "") for entry in measured.estimates)
+    assert measured.resolution == pytest.approx(1e-6 * largest / 300)
