@@ -72,6 +72,7 @@ SECTIONS = (
     Section(owner=route, name="dense_grams", title=_DENSE),
     Section(owner=grams, name="dense_grams", title=_DENSE),
     Section(owner=grams, name="certified", title=CHECK),
+    Section(owner=grams, name="round_off", title=CHECK),
     Section(owner=grams, name="tokens_of", title=METADATA),
     Section(owner=grams, name="factored_run", title=METADATA),
     Section(owner=grams, name="versions", title=METADATA),

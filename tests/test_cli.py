@@ -32,7 +32,7 @@ def test_without_arguments_the_embedded_model_runs_end_to_end(here, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == FILES
     result = read_spectrum(folder)
     for label in (*result.blocks, "block-diagonal", "full matrix"):
-        assert re.search(rf"^{re.escape(label)} +512 +[\d,]+( +[\d.]+e[+-]\d\d){{4}}", out, re.MULTILINE)
+        assert re.search(rf"^{re.escape(label)} +512 +[\d,]+( +≥?[\d.]+e[+-]\d\d){{4}}", out, re.MULTILINE)
     assert "into sotu-llama-final" in out
     assert result.metadata["num_tokens"] == 512
     assert result.metadata["model_id"] == "sotu-llama/final"

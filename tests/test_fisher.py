@@ -212,7 +212,8 @@ def test_metadata_tell_the_whole_story_and_survive_json():
     assert result.metadata["route"]
     plain = result.to_dict()
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
-    assert set(plain) == {"metadata", "per_block", "global", "full", "sample_limits", "couplings", "intervals"}
+    kept = {"metadata", "per_block", "global", "full", "sample_limits", "couplings", "intervals", "population"}
+    assert set(plain) == kept
     assert set(plain["per_block"]) == set(result.blocks)
 
 

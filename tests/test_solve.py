@@ -179,7 +179,8 @@ def test_orthogonal_gradients_have_their_square_norms_over_n_as_eigenvalues(norm
 def test_a_result_round_trips_through_json(tree, center):
     plain = spectrum_of_gradients(tree, center=center).to_dict()
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
-    assert set(plain) == {"metadata", "per_block", "global", "full", "sample_limits", "couplings", "intervals"}
+    kept = {"metadata", "per_block", "global", "full", "sample_limits", "couplings", "intervals", "population"}
+    assert set(plain) == kept
 
 
 def test_zero_gradients_make_a_result_without_nan():

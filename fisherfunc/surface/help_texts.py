@@ -23,7 +23,8 @@ Columns of the table:
   tokens            N, what F is an average over
   parameters        P, the size of the block
   λ_max, λ_2        the two largest eigenvalues; gap is their difference
-  condition number  λ_max over the smallest eigenvalue above the resolution; ≥ where others lie below it
+  condition number  λ_max over the smallest eigenvalue above the resolution; ≥
+                    where others lie below it
   eff. rank         exp of the entropy of λ/Σλ: how many directions matter
   trace             Σλ, the mean squared norm of a token's gradient
 
