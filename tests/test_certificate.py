@@ -347,3 +347,38 @@ def test_what_is_predicted_almost_exactly_is_no_false_alarm(kind, dtype):
         found = ff.token_grams(fn, fn.params, (x, y), loss, route=route).metadata
         assert found["self_check"]["held"] and found["route"] == route
         assert float(ff.token_grams(fn, fn.params, (x, y), loss).tokens.loss.min()) < 1e-6
+
+
+class ScaledByCount(torch.autograd.Function):
+    """The identity, whose gradient grows with the number of samples."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.count = len(inputs[0])
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.count
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8])
+def test_gradients_that_grow_with_the_number_of_samples_are_seen_at_every_number(count, route):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(5, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.last(ScaledByCount.apply(torch.tanh(self.first(x))))
+
+    model = Net().double()
+    batch = (torch.randn(count, 5, dtype=torch.float64), torch.arange(count) % 3)
+    with pytest.raises(ValueError, match="samples of a batch depend on each other"):
+        ff.fisher_spectrum(model, batch, route=route)

@@ -187,11 +187,11 @@ def certify(
     tolerance, floor = TOLERANCES.get(dtype, torch.finfo(dtype).eps ** 0.5), FLOOR * torch.finfo(dtype).eps
     diagonals = torch.stack([gram.diagonal().double() for gram in grams.values()])
     diagonal = diagonals.sum(dim=0)
-    width = 1 if alone else _width(work, limit)
+    width, beside = 1 if alone else _width(work, limit), 0 if alone else 1 + (stack_width == 2)
     stacks = list(_stacks(work, min(width, -(-stack_width // 2)) if stack_width > 1 else width))
     several = [_whole(stacks)] if len(stacks) > 1 else []
     if squares_vanish(float(diagonal.sum())):
-        _raise_where_not_zero(work, stacks, alone=alone)
+        _raise_where_not_zero(work, stacks, beside)
     # A row that came out as zero may be one that was lost: it is weighted as the others are, or nobody would see it.
     usual = diagonal.sum() / (diagonal > 0).sum().clamp(min=1)
     sizes = torch.where(diagonal > 0, diagonal, usual)
@@ -201,7 +201,7 @@ def certify(
         generator = torch.Generator().manual_seed(2 * seed + number)
         signs = 2 * torch.randint(2, diagonal.shape, generator=generator, device="cpu").to(diagonal) - 1
         weights = torch.where(sizes > 0, signs * trusted * sizes.clamp(min=TINY).rsqrt(), 0.0)
-        run = partial(_gradients, work, weights=weights, alone=alone)
+        run = partial(_gradients, work, weights=weights, beside=beside)
         expected = _squared_norms(work, stacks, run, coordinates=coordinates, room=_room(limit))
         for stack, norms in zip([*stacks, *several], expected, strict=True):
             rows, u = slice(stack.first, stack.last), weights[stack.first : stack.last]
@@ -232,10 +232,12 @@ def certify(
 TINY = torch.finfo(torch.float64).tiny
 
 
-def _raise_where_not_zero(work: Workload, stacks: Sequence["_Stack"], *, alone: bool) -> None:
+def _raise_where_not_zero(work: Workload, stacks: Sequence["_Stack"], beside: int) -> None:
     weights = torch.rand(work.num_tokens, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu")
     for stack in stacks:
-        gradients = _gradients(work, stack, list(work.params), weights=weights.to(work.tokens.loss.device), alone=alone)
+        gradients = _gradients(
+            work, stack, list(work.params), weights=weights.to(work.tokens.loss.device), beside=beside
+        )
         raise_vanished(max(float(gradient.abs().max()) for gradient in gradients.values()))
 
 
@@ -355,24 +357,25 @@ def _kept(gradient: Tensor, name: str, coordinates: Coordinates) -> Tensor:
 
 
 def _gradients(
-    work: Workload, stack: _Stack, names: Sequence[str], *, weights: Tensor, alone: bool
+    work: Workload, stack: _Stack, names: Sequence[str], *, weights: Tensor, beside: int
 ) -> dict[str, Tensor]:
-    """∇ Σₙ uₙ ℓₙ over the rows of a stack, of which no sequence runs alone where that is not asked for.
+    """Return ∇ Σₙ uₙ ℓₙ over the rows of a stack; one sequence runs beside so many others.
 
-    Agreement of one sequence with itself would share what torch itself gets wrong for a batch of one.
+    Agreement of one sequence with itself would share what torch itself gets wrong for a batch of one; two run beside it
+    where the pass ran two, as a model may act on how many there are.
     """
     members, rows = list(stack.members), slice(stack.first, stack.last)
-    if len(members) == 1 and not alone:
-        members.append(_another(work.sequences, members[0]))
+    if len(members) == 1 and beside:
+        members += [_another(work.sequences, members[0])] * beside
     leaves, losses = _run(work, members, names)
     sequence = work.tokens.sequence[rows]
     if losses is not None and not bool(losses[len(stack.members) :].isfinite().all()):
-        leaves, losses = _run(work, list(stack.members) * 2, names)  # 0 · NaN is NaN
+        leaves, losses = _run(work, list(stack.members) * (1 + beside), names)  # 0 · NaN is NaN
     if losses is None:  # they do not run together
         total: dict[str, Tensor] = {}
         for first, last in runs(sequence):
             one = _Stack(members=(int(sequence[first]),), first=rows.start + first, last=rows.start + last)
-            total = _added(total, _gradients(work, one, names, weights=weights, alone=True))
+            total = _added(total, _gradients(work, one, names, weights=weights, beside=0))
         return total
     place = torch.searchsorted(torch.tensor(stack.members, device=sequence.device), sequence)
     chosen = losses[place, work.tokens.entry[rows]]

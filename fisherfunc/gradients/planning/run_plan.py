@@ -10,7 +10,7 @@ from fisherfunc.gradients.factored.plan import FactoredPlan
 from fisherfunc.gradients.workload import Workload
 
 SOLVER_MATRICES = 6
-"""The N × N matrices of an eigensolve (of its block, in the solver's dtype, and the solver's own), or of the estimates of
+"""The N × N matrices of an eigensolve (of its block, in the solver's dtype, and the solver's own), or of estimates of
 the population (5.7 of 3,200 tokens)."""
 
 
