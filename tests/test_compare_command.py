@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from click.testing import CliRunner
+from consoles import shown
 from spectra import spectrum
 
 import fisherfunc as ff
@@ -175,12 +176,7 @@ def test_the_help_names_every_option_and_fits_80_columns():
 
 
 def printed(found, width=120, metrics=DEFAULTS):
-    from rich.console import Console
-
-    console = Console(width=width, color_system=None)
-    with console.capture() as capture:
-        console.print(compare_report(found, metrics=metrics))
-    return capture.get()
+    return shown(compare_report(found, metrics=metrics), width)
 
 
 def test_what_does_not_exist_is_a_dash_and_markup_is_not_interpreted():

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 from builders import grams_of
+from consoles import shown
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 
 import fisherfunc as ff
 from fisherfunc.linalg.metrics import SUMMARY
@@ -147,13 +147,6 @@ def test_constants_have_no_round_off_for_an_interval():
     assert (found["three"].low, found["three"].high, found["three"].standard_error) == (3.3, 3.3, 0.0)
 
 
-def shown(renderable, width=200):
-    console = Console(width=width, color_system=None)
-    with console.capture() as capture:
-        console.print(renderable)
-    return capture.get()
-
-
 def test_intervals_that_are_not_there_survive_files_tables_and_comparisons(tmp_path):
     trees = {name: {"a.w": gaussian(20, 30, seed=n), "b.w": gaussian(20, 3, seed=9 + n)} for n, name in enumerate("xy")}
     known = {"loss": "mine", "batch": "one", "fisher": "empirical"}
@@ -161,7 +154,7 @@ def test_intervals_that_are_not_there_survive_files_tables_and_comparisons(tmp_p
     result = ff.spectrum_of_grams(grams["x"], blocks=ff.by_parameter, intervals="jackknife")
     (tmp_path / "spectrum.json").write_text(to_json(result))
     assert read_spectrum(tmp_path).intervals == result.intervals
-    text = shown(report(result, width=200))
+    text = shown(report(result, width=200), 200)
     gaps = [label for label, of in {"a.w": result.intervals.blocks["a.w"]}.items() if not of["effective_rank"].known]
     assert gaps == ["a.w"] and "no interval of " in text and "eff. rank in a.w" in text
     lines = text.splitlines()
@@ -179,7 +172,7 @@ def test_intervals_that_are_not_there_survive_files_tables_and_comparisons(tmp_p
         json.loads(json.dumps(both.to_dict(), allow_nan=False))["intervals"]["a.w"]["effective_rank"]["x"]["low"]
         is None
     )
-    table = shown(compare_report(both, metrics=list(SUMMARY)))
+    table = shown(compare_report(both, metrics=list(SUMMARY)), 200)
     assert "None" not in table and "x: no interval of " in table
 
     plot_comparison(both, metrics=list(SUMMARY))
@@ -190,4 +183,4 @@ def test_a_table_of_intervals_of_one_metric_is_shown():
         return jackknife(grams, metrics={"trace": SUMMARY["trace"]}, num_leading=0, **how)
 
     found = ff.spectrum_of_grams(grams_of({"w": gaussian(9, 4)}), intervals=of_the_trace)
-    assert "95% intervals by jackknife" in shown(report(found, width=200))
+    assert "95% intervals by jackknife" in shown(report(found, width=200), 200)

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from consoles import shown
 from spectra import spectrum
 
 from fisherfunc.linalg.metrics import summary
@@ -16,12 +17,7 @@ FIGURES = ("largest", "second", "gap", "condition_number", "effective_rank", "tr
 
 
 def _printed(result, width=100):
-    from rich.console import Console
-
-    console = Console(width=width, color_system=None)
-    with console.capture() as capture:
-        console.print(report(result, width=width))
-    return capture.get()
+    return shown(report(result, width=width), width)
 
 
 def _rows(text):

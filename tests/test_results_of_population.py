@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from builders import grams_of
-from rich.console import Console
+from consoles import shown
 
 import fisherfunc as ff
 from fisherfunc.partitioning import by_parameter
@@ -29,10 +29,7 @@ def result_of(grams=GRAMS, **options):
 
 
 def printed(result, width=200):
-    console = Console(width=width, color_system=None)
-    with console.capture() as capture:
-        console.print(report(result, width=width))
-    return capture.get()
+    return shown(report(result, width=width), width)
 
 
 def test_a_result_has_the_summary_of_its_grams_also_from_its_file(tmp_path):

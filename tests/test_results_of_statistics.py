@@ -9,6 +9,7 @@ import pytest
 import torch
 from builders import grams_of
 from commands import run, tiny
+from consoles import shown
 from spectra import spectrum as result_of_rows
 
 import fisherfunc as ff
@@ -35,12 +36,7 @@ def result_of(**options):
 
 
 def printed(result, width=160):
-    from rich.console import Console
-
-    console = Console(width=width, color_system=None)
-    with console.capture() as capture:
-        console.print(report(result, width=width))
-    return capture.get()
+    return shown(report(result, width=width), width)
 
 
 @pytest.mark.parametrize("center", [False, True])

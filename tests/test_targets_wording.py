@@ -7,7 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from commands import run, tiny
-from rich.console import Console
+from consoles import shown
 from torch import nn
 
 import fisherfunc as ff
@@ -31,13 +31,6 @@ def setting():
     return nn.Linear(2, 3), (torch.randn(4, 2), torch.tensor([0, 1, 2, 0]))
 
 
-def printed(shown):
-    console = Console(width=120)
-    with console.capture() as capture:
-        console.print(shown)
-    return capture.get()
-
-
 @pytest.mark.parametrize("kind", NAMES)
 def test_results_and_their_tables_and_plots_say_which_fisher(kind, tmp_path):
     model, batch = setting()
@@ -46,7 +39,7 @@ def test_results_and_their_tables_and_plots_say_which_fisher(kind, tmp_path):
     assert result.metadata["fisher"] == fisher
     name = {"sampled": "sampled(num_draws=3, seed=7)"}.get(kind, kind)
     assert result.metadata["targets"] == name
-    text = printed(report(result))
+    text = shown(report(result))
     assert text.startswith(f"{title} of Linear ") and f"{title} per token: " in text and f"({ROWS[kind]})" in text
     axes = plot_spectrum(result).axes[0]
     assert axes.get_title(loc="left") == f"Spectrum of the {title[0].lower() + title[1:]}"
@@ -64,7 +57,7 @@ def test_plans_say_which_fisher_and_count_its_rows(kind):
     result = ff.fisher_spectrum(model, batch, targets=TARGETS[kind])
     assert plan.num_units == result.metadata["num_rows"] == result.metadata["plan"]["num_units"]
     assert plan.operations == pytest.approx(result.metadata["plan"]["operations"])
-    text = printed(plan_report(plan, {"fisher": NAMES[kind][0], "model": "Linear"}))
+    text = shown(plan_report(plan, {"fisher": NAMES[kind][0], "model": "Linear"}))
     assert f"Plan for Linear: {NAMES[kind][1][0].lower() + NAMES[kind][1][1:]}" in text
     assert f"{ROWS[kind]} of 4 sequence(s)" in text
 
