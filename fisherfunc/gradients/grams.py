@@ -218,7 +218,7 @@ def _passed(
                 "route": "factored",
                 "plan": factored_run(plan, work, memory_limit=limit).to_dict(),
                 "passes": plan.num_passes,
-                "passes_from_cuts": plan.passes_from_cuts,
+                "segments": plan.num_segments,
                 "chunk_size": plan.chunk_size,
                 "predicted_peak_bytes": plan.peak_bytes,
                 "causal_prefixes": plan.structure.causal,
