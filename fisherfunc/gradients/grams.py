@@ -149,7 +149,14 @@ def token_grams(
         limit = options.limit(next(iter(params.values())).device)
         how: dict[str, Any] = {"labels": labels, "coordinates": coordinates, "limit": limit, "seed": seed}
         done, checked = certified(done, done_by, **how)
-        measured = round_off(done.grams, done.rows, checked.differences, **how)
+        again = replace(options, memory_limit=limit // 4, tried=False, progress=None, refused=_refused(done.how))
+        measured = round_off(
+            done.grams,
+            done.rows,
+            checked.differences,
+            lambda rows: _passed(rows, again, done.how["route"], coordinates, NOWHERE, "")[0],
+            **how,
+        )
     facts: dict[str, Any] = {
         "fisher": targets.fisher,
         "targets": targets.name,
@@ -186,6 +193,11 @@ def token_grams(
         labels=labels,
         errors=measured.errors,
     )
+
+
+def _refused(how: Mapping[str, Any]) -> dict[str, str]:
+    """What a pass did not exploit, or did not factor."""
+    return {**how.get("given_up", {}), **how.get("formed_parameters", {})}
 
 
 def _by_label(num_params: Mapping[str, int], options: PassOptions) -> dict[str, int]:

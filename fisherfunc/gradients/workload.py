@@ -74,6 +74,7 @@ class PassOptions:
         labels: {parameter: the label that its Gram is added under}; each has a Gram of its own where None.
         empty: Gives the tensors that factors are held in, in files; in memory where None.
         checked: Whether the Grams will be held against ordinary backward passes (certificate.py).
+        tried: Whether a long pass is tried on a few tokens before it begins.
         refused: {exploit, or parameter that is not to be factored: why}; what a check has failed for.
         progress: Called with the token passes done and their total.
     """
@@ -84,6 +85,7 @@ class PassOptions:
     labels: Mapping[str, str] | None = None
     empty: Empty | None = None
     checked: bool = True
+    tried: bool = True
     refused: Mapping[str, str] = field(default_factory=dict)
     progress: Progress | None = None
 
