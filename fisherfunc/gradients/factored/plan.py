@@ -38,10 +38,7 @@ from fisherfunc.gradients.workload import PassOptions, Workload
 LIBRARIES = 2**26
 """Bytes that libraries of matrix products keep for themselves, measured; for a small model what it saves, if less."""
 PARTS = 8
-"""A group holds at most this part of all factors, or as much as all Grams take, or `LITTLE`."""
-LITTLE = 2**28
-"""Bytes that are not worth another group: its forward passes have the code between the segments in them again (GPT-2
-4 × 256, 252 tokens on a CPU: 4.0 s in one group, 4.7 in three, 5.0 in six)."""
+"""A group holds at most this part of all factors, or as much as all Grams take, or little (linalg/grain.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +132,7 @@ def plan_factored(work: Workload, options: PassOptions, *, structure: Structure 
     if not structure.stacked:
         needs = replace(needs, stacked=False)
         found = from_the_losses(needs)
-    most = max(sum(held.values()) // PARTS, num_grams * gram, LITTLE)
+    most = max(sum(held.values()) // PARTS, num_grams * gram, tally.grain.little)
     segments = _segments(traced, structure, held, min(most, needs.room // 2)) if structure.divisible else WHOLE
     if segments.ends:
         carried = carried_bytes(traced, structure, work.num_params, tally, held)
