@@ -16,6 +16,7 @@ REPOSITORY = Path(__file__).parents[1]
 DOCS = REPOSITORY / "docs"
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 PAGES = sorted(DOCS.rglob("*.md"))
+LINKED = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *PAGES]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
@@ -74,9 +75,7 @@ def test_the_losses_are_those_of_the_card():
     assert f"unigram baseline has {card['unigram_loss']:.2f}" in text
 
 
-@pytest.mark.parametrize(
-    "path", [*(REPOSITORY / n for n in ("README.md", "CONTRIBUTING.md")), *PAGES], ids=lambda path: path.name
-)
+@pytest.mark.parametrize("path", LINKED, ids=lambda path: path.name)
 def test_links_lead_somewhere(path):
     """To a file of the repository; from a page of the site to another one, which is what the site has."""
     for target in LINK.findall(path.read_text(encoding="utf-8")):
@@ -106,7 +105,7 @@ def test_the_reference_has_every_public_name():
         value = getattr(ff, name)
         if not isinstance(value, ModuleType):
             own = (
-                f"{value.__module__}.{value.__name__}"  # of a function and a module of one name Griffe takes the latter
+                f"{value.__module__}.{value.__name__}"  # Griffe takes a module of the same name
             )
             wanted.add(own if own in directives else f"fisherfunc.{name}")
             continue
