@@ -104,9 +104,7 @@ def test_the_reference_has_every_public_name():
     for name in [*ff.__all__, "testing"]:
         value = getattr(ff, name)
         if not isinstance(value, ModuleType):
-            own = (
-                f"{value.__module__}.{value.__name__}"  # Griffe takes a module of the same name
-            )
+            own = f"{value.__module__}.{value.__name__}"  # Griffe takes a module of the same name
             wanted.add(own if own in directives else f"fisherfunc.{name}")
             continue
         wanted.add(value.__name__)
