@@ -119,3 +119,8 @@ def test_the_map_of_the_code_names_files_that_exist():
     named = re.findall(r"`((?:\w+/)+\w+\.py)`", page("code-map.md"))
     for name in named:
         assert (REPOSITORY / "fisherfunc" / name).exists() or (REPOSITORY / name).exists(), name
+
+
+def test_the_laws_of_the_documentation_are_those_of_the_testing_kit():
+    rows = [f"| {law.name} | {law.applies_to} | {law.tolerance:g} | {law.statement} |" for law in ff.testing.laws]
+    assert "\n".join(rows) in page("how-to/testing.md")
