@@ -1,6 +1,8 @@
 """The result of a run: the spectra of the blocks, of the block-diagonal matrix and of the full matrix."""
 
+import os
 from collections.abc import Iterable, Mapping
+from importlib import import_module
 from typing import Any
 
 from fisherfunc.linalg import metrics
@@ -69,6 +71,20 @@ class FisherSpectrum:
     def to_latex(self) -> str:
         """Return the table of the matrices as LaTeX, for the package booktabs."""
         return latex(self._sheet(), num_whole=2)
+
+    def save_html(self, path: str | os.PathLike[str]) -> None:
+        """Write a page that needs nothing else: what was measured, tables, plots, warnings, and how to repeat it.
+
+        The page is made by the layer that writes files, which is above this one: it is imported by name.
+
+        Args:
+            path: The file.
+
+        Raises:
+            ImportError: If Jinja2 is not installed.
+            OSError: If the file cannot be written.
+        """
+        import_module("fisherfunc.surface.html_report").save_html({"": self}, path)
 
     def _sheet(self) -> Sheet:
         return result_sheet(self.matrices, self.metadata, self.population)

@@ -8,6 +8,7 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -43,15 +44,17 @@ class Sheet:
 
 
 def figure(value: Number | None) -> str:
-    """Write a number: an integer whole, any other to four digits, a dash where there is none.
+    """Write a number: an integer whole, any other to four digits or to ones, a dash where there is none.
 
     Example:
-        >>> figure(504672), figure(53.1234), figure(None)
-        ('504,672', '53.12', '–')
+        >>> figure(504672), figure(53.1234), figure(14381.2), figure(None)
+        ('504,672', '53.12', '14,381', '–')
     """
     if value is None or not math.isfinite(value):
         return NOTHING
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e7 else f"{value:.4g}"
 
 
 def number_of(value: object) -> float | None:
@@ -107,35 +110,57 @@ def colours_of(labels: Sequence[str]) -> dict[str, str]:
 
 
 def log_plot(lines: Mapping[str, Sequence[float]]) -> str:
-    """Return an SVG of positive values against their rank, both logarithmic."""
-    kept = {label: _thinned([v for v in values if v > 0]) for label, values in lines.items()}
-    points = [point for found in kept.values() for point in found]
-    if not points:
+    """Return an SVG of positive values against their rank, both logarithmic; of what has none, nothing."""
+    kept = {
+        label: [(rank, math.log10(value)) for rank, value in _thinned([v for v in values if v > 0])]
+        for label, values in lines.items()
+    }
+    heights = [height for points in kept.values() for _, height in points]
+    if not heights:
         return ""
-    right = math.log10(max(rank for rank, _ in points)) or 1.0
-    low, high = (math.log10(end(value for _, value in points)) for end in (min, max))
-    low, high = math.floor(low), max(math.ceil(high), math.floor(low) + 1)
+    low = math.floor(min(heights))
+    high = max(math.ceil(max(heights)), low + 1)
+    return _plot(kept, {f"1e{power}": power for power in range(low, high + 1, math.ceil((high - low) / 5))}, "λ", high)
 
-    def place(rank: Number, value: Number) -> tuple[float, float]:
+
+def share_plot(lines: Mapping[str, Sequence[float]]) -> str:
+    """Return an SVG of the share that the first values have of their sum, against their number; of zeros, nothing."""
+    kept = {}
+    for label, values in lines.items():
+        total = sum(values)
+        kept[label] = _thinned([value / total for value in accumulate(values)]) if total > 0 else []
+    if not any(kept.values()):
+        return ""
+    return _plot(kept, {f"{share}%": share / 100 for share in (0, 25, 50, 75, 100)}, "", 1)
+
+
+def _plot(kept: Mapping[str, Sequence[tuple[int, float]]], marks: Mapping[str, Number], name: str, high: Number) -> str:
+    """Lines of (rank, height), ranks on a logarithmic axis; marks are {text: height}, the lowest at the bottom."""
+    low = min(marks.values())
+    right = math.log10(max(rank for points in kept.values() for rank, _ in points)) or 1.0
+
+    def place(rank: Number, height: Number) -> tuple[float, float]:
         across = _LEFT + (_WIDE - _LEFT - _RIGHT) * math.log10(rank) / right
-        return across, 8 + (_HIGH - _BELOW - 8) * (high - math.log10(value)) / (high - low)
+        return across, 8 + (_HIGH - _BELOW - 8) * (high - height) / (high - low)
 
-    colours, drawn = colours_of(list(lines)), []
-    for label, found in kept.items():
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in found))
+    colours, drawn = colours_of(list(kept)), []
+    for label, points in kept.items():
+        if not points:
+            continue
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
         look = f'fill="none" stroke="{colours[label]}" stroke-width="{2 if colours[label] == "currentColor" else 1.4}"'
         ends = 'stroke-linecap="round" stroke-linejoin="round"'
         path += " " + path.split(" ")[-1]  # twice, so that a single point is seen
         drawn.append(f'<polyline points="{path}" {look} {ends}><title>{_escaped(label)}</title></polyline>')
-    step = math.ceil((high - low) / 5)
-    marks = [(f"1e{power}", *place(1, 10.0**power)) for power in range(low, high + 1, step)]
-    ticks = [_line(_LEFT, y, _WIDE - _RIGHT, y) + _words(_LEFT - 5, y + 4, name, "end") for name, _, y in marks]
+    ticks = []
+    for text, height in marks.items():
+        y = place(1, height)[1]
+        ticks.append(_line(_LEFT, y, _WIDE - _RIGHT, y) + _words(_LEFT - 5, y + 4, text, "end"))
     for power in range(math.floor(right) + 1):
-        across = place(10**power, 1)[0]
-        ticks.append(_words(across, _HIGH - _BELOW + 16, f"{10**power:,}", "middle"))
-    title = _words((_WIDE - _RIGHT + _LEFT) / 2, _HIGH - 4, "rank", "middle") + _words(4, 12, "λ", "start")
+        ticks.append(_words(place(10**power, low)[0], _HIGH - _BELOW + 16, f"{10**power:,}", "middle"))
+    title = _words((_WIDE - _RIGHT + _LEFT) / 2, _HIGH - 4, "rank", "middle") + _words(4, 12, name, "start")
     return (
-        f'<svg viewBox="0 0 {_WIDE} {_HIGH}" role="img" aria-label="eigenvalues against their rank" '
+        f'<svg viewBox="0 0 {_WIDE} {_HIGH}" role="img" aria-label="{name or "share of the sum"} against rank" '
         f'style="width:100%;max-width:{_WIDE}px;height:auto" xmlns="http://www.w3.org/2000/svg" '
         f'font-size="11" fill="currentColor">{"".join(ticks)}{title}{"".join(drawn)}</svg>'
     )

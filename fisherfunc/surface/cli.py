@@ -11,6 +11,7 @@ from fisherfunc.surface.boundary import Group, Interrupted, guarded
 from fisherfunc.surface.compare_command import compare
 from fisherfunc.surface.format_options import FORMAT, as_options
 from fisherfunc.surface.help_texts import PLAN_HELP, SPECTRUM_HELP, TOKENS_HELP
+from fisherfunc.surface.report_command import report
 from fisherfunc.surface.terminal import console as _console
 from fisherfunc.surface.terminal import hush as _hush
 from fisherfunc.surface.terminal import written
@@ -220,10 +221,11 @@ def _show(result: Any, form: str) -> None:
     if form == "json":
         click.echo(json.dumps(result.to_dict(), allow_nan=False, indent=1))
         return
-    from fisherfunc.surface.report import report
+    from fisherfunc.surface.report import report as table_of
 
     console = _console()
-    console.print(report(result, width=console.width))
+    console.print(table_of(result, width=console.width))
 
 
 cli.add_command(compare)
+cli.add_command(report)
