@@ -79,13 +79,27 @@ def test_the_page_holds_what_the_result_holds(result):
     assert [warning for warning in html_report.limits_of(result, result.full).warnings if warning not in found] == []
 
 
-def test_the_python_of_the_page_gives_the_same_numbers(result):
-    """Of the model and the batch at hand, with the seed and the number of tokens of the result."""
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"seed": 3, "num_tokens": 7, "blocks": ff.by_parameter, "center": True},
+        {"unit": "sequence", "blocks": ff.whole},
+        {"targets": ff.targets.sampled(num_draws=2, seed=5)},
+        {"targets": ff.targets.all_classes()},
+    ],
+    ids=["plain", "picked and centred", "sequences", "sampled", "all classes"],
+)
+def test_the_python_of_the_page_gives_the_same_numbers(options):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
-    namespace = {"model": model, "batch": (torch.randn(12, 4), torch.randint(3, (12,)))}
+    batch = (torch.randn(12, 4), torch.randint(3, (12,)))
+    result = ff.fisher_spectrum(model, batch, **options)
+    namespace = {"model": model, "batch": batch}
     exec(html_report._python(result.metadata), namespace)
-    assert torch.equal(namespace["result"].full.eigenvalues, result.full.eigenvalues)
+    again = namespace["result"]
+    assert list(again.blocks) == list(result.blocks)
+    assert torch.equal(again.full.eigenvalues, result.full.eigenvalues)
 
 
 JOBS = st.builds(

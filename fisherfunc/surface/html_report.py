@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fisherfunc.linalg import metrics
+from fisherfunc.partitioning import RULES
 from fisherfunc.pipeline.result import FisherSpectrum, limits_of
 from fisherfunc.pipeline.sheets import result_sheet, which
 from fisherfunc.population.estimate import Estimate
@@ -222,9 +223,11 @@ def _python(facts: Mapping[str, Any]) -> str:
     given = [f"seed={facts.get('seed', 0)}", f"num_tokens={facts.get('num_tokens')}"]
     given += [f"unit={facts['unit']!r}"] if facts.get("unit", "token") != "token" else []
     given += ["center=True"] if facts.get("centered") else []
-    given += [f"blocks=ff.{facts['blocks']}"] if str(facts.get("blocks", "")).startswith("by_") else []
+    rule = facts.get("blocks")
+    given += [f"blocks=ff.{rule}" if rule in {known.__name__ for known in RULES.values()} else "blocks=RULE"]
     targets = str(facts.get("targets", "observed"))
-    given += [] if targets.startswith("observed") else [f"targets=ff.targets.{targets}"]
+    call = targets if targets.endswith(")") else f"{targets}()"
+    given += [] if targets == "observed" else [f"targets=ff.targets.{call}"]
     lines = ["import fisherfunc as ff"]
     if facts.get("text") and facts.get("model_id"):
         lines += [
