@@ -32,7 +32,7 @@ from fisherfunc.testing.gradients import (
 )
 from fisherfunc.testing.law import Failure, Law, Report
 from fisherfunc.testing.models import TinyModel, classifiers, language_models, regressors, tiny_models
-from fisherfunc.testing.modules import TinyForCausalLM, TinyPerceptron, with_weights
+from fisherfunc.testing.modules import with_weights
 from fisherfunc.testing.mutants import Mutant, mutants
 from fisherfunc.testing.spectral_laws import (
     KERNEL_LAWS,
@@ -56,9 +56,7 @@ __all__ = [
     "Law",
     "Mutant",
     "Report",
-    "TinyForCausalLM",
     "TinyModel",
-    "TinyPerceptron",
     "check_kernel",
     "check_loss",
     "check_metric",

@@ -162,7 +162,7 @@ def as_code(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"torch.tensor({value.tolist()}, dtype={value.dtype})"
     if isinstance(value, nn.Module) and hasattr(value, "made_with"):
-        return f"with_weights({type(value).__name__}{value.made_with}, {as_code(dict(value.state_dict()))})"
+        return f"with_weights({type(value).__name__!r}, {value.made_with}, {as_code(dict(value.state_dict()))})"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key!r}: {as_code(entry)}" for key, entry in value.items()) + "}"
     if isinstance(value, tuple) and hasattr(value, "_fields"):

@@ -1,6 +1,6 @@
 """Tiny modules: a causal transformer of one layer and a perceptron. Ids are `(b, s)`, logits `(b, s, v)`."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -59,12 +59,14 @@ class TinyPerceptron(nn.Module):
         return self.head(hidden)
 
 
-def with_weights(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
-    """Give a tiny module these weights, in their dtype and evaluation mode: what a counterexample is pasted with.
+def with_weights(kind: str, made_with: tuple[Any, ...], weights: dict[str, Tensor]) -> nn.Module:
+    """Build a tiny module with these weights, in their dtype and evaluation mode: what a counterexample is pasted with.
 
     Args:
-        module: A tiny module; it is written to.
+        kind: "TinyForCausalLM" or "TinyPerceptron".
+        made_with: The arguments of its class.
         weights: As `state_dict` has them.
     """
+    module = {"TinyForCausalLM": TinyForCausalLM, "TinyPerceptron": TinyPerceptron}[kind](*made_with)
     module.to(next(iter(weights.values())).dtype).load_state_dict(weights)
     return module.eval()
