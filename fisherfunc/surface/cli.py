@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from fisherfunc.surface.boundary import Group, Interrupted, guarded
+from fisherfunc.surface.check_command import check
 from fisherfunc.surface.compare_command import compare
 from fisherfunc.surface.format_options import FORMAT, as_options
 from fisherfunc.surface.help_texts import PLAN_HELP, SPECTRUM_HELP, TOKENS_HELP
@@ -229,3 +230,4 @@ def _show(result: Any, form: str) -> None:
 
 cli.add_command(compare)
 cli.add_command(report)
+cli.add_command(check)
