@@ -19,6 +19,7 @@ def folder(tmp_path_factory):
     tokenizer.add_special_tokens({"bos_token": "[CLS]"})
     tokenizer.save_pretrained(root / "gpt2")
     (root / "plain.txt").write_text(hf_folders.sentence(40))
+    (root / "once.txt").write_text("[CLS] " + hf_folders.sentence(40))
     (root / "twice.txt").write_text("[CLS] [CLS] " + hf_folders.sentence(40))
     return root
 
@@ -42,7 +43,7 @@ def test_the_screen_says_what_is_covered_and_how(folder):
 def test_a_text_that_is_too_short_and_two_start_tokens_are_told(folder):
     short = found(folder, "plain.txt", num_tokens=1000)["text"]
     assert "36 tokens in windows of 10 positions; the text is too short for 1,000" in short  # four windows of nine
-    assert "two start tokens" in found(folder, "twice.txt")["look at"]
+    assert "two start tokens" in found(folder, "twice.txt")["look at"] and "look at" not in found(folder, "once.txt")
 
 
 def test_frozen_parameters_are_counted_as_left_out():
