@@ -20,7 +20,7 @@ import fisherfunc as ff
 PACKAGE = Path(ff.__file__).parent
 REPOSITORY = Path(__file__).parents[1]
 LAYERS = ("records", "linalg", "partitioning", "statistics", "population", "gradients", "models", "pipeline", "surface")
-EXTRAS = ("transformers", "tokenizers", "accelerate", "matplotlib", "click", "rich", "hypothesis")
+EXTRAS = ("transformers", "tokenizers", "accelerate", "matplotlib", "click", "rich", "hypothesis", "pandas")
 WITH_EXTRAS = ("surface", "testing", "assets")
 WITH_EFFECTS = ("surface.", "records.storage.", "__main__.")
 WITH_EFFECTS += ("records.tensor_files.", "records.spill.")

@@ -169,3 +169,15 @@ def test_version_and_no_command():
     unknown = runner.invoke(cli, ["spectra"], prog_name="fisherfunc")
     assert unknown.exit_code == 2
     assert re.fullmatch(r"fisherfunc: error: No such command 'spectra'.*; see fisherfunc --help\n", unknown.stderr)
+
+
+def test_json_is_short_for_format_json(tmp_path):
+    """Before or after other options, also beside --format, and standard output holds nothing else."""
+    found = []
+    for name, form in (("a", ["--json"]), ("b", ["--format", "json"])):
+        output = run("--tokens", "12", *form, "--out", tmp_path / name).stdout
+        found.append(json.loads(output)["full"])
+    assert found[0] == found[1]
+    for words in (["compare", "--json", tmp_path / "a", tmp_path / "b"], ["plan", "--json", "--format", "table"]):
+        result = CliRunner().invoke(cli, [str(word) for word in words], prog_name="fisherfunc")
+        assert isinstance(json.loads(result.stdout), dict)

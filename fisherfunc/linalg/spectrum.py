@@ -4,6 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherfunc.records.record import record
+from fisherfunc.records.sheet import Sheet, as_html, as_text, figure, number_of
 
 
 @record(static=("num_tokens", "num_params", "solver", "fallback", "exact"))
@@ -33,3 +34,30 @@ class Spectrum:
     solver: str
     fallback: str | None = None
     exact: bool = True
+
+    def __repr__(self) -> str:
+        """Show it in two lines."""
+        return as_text(_sheet(self))
+
+    def _repr_html_(self) -> str:
+        """Show it in a notebook, with a plot."""
+        return as_html(_sheet(self))
+
+
+def _sheet(spectrum: Spectrum) -> Sheet:
+    values, floor = spectrum.eigenvalues, number_of(spectrum.resolution)
+    count, size = f"N = {spectrum.num_tokens}", f"P = {spectrum.num_params or 'unknown'}"
+    if floor is None or values.ndim != 1:  # a stack of them, or under vmap
+        shape = tuple(getattr(values, "shape", ()))
+        return Sheet(title=f"Spectra of F, eigenvalues of shape {shape}, {count}, {size}, by {spectrum.solver}")
+    resolved = values[values > floor].tolist()
+    leading = ", ".join(f"λ_{k} {figure(value)}" for k, value in enumerate(values[:3].tolist(), start=1))
+    how = "exact" if spectrum.exact else "approximate"
+    return Sheet(
+        title=f"Spectrum of F: {len(values)} eigenvalues, {count}, {size}",
+        notes=[
+            f"{leading}, trace {figure(values.sum().item())}; {len(resolved)} above the resolution {figure(floor)}",
+            f"{how}, by {spectrum.solver}" + (f" after {spectrum.fallback}" if spectrum.fallback else ""),
+        ],
+        lines={"F": resolved},
+    )

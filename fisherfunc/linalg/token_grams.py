@@ -23,6 +23,7 @@ from fisherfunc.linalg.which_tokens import which_tokens
 from fisherfunc.records.dtypes import dtype_name
 from fisherfunc.records.hashing import short_hash
 from fisherfunc.records.record import record
+from fisherfunc.records.sheet import Sheet, as_html, as_text, figure, number_of
 from fisherfunc.records.storage import replacing
 from fisherfunc.records.tensor_files import apart
 
@@ -57,6 +58,14 @@ class TokenGrams:
     metadata: Mapping[str, Any]
     labels: Mapping[str, str] | None = None
     errors: Mapping[str, float] | None = None
+
+    def __repr__(self) -> str:
+        """Show it on one screen: a row per Gram."""
+        return as_text(_sheet(self))
+
+    def _repr_html_(self) -> str:
+        """Show it in a notebook."""
+        return as_html(_sheet(self))
 
     @property
     def num_rows(self) -> int:
@@ -245,3 +254,22 @@ class TokenGrams:
                 f"select expected a flat index of integers into {self.num_rows} rows, got {index.tolist()}"
             )
         return index
+
+
+def _sheet(grams: TokenGrams) -> Sheet:
+    """A row per Gram: its parameters, and tr K/N, which is its share of the trace of F."""
+    rows = []
+    for name, gram in grams.grams.items():
+        trace = number_of(gram.trace()) if isinstance(gram, Tensor) and gram.ndim == 2 else None
+        rows.append((name, figure(grams.num_params[name]), figure(trace and trace / grams.num_units)))
+    size = sum(gram.numel() * gram.element_size() for gram in grams.grams.values() if isinstance(gram, Tensor))
+    centered = ", centred" if grams.centered else ""
+    return Sheet(
+        title=f"{len(rows)} Grams of {grams.num_rows} rows, {grams.num_units} {grams.unit}s, {grams.fisher}{centered}",
+        columns=("Gram", "P", "tr K/N"),
+        rows=rows,
+        notes=[
+            f"K = G Gᵀ, not divided by N; {size / 1e6:.3g} MB; gradients in {dtype_name(grams.precision)}; "
+            "ff.spectrum_of_grams(grams) has the spectra",
+        ],
+    )

@@ -8,7 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherfunc.pipeline.result import FisherSpectrum
+from fisherfunc.pipeline.sheets import value_frame, which
 from fisherfunc.records.record import record
+from fisherfunc.records.sheet import Sheet, as_html, as_text, figure
 from fisherfunc.statistics.coupling import BlockCoupling
 from fisherfunc.statistics.interval import Interval
 
@@ -40,6 +42,22 @@ class Comparison:
     similarity: dict[str, Float[Tensor, "r r"]]
     overlaps: dict[str, Float[Tensor, "r r"]]
     differing: Mapping[str, Mapping[str, Any]]
+
+    def __repr__(self) -> str:
+        """Show it on one screen: a row per result, of the full matrix."""
+        return as_text(_sheet(self))
+
+    def _repr_html_(self) -> str:
+        """Show it in a notebook: the table, and the spectra of the full matrices."""
+        return as_html(_sheet(self))
+
+    def to_dataframe(self) -> Any:
+        """Return a tidy pandas DataFrame: a row per result, block and metric, with value and ratio to the first.
+
+        Raises:
+            ImportError: If pandas is not installed.
+        """
+        return value_frame(self.values, ratio=self.ratios)
 
     @property
     def names(self) -> list[str]:
@@ -74,3 +92,24 @@ def _plain(table: Table) -> dict[str, Any]:
 
 def _rows(matrix: Float[Tensor, "r r"]) -> list[list[float | None]]:
     return [[value if math.isfinite(value) else None for value in row] for row in matrix.tolist()]
+
+
+_SHOWN = {"largest": "λ_max", "trace": "trace", "effective_rank": "eff. rank"}
+
+
+def _sheet(comparison: Comparison) -> Sheet:
+    """Of the full matrix, whose label is the last one."""
+    label = list(comparison.values)[-1]
+    values, ratios = comparison.values[label], comparison.ratios[label]
+    rows = []
+    for name, result in comparison.results.items():
+        numbers = [figure(table[metric][name]) for metric in _SHOWN for table in (values, ratios)]
+        rows.append((name, figure(result.full.num_tokens), figure(result.metadata.get("mean_loss")), *numbers))
+    first = next(iter(comparison.results.values()))
+    return Sheet(
+        title=f"{len(rows)} results, full matrix of the {which(first.metadata)}",
+        columns=("result", "N", "loss", *(heading for name in _SHOWN.values() for heading in (name, "×"))),
+        rows=rows,
+        notes=[f"×: over the value of {comparison.names[0]!r}; .values[block][metric][result] has all"],
+        lines={name: result.full.eigenvalues.tolist() for name, result in comparison.results.items()},
+    )

@@ -1,12 +1,16 @@
 """The result of a run: the spectra of the blocks, of the block-diagonal matrix and of the full matrix."""
 
+import os
 from collections.abc import Iterable, Mapping
+from importlib import import_module
 from typing import Any
 
 from fisherfunc.linalg import metrics
 from fisherfunc.linalg.spectrum import Spectrum
+from fisherfunc.pipeline.sheets import eigenvalue_frame, latex, metric_frame, result_sheet
 from fisherfunc.population.summary import PopulationSummary
 from fisherfunc.records.record import record
+from fisherfunc.records.sheet import Sheet, as_html, as_text
 from fisherfunc.statistics.coupling import BlockCoupling
 from fisherfunc.statistics.interval import Intervals
 from fisherfunc.statistics.sample_limits import SampleLimits, sample_limits
@@ -34,6 +38,56 @@ class FisherSpectrum:
     coupling: BlockCoupling | None = None
     intervals: Intervals | None = None
     population: PopulationSummary | None = None
+
+    def __repr__(self) -> str:
+        """Show it on one screen: a row per matrix."""
+        return as_text(self._sheet())
+
+    def _repr_html_(self) -> str:
+        """Show it in a notebook: the table, and a plot."""
+        return as_html(self._sheet())
+
+    @property
+    def matrices(self) -> dict[str, Spectrum]:
+        """{label: spectrum}: the blocks, `block_diagonal` and `full` (in parentheses where a block is called that)."""
+        whole = {"block_diagonal": self.block_diagonal, "full": self.full}
+        return {**self.blocks, **{apart_from(self.blocks, name): spectrum for name, spectrum in whole.items()}}
+
+    def to_dataframe(self, of: str = "metrics") -> Any:
+        """Return a tidy pandas DataFrame, of `matrices` in their order.
+
+        Args:
+            of: "metrics": a row per matrix; "eigenvalues": a row per eigenvalue, with rank and whether resolved.
+
+        Raises:
+            ValueError: If `of` is neither.
+            ImportError: If pandas is not installed.
+        """
+        frames = {"metrics": metric_frame, "eigenvalues": eigenvalue_frame}
+        if of not in frames:
+            raise ValueError(f"to_dataframe expected of= one of {list(frames)}, got of={of!r}")
+        return frames[of](self.matrices)
+
+    def to_latex(self) -> str:
+        """Return the table of the matrices as LaTeX, for the package booktabs."""
+        return latex(self._sheet(), num_whole=2)
+
+    def save_html(self, path: str | os.PathLike[str]) -> None:
+        """Write a page that needs nothing else: what was measured, tables, plots, warnings, and how to repeat it.
+
+        The page is made by the layer that writes files, which is above this one: it is imported by name.
+
+        Args:
+            path: The file.
+
+        Raises:
+            ImportError: If Jinja2 is not installed.
+            OSError: If the file cannot be written.
+        """
+        import_module("fisherfunc.surface.html_report").save_html({"": self}, path)
+
+    def _sheet(self) -> Sheet:
+        return result_sheet(self.matrices, self.metadata, self.population)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the eigenvalues as plain Python values that survive JSON; what is undefined is None.

@@ -1,16 +1,18 @@
 """The command line. Commands only read their options; the work is in job.py, the words in report.py."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
-from functools import reduce
 from typing import Any
 
 import click
 
 from fisherfunc.surface.boundary import Group, Interrupted, guarded
+from fisherfunc.surface.check_command import check
 from fisherfunc.surface.compare_command import compare
+from fisherfunc.surface.format_options import FORMAT, as_options
 from fisherfunc.surface.help_texts import PLAN_HELP, SPECTRUM_HELP, TOKENS_HELP
+from fisherfunc.surface.report_command import report
 from fisherfunc.surface.terminal import console as _console
 from fisherfunc.surface.terminal import hush as _hush
 from fisherfunc.surface.terminal import written
@@ -42,7 +44,6 @@ _COUNT = click.IntRange(min=1)
 _CHECKPOINT = click.Choice(["init", "early", "middle", "final"])
 _DTYPE = click.Choice(["float32", "float64", "bfloat16"])
 _BOS = click.Choice(["auto", "always", "never"])
-_FORM = click.Choice(["table", "json"])
 
 
 _BLOCKS = click.Choice(["layer", "module", "parameter", "whole"])
@@ -113,7 +114,7 @@ _PASS = (
         metavar="SIZE",
         help="Limit of the pass: 2GB, 500MB, 1.5GiB.  [default: half of what is free]",
     ),
-    click.option("--format", "form", type=_FORM, default="table", show_default=True, help="What to print."),
+    *FORMAT,
 )
 _OUTPUT = (
     click.option("--quiet", is_flag=True, help="Print nothing but errors; the files are written."),
@@ -133,13 +134,8 @@ _OUTPUT = (
 _DEBUG = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 
 
-def _options(*options: Callable[..., Any]) -> Callable[..., Any]:
-    """A decorator that adds some options, in this order."""
-    return lambda command: reduce(lambda inner, option: option(inner), reversed(options), command)
-
-
 @cli.command(help=SPECTRUM_HELP, short_help="The spectrum of a language model's empirical Fisher.")
-@_options(*_TASK, _CENTER, _INTERVALS, *_ROWS, *_PASS, *_OUTPUT, _DEBUG)
+@as_options(*_TASK, _CENTER, _INTERVALS, *_ROWS, *_PASS, *_OUTPUT, _DEBUG)
 @guarded
 def spectrum(
     form: str, quiet: bool, out: str | None, checkpoint: str | None, resume: str | None, **options: Any
@@ -176,7 +172,7 @@ def spectrum(
 
 
 @cli.command(help=PLAN_HELP, short_help="What `spectrum` would do, and the time and memory it would take.")
-@_options(*_TASK, *_ROWS, *_PASS, _DEBUG)
+@as_options(*_TASK, *_ROWS, *_PASS, _DEBUG)
 @guarded
 def plan(form: str, checkpoint: str | None, **options: Any) -> None:
     """Predict the main job."""
@@ -195,7 +191,7 @@ def plan(form: str, checkpoint: str | None, **options: Any) -> None:
 
 
 @cli.command(help=TOKENS_HELP, short_help="Which tokens carry the leading eigenvectors.")
-@_options(*_TASK, *_DIRECTIONS, _CENTER, *_PASS, _DEBUG)
+@as_options(*_TASK, *_DIRECTIONS, _CENTER, *_PASS, _DEBUG)
 @guarded
 def tokens(form: str, checkpoint: str | None, block: str | None, vectors: int, top: int, **options: Any) -> None:
     """Print tokens."""
@@ -226,10 +222,12 @@ def _show(result: Any, form: str) -> None:
     if form == "json":
         click.echo(json.dumps(result.to_dict(), allow_nan=False, indent=1))
         return
-    from fisherfunc.surface.report import report
+    from fisherfunc.surface.report import report as table_of
 
     console = _console()
-    console.print(report(result, width=console.width))
+    console.print(table_of(result, width=console.width))
 
 
 cli.add_command(compare)
+cli.add_command(report)
+cli.add_command(check)

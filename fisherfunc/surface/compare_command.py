@@ -8,6 +8,7 @@ import click
 from fisherfunc.linalg.metrics import SUMMARY
 from fisherfunc.pipeline.compare import ACROSS
 from fisherfunc.surface.boundary import Interrupted, guarded
+from fisherfunc.surface.format_options import FORMAT, as_options
 from fisherfunc.surface.terminal import console, hush, written
 
 DEFAULT_METRICS = ("largest", "trace", "effective_rank")
@@ -48,9 +49,7 @@ Examples:
     metavar="WHAT",
     help="Allow results to differ in: " + ", ".join(ACROSS) + ".",
 )
-@click.option(
-    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="What to print."
-)
+@as_options(*FORMAT)
 @click.option("--quiet", is_flag=True, help="Print nothing but errors; the files are written.")
 @click.option(
     "--out",

@@ -2,8 +2,9 @@
 
 import os
 import re
+import shlex
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from fisherfunc.surface.texts import read_text
 DEFAULT_TOKENS = 512
 DEFAULT_CONTEXT = 128
 EMBEDDED_CONTEXT = 64
+_OPTIONS = {"num_tokens": "tokens", "memory_limit": "memory", "num_draws": "draws"}
+"""What the options of some fields are called."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +80,17 @@ class Job:
         if self.targets == "sampled":
             return targets.sampled(self.num_draws or 1, seed=self.seed)
         return targets.all_classes() if self.targets == "all-classes" else targets.observed()
+
+    @property
+    def command(self) -> str:
+        """The command line of this job: the options that are not their defaults."""
+        words = ["fisherfunc", "spectrum"]
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if value != entry.default:
+                option = "--" + _OPTIONS.get(entry.name, entry.name.replace("_", "-"))
+                words += [option] if value is True else [option, str(value)]
+        return shlex.join(words)
 
     @property
     def source(self) -> str:
@@ -186,6 +200,7 @@ def loaded_model(job: Job) -> tuple[LoadedModel, list[dict[str, Any]], dict[str,
         "model_id": _storable(job.name),
         "model_source": job.owner,
         "text": _storable(job.text or "embedded sample"),
+        "command": _storable(job.command),
         "context": context,
         "bos": job.bos,
     }

@@ -86,7 +86,7 @@ def language_models(*, dtype: torch.dtype = torch.float64) -> st.SearchStrategy[
         lengths = [draw(st.integers(2, 5)), *draw(st.lists(st.integers(1, 5), max_size=2))]
         tied, named = draw(st.booleans()), draw(st.booleans())
         module = _initialized(draw, lambda: TinyForCausalLM(vocabulary, width, max(lengths), tied, named), dtype)
-        return TinyModel(module, _token_batch(draw, lengths, vocabulary), None)
+        return TinyModel(module, token_batch(draw, lengths, vocabulary), None)
 
     return models()
 
@@ -102,7 +102,8 @@ def _perceptron(draw: st.DrawFn, num_outputs: int, size: int, dtype: torch.dtype
     return module, gaussian(draw, size, num_inputs).to(dtype)
 
 
-def _token_batch(draw: st.DrawFn, lengths: list[int], vocabulary: int) -> dict[str, Tensor]:
+def token_batch(draw: st.DrawFn, lengths: list[int], vocabulary: int) -> dict[str, Tensor]:
+    """Ids, padded on the right, perhaps with a mask, perhaps with labels that have holes; the first has a token."""
     source = generator(draw)
     ids = torch.randint(vocabulary, (len(lengths), max(lengths)), generator=source)
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]

@@ -1,6 +1,6 @@
 """Tiny modules: a causal transformer of one layer and a perceptron. Ids are `(b, s)`, logits `(b, s, v)`."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ class TinyForCausalLM(nn.Module):
 
     def __init__(self, vocabulary: int, width: int, max_length: int, tied: bool, named: bool) -> None:
         super().__init__()
+        self.made_with = (vocabulary, width, max_length, tied, named)
         self.embed = nn.Embedding(vocabulary, width)
         self.positions = nn.Embedding(max_length, width)
         self.query = nn.Linear(width, width, bias=False)
@@ -44,6 +45,7 @@ class TinyPerceptron(nn.Module):
 
     def __init__(self, num_inputs: int, width: int, num_outputs: int, repeats: int, bias: bool) -> None:
         super().__init__()
+        self.made_with = (num_inputs, width, num_outputs, repeats, bias)
         self.first = nn.Linear(num_inputs, width, bias=bias)
         self.shared = nn.Linear(width, width, bias=bias)
         self.head = nn.Linear(width, num_outputs, bias=bias)
@@ -55,3 +57,16 @@ class TinyPerceptron(nn.Module):
         for _ in range(self.repeats):
             hidden = self.shared(hidden).tanh()
         return self.head(hidden)
+
+
+def with_weights(kind: str, made_with: tuple[Any, ...], weights: dict[str, Tensor]) -> nn.Module:
+    """Build a tiny module with these weights, in their dtype and evaluation mode: what a counterexample is pasted with.
+
+    Args:
+        kind: "TinyForCausalLM" or "TinyPerceptron".
+        made_with: The arguments of its class.
+        weights: As `state_dict` has them.
+    """
+    module = {"TinyForCausalLM": TinyForCausalLM, "TinyPerceptron": TinyPerceptron}[kind](*made_with)
+    module.to(next(iter(weights.values())).dtype).load_state_dict(weights)
+    return module.eval()

@@ -2,6 +2,7 @@
 
 from fisherfunc.gradients.losses.binary import binary_classification
 from fisherfunc.gradients.losses.infer import infer
+from fisherfunc.gradients.losses.positions import position_regression, segmentation
 from fisherfunc.gradients.losses.token_losses import (
     IGNORED,
     TokenLoss,
@@ -26,6 +27,8 @@ __all__ = [
     "infer",
     "logits_of",
     "masked_lm",
+    "position_regression",
     "regression",
+    "segmentation",
     "seq2seq_lm",
 ]

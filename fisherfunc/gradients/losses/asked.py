@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fisherfunc.gradients.losses.binary import binary_classification
 from fisherfunc.gradients.losses.infer import targets_of
+from fisherfunc.gradients.losses.positions import position_regression, segmentation
 from fisherfunc.gradients.losses.token_losses import (
     TokenLoss,
     causal_lm,
@@ -27,6 +28,8 @@ LOSSES = (
     seq2seq_lm,
     classification,
     binary_classification,
+    position_regression,
+    segmentation,
     regression,
 )
 

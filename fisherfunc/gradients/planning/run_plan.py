@@ -8,6 +8,7 @@ from fisherfunc.gradients.dense.slabs import DensePlan
 from fisherfunc.gradients.factored.estimate import Cost
 from fisherfunc.gradients.factored.plan import FactoredPlan
 from fisherfunc.gradients.workload import Workload
+from fisherfunc.records.sheet import Sheet, as_html, as_text, figure
 
 SOLVER_MATRICES = 6
 """The N × N matrices of an eigensolve (of its block, in the solver's dtype, and the solver's own), or of estimates of
@@ -55,6 +56,14 @@ class RunPlan:
     rates: Mapping[str, float] = field(default_factory=dict)
     num_targets: int = 1
 
+    def __repr__(self) -> str:
+        """Show it on one screen: a row per parameter."""
+        return as_text(_sheet(self))
+
+    def _repr_html_(self) -> str:
+        """Show it in a notebook."""
+        return as_html(_sheet(self))
+
     @property
     def num_passes(self) -> int:
         """How often all rows are passed over."""
@@ -72,6 +81,24 @@ class RunPlan:
             "seconds": dict(self.seconds) or None,
             "rates": dict(self.rates) or None,
         }
+
+
+def _sheet(plan: RunPlan) -> Sheet:
+    rows = [
+        (name, cost.route, figure(cost.num_params), f"{cost.forward + cost.backward + cost.contraction:.1e}")
+        for name, cost in plan.parameters.items()
+    ]
+    seconds = f", about {figure(plan.seconds['total'])} s" if plan.seconds else ""
+    return Sheet(
+        title=f"Plan: {plan.num_units} rows of {plan.num_sequences} sequences, {plan.num_params:,} parameters{seconds}",
+        columns=("parameter", "route", "entries", "operations"),
+        rows=rows,
+        notes=[
+            f"{plan.num_passes} pass(es) by the {plan.route} route" + (f" ({plan.reason})" if plan.reason else ""),
+            f"peak {plan.peak_bytes / 1e6:,.0f} MB beyond the model, of {plan.memory_limit / 1e6:,.0f} MB allowed",
+            "operations: " + ", ".join(f"{step} {count:.1e}" for step, count in plan.operations.items()),
+        ],
+    )
 
 
 def factored_run(plan: FactoredPlan, work: Workload, *, memory_limit: int) -> RunPlan:
