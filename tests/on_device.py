@@ -29,7 +29,6 @@ ON_CPU = frozenset(
         "huggingface",
         "recorder",
         "results_of_statistics",
-        "spill",
         "targets_rows",
         "targets_wording",
         "threads",

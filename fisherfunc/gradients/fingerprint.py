@@ -41,7 +41,6 @@ def fingerprint(
         "memory_limit": str(options.memory_limit),
         "gram_dtype": dtype_name(options.gram_dtype),
         "labels": "each parameter" if options.labels is None else hash_of(dict(options.labels)),
-        "spill": str(options.empty is not None),
         "device": next(iter(work.params.values())).device.type,
         "versions": str({name: version for name, version in versions().items() if name != "python"}),
     }

@@ -35,7 +35,6 @@ from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.partitioning import labels_of, partition, rule_name
 from fisherfunc.records.axes import Batch, Params, Progress
 from fisherfunc.records.dtypes import dtype_name
-from fisherfunc.records.spill import spilling
 from fisherfunc.records.versions import versions
 
 
@@ -61,7 +60,6 @@ def token_grams(
     drop_nonfinite: bool = False,
     self_check: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
-    spill: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> TokenGrams:
     """The Gram matrix K_p = G_p G_pᵀ of every parameter tensor: unnormalised, exact.
@@ -93,8 +91,6 @@ def token_grams(
             costs about as much and sees less.
         checkpoint: A folder in which the pass keeps what it has done: the same call goes on from there, to the same
             bits, and after the end takes the Grams from there. Each run needs a folder of its own; nothing deletes it.
-        spill: A folder for the factors, the largest thing that the factored route holds, on a CPU: the system may then
-            take their memory, and `memory_limit` does not count them. Their files have no name, so none stays behind.
         progress: Called as `progress(done, total)`, in backward passes of one token.
 
     Returns:
@@ -105,7 +101,7 @@ def token_grams(
             loss or gradient is not finite (the error names sequence, position and parameter), the checkpoint is of
             another run (it says what differs), the targets are not for this loss, this unit or this memory limit, the
             samples of a batch depend on each other, or the self-check fails (it names block and sequences).
-        OSError: If the checkpoint or the spill folder cannot be written.
+        OSError: If the checkpoint cannot be written.
     """
     check_options(num_tokens, chunk_size, memory_limit, route, unit)
     targets = chosen(targets, unit=unit)
@@ -123,7 +119,6 @@ def token_grams(
         memory_limit=memory_limit,
         gram_dtype=gram_dtype,
         labels=labels,
-        empty=None if spill is None else spilling(spill),
         checked=self_check,
         progress=progress,
     )

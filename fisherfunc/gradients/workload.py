@@ -11,7 +11,6 @@ from fisherfunc.gradients.memory import free_bytes
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.nature import Nature
 from fisherfunc.gradients.sequences import Sequences
-from fisherfunc.linalg.strips import Empty
 from fisherfunc.linalg.token_grams import Tokens
 from fisherfunc.records.axes import Batch, Params, Progress
 
@@ -72,7 +71,6 @@ class PassOptions:
         memory_limit: In bytes, beyond the model; half of what is free where None.
         gram_dtype: What Grams are accumulated in.
         labels: {parameter: the label that its Gram is added under}; each has a Gram of its own where None.
-        empty: Gives the tensors that factors are held in, in files; in memory where None.
         checked: Whether the Grams will be held against ordinary backward passes (certificate.py).
         tried: Whether a long pass is tried on a few tokens before it begins.
         refused: {exploit, or parameter that is not to be factored: why}; what a check has failed for.
@@ -83,7 +81,6 @@ class PassOptions:
     memory_limit: int | None = None
     gram_dtype: torch.dtype = torch.float64
     labels: Mapping[str, str] | None = None
-    empty: Empty | None = None
     checked: bool = True
     tried: bool = True
     refused: Mapping[str, str] = field(default_factory=dict)

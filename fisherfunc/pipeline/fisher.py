@@ -54,7 +54,6 @@ def fisher_spectrum(
     drop_nonfinite: bool = False,
     self_check: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
-    spill: str | os.PathLike[str] | None = None,
     intervals: IntervalMethod = None,
     population: bool = True,
     clusters: ClusterLabels = None,
@@ -92,7 +91,6 @@ def fisher_spectrum(
         self_check: Whether to hold the Grams against one ordinary backward pass of the batch; `metadata["self_check"]`
             says how far they were off (see `token_grams`).
         checkpoint: A folder from which the same call goes on where it was stopped, to the same bits (`token_grams`).
-        spill: A folder for factors that memory has no room for (`token_grams`).
         intervals: Confidence intervals of all metrics: "bootstrap" or "jackknife" (see `spectrum_of_grams`).
         population: Whether to estimate what holds of the population as well, where there are three sequences or more.
         clusters: A label per sequence, where sequences are not independent of each other (see `spectrum_of_grams`).
@@ -106,7 +104,7 @@ def fisher_spectrum(
             If targets are others than the observed ones: also for a loss without a predictive distribution, `center`,
             `all_classes` of sequences, or more classes than the memory limit has room for.
         TypeError: If the model or the batch is of a kind that it cannot be.
-        OSError: If the checkpoint or the spill folder cannot be written.
+        OSError: If the checkpoint cannot be written.
         torch.linalg.LinAlgError: If every eigensolver failed.
 
     Example:
@@ -141,7 +139,6 @@ def fisher_spectrum(
         drop_nonfinite=drop_nonfinite,
         self_check=self_check,
         checkpoint=checkpoint,
-        spill=spill,
         progress=progress,
     )
     kernel = robust_eigh(dtype=eigensolve_dtype, device=_eigensolve_device(eigensolve_device, like.device))

@@ -31,7 +31,7 @@ _IN_OPTIONS = (
     (re.compile(r"(?<=\); )choose another one$"), "choose another --out"),
 )
 _PYTHONS_ALONE = re.compile(
-    r"\bff\.[a-z]|\b(?:drop_nonfinite|route|chunk_size|spill|loss|parameters|blocks|labels|kernel|gram_dtype|max_coordinates"
+    r"\bff\.[a-z]|\b(?:drop_nonfinite|route|chunk_size|loss|parameters|blocks|labels|kernel|gram_dtype|max_coordinates"
     r"|self_check|eigensolve_\w+|plan|progress|model|batch)="
 )
 

@@ -18,7 +18,7 @@ from fisherfunc.linalg.by_id import add_by_id
 from fisherfunc.linalg.factors import PointFactors, SharedFactors, cross_gram, form_gradients
 from fisherfunc.linalg.grain import grain_of
 from fisherfunc.linalg.gram import TILE
-from fisherfunc.linalg.strips import Empty, Strip, add_strips, empty_strip
+from fisherfunc.linalg.strips import Strip, add_strips, empty_strip
 from fisherfunc.linalg.threads import Workspace
 from fisherfunc.linalg.triangle import Term, add_points, add_rows
 
@@ -37,11 +37,9 @@ class Holder:
 
     Args:
         num_rows: N.
-        empty: Where the factors of strips lie; in memory where None.
     """
 
-    def __init__(self, num_rows: int, empty: Empty | None = None) -> None:
-        self._empty = empty
+    def __init__(self, num_rows: int) -> None:
         self._num_rows = num_rows
         self._rows: Tensor | None = None
         self._points: dict[tuple[int, int], PointFactors] = {}
@@ -114,8 +112,7 @@ class Holder:
         first, last = stack.bounds[piece.sequence]
         key = (first, piece.use, id(part.shared))
         if key not in self._strips:
-            empty = partial(self._space, piece.use) if self._empty is None else self._empty
-            self._strips[key] = empty_strip(slice(first, last), part, empty=empty)
+            self._strips[key] = empty_strip(slice(first, last), part, empty=partial(self._space, piece.use))
         self._strips[key].put(int(piece.rows[0]) - first, part.own)
 
     def _space(self, use: int, shape: Sequence[int], like: Tensor) -> Tensor:

@@ -102,9 +102,7 @@ def _formed(size: int, places: int, tally: Tally, *, causal: bool) -> float:
     return tally.num_tokens * size * (tally.num_tokens + 2.0 * places * (0.5 if causal else 1.0))
 
 
-def held_bytes(
-    traced: Traced, structure: Structure, num_params: Mapping[str, int], tally: Tally, *, spilled: bool = False
-) -> dict[str, int]:
+def held_bytes(traced: Traced, structure: Structure, num_params: Mapping[str, int], tally: Tally) -> dict[str, int]:
     """What is held of each parameter until its Gram is made: factors or rows of all tokens.
 
     Args:
@@ -112,7 +110,6 @@ def held_bytes(
         structure: What is exploited.
         num_params: {name: P_p}.
         tally: How much there is.
-        spilled: Whether the factors of strips lie in files; then they do not count.
     """
     rows = {name: num_params[name] for name in (*structure.dense, *structure.compact)}
     factors: dict[str, float] = defaultdict(float)
@@ -127,7 +124,7 @@ def held_bytes(
             factors[use.name] += features + num_params[use.name] / features
         else:
             share = strip_share(tally, num_places(use, 1), causal=structure.causal)
-            factors[use.name] += 0 if spilled else num_places(use, 1) * features * share
+            factors[use.name] += num_places(use, 1) * features * share
     names = rows.keys() | factors.keys()
     return {n: int((rows.get(n, 0) + factors.get(n, 0)) * tally.num_tokens * tally.itemsize) for n in names}
 

@@ -56,7 +56,7 @@ def _passed(work: Workload, plan: FactoredPlan, options: PassOptions, checkpoint
         if divided:
             give_back()
         for name in taken:
-            holders.setdefault(name, Holder(work.num_tokens, options.empty))
+            holders.setdefault(name, Holder(work.num_tokens))
         for index, stack in enumerate(stacks if taken else ()):
             compute = partial(descent.pieces, number, index, counted.of(number, index))
             for piece in pieces_through(checkpoint, number, index, compute, like.device):

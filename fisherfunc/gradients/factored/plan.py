@@ -114,7 +114,7 @@ def plan_factored(work: Workload, options: PassOptions, *, structure: Structure 
     num_grams = len(set(options.labels.values()) if options.labels else work.params)
     gram = tally.num_tokens**2 * options.gram_dtype.itemsize
     beside = (num_grams + 1) * gram + min(LIBRARIES, limit // 8, saved.total)
-    held = held_bytes(traced, structure, work.num_params, tally, spilled=options.empty is not None)
+    held = held_bytes(traced, structure, work.num_params, tally)
     needs = Needs(
         room=max(limit - beside, 0),
         graph=cache(partial(_graph_bytes, traced, structure, saved, WHOLE)),
