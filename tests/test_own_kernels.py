@@ -36,8 +36,8 @@ def gram_by(function, rows=ROWS, **options):
 
 
 def spectrum_by(**changes):
-    def mine(gram, **context):
-        return replace(ff.kernels.gram_eigh()(gram, **context), solver="mine", **changes)
+    def mine(gram):
+        return replace(ff.kernels.gram_eigh()(gram), solver="mine", **changes)
 
     return lambda: of_grams(mine)
 
@@ -58,6 +58,11 @@ def test_eigenvalues_in_any_order_are_the_same_spectrum(rows, random):
 
 def eig(k):
     return torch.linalg.eigvalsh(k)
+
+
+def as_before(gram, *, num_tokens=None, num_params=None, precision=None, scale=None):
+    """What a kernel was before there was `ff.Gram`."""
+    return ff.kernels.gram_eigh()(gram, num_tokens=num_tokens, num_params=num_params, precision=precision, scale=scale)
 
 
 WRONG = {
@@ -81,7 +86,7 @@ WRONG = {
     "a right trace": (gram_by(lambda k: k.diagonal()), ValueError, r"'mine' have the Euclidean norm .*‖K‖/N"),
     "a right trace of rows": (rows_by(lambda g: g.square().sum(1)), ValueError, r"'mine' have the Euclidean norm"),
     "not divided": (spectrum_by(eigenvalues=12 * TRUTH), ValueError, "'mine' have the sum"),
-    "divided twice": (spectrum_by(num_tokens=144), ValueError, "'mine' .* of num_tokens=144, expected 12"),
+    "divided twice": (spectrum_by(num_units=144), ValueError, "'mine' .* of num_units=144, expected 12"),
     "other parameters": (spectrum_by(num_params=None), ValueError, "'mine' .* of num_params=None, expected 20"),
     "ascending": (spectrum_by(eigenvalues=TRUTH.flip(0)), ValueError, "'mine' are not in descending order"),
     "below zero": (spectrum_by(eigenvalues=TRUTH - 1), ValueError, "'mine' returned a negative eigenvalue"),
@@ -97,11 +102,38 @@ WRONG = {
         ValueError,
         r"'mine' returned 13 .*from 1 to min\(N, P\) = 12",
     ),
-    "a tensor": (lambda: of_grams(lambda gram, **_: eig(gram)), TypeError, "<lambda>' returned Tensor, expected an ff"),
-    "no options": (lambda: of_grams(lambda gram: eig(gram)), TypeError, "<lambda>' cannot be called as kernel"),
+    "a tensor": (
+        lambda: of_grams(lambda gram: eig(gram.matrix)),
+        TypeError,
+        "<lambda>' returned Tensor, expected an ff",
+    ),
+    "of a matrix": (
+        lambda: of_grams(lambda gram: eig(gram)),
+        TypeError,
+        "<lambda>' could not take an ff.Gram: .*matrix",
+    ),
+    "as a matrix": (
+        lambda: of_grams(lambda gram: eig(gram.double())),
+        TypeError,
+        "could not take an ff.Gram: .*matrix",
+    ),
+    "as before": (
+        lambda: of_grams(as_before),
+        TypeError,
+        r"takes a matrix and \['num_tokens', .* one ff.Gram, which has",
+    ),
+    "no argument": (
+        lambda: of_grams(lambda: None),
+        TypeError,
+        r"<lambda>' cannot be called as kernel\(gram\): too many",
+    ),
     "torch's": (lambda: of_grams(torch.linalg.eigvalsh), TypeError, "linalg_eigvalsh' cannot be called as kernel"),
-    "of rows": (lambda: of_grams(ff.kernels.svd()), TypeError, "cannot be called as kernel.*num_params"),
-    "cheapest": (lambda: of_grams(ff.kernels.cheapest()), TypeError, "cannot be called as kernel.*num_params"),
+    "of rows": (
+        lambda: of_grams(ff.kernels.svd()),
+        TypeError,
+        r"cannot be called as kernel\(gram\).*gradient matrices",
+    ),
+    "cheapest": (lambda: of_grams(ff.kernels.cheapest()), TypeError, r"cannot be called as kernel\(gram\).*gradient"),
     "of Grams": (
         lambda: of_rows(ff.kernels.gram_eigh()),
         ValueError,

@@ -184,8 +184,12 @@ def token_grams(
         precision=coarsest(ready.work.nature.precision, *(p.dtype for p in params.values())),
         metadata=facts | ({"num_summed_tokens": done.num_tokens} if unit == "sequence" else {}),
         labels=labels,
-        errors=measured.errors,
+        errors=None if measured.errors is None else _like(done.grams, measured.errors),
     )
+
+
+def _like(grams: Mapping[str, Tensor], values: Mapping[str, float]) -> dict[str, Tensor]:
+    return {name: grams[name].new_tensor(value) for name, value in values.items()}
 
 
 def _by_label(num_params: Mapping[str, int], options: PassOptions) -> dict[str, int]:

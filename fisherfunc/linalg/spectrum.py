@@ -6,7 +6,7 @@ from torch import Tensor
 from fisherfunc.records.record import record
 
 
-@record(static=("num_tokens", "num_params", "solver", "fallback", "exact"))
+@record(static=("num_units", "num_params", "solver", "fallback", "exact"))
 class Spectrum:
     """Eigenvalues of F = (1/N) Gᵀ G, largest first; those beyond min(n, P) are zero and left out, for n rows of G.
 
@@ -18,7 +18,7 @@ class Spectrum:
             of the sums over P, which neither bounds nor estimates an error; where rows were centred or summed, with the
             norm before that in place of λ_max. Of rows as given: what rounding them makes of zero (linalg/lifting.py).
         negative_part: The most negative eigenvalue before round-off was set to zero; 0 where there was none.
-        num_tokens: N, what the Gram was divided by; n, but where a token has several targets (targets.py).
+        num_units: N, what the Gram was divided by; n, but where a token has several targets (targets.py).
         num_params: P, or None where only a Gram was given.
         solver: What computed the eigenvalues.
         fallback: Why an earlier solver was given up, or None.
@@ -28,8 +28,13 @@ class Spectrum:
     eigenvalues: Float[Tensor, "*stack k"]
     resolution: Float[Tensor, "*stack"]
     negative_part: Float[Tensor, "*stack"]
-    num_tokens: int
+    num_units: int
     num_params: int | None
     solver: str
     fallback: str | None = None
     exact: bool = True
+
+    @property
+    def num_tokens(self) -> int:
+        """The same as `num_units`, by the name that it had before: of rows of other units not a number of tokens."""
+        return self.num_units

@@ -17,6 +17,7 @@ from fisherfunc.gradients.summed import summed
 from fisherfunc.gradients.targets import Targets, chosen
 from fisherfunc.gradients.workload import PassOptions
 from fisherfunc.linalg.full_precision import full_precision
+from fisherfunc.linalg.gram import of_rows
 from fisherfunc.linalg.kernels import robust_eigh
 from fisherfunc.models.functionalize import Selection, functionalize
 from fisherfunc.partitioning import by_layer, labels_of, partition
@@ -121,5 +122,5 @@ def _eigensolve_rate(num_units: int, dtype: torch.dtype, device: torch.device) -
 
 def _solving_seconds(size: int, dtype: torch.dtype, device: torch.device) -> float:
     rows = torch.randn(size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu")
-    gram, kernel = (rows @ rows.mT).to(device), robust_eigh(dtype=dtype, device=device)
-    return least_seconds(lambda: kernel(gram, num_params=size, precision=torch.float32), device)
+    gram, kernel = of_rows(rows.to(device)), robust_eigh(dtype=dtype, device=device)
+    return least_seconds(lambda: kernel(gram), device)

@@ -75,18 +75,18 @@ def spectrum_of_grams(
     """
     between = interval_method(intervals)
     grams = _in_unit(grams, unit)
-    grams = grams.center() if center and not grams.centered else grams
+    grams = grams.center() if center else grams
     kernel = robust_eigh() if kernel is None else checked(kernel)
     blocks = blocks or (by_layer if grams.labels is None else None)
     labels = gathered(grams, blocks)
     sampled = {(grams.labels or {}).get(name, name) for name in grams.metadata.get("sampled_parameters", ())}
 
     def solve(names: Sequence[str]) -> Spectrum:
-        spectrum = solved(kernel, grams, names)
+        spectrum = solved(kernel, grams.summed(names))
         return replace(spectrum, exact=spectrum.exact and sampled.isdisjoint(names))
 
     spectra = {label: solve(names) for label, names in labels.items()}
-    full = next(iter(spectra.values())) if len(spectra) == 1 else solve(list(grams.grams))
+    full = next(iter(spectra.values())) if len(spectra) == 1 else solve(list(grams))
     estimated, reason = _population(grams, blocks, clusters) if population else (None, None)
     facts = _facts(grams, blocks) | ({} if reason is None else {"population": reason})
     return replace(
@@ -160,13 +160,13 @@ def spectrum_of_gradients(
     def asked_for(matrix: Tensor, **context: Any) -> Spectrum:
         if kernel is None:
             return cheapest()(matrix, **context)
-        return asked(kernel, matrix, context, moments=moments_of_rows(matrix), num_params=matrix.shape[-1])
+        return asked(kernel, matrix, moments=moments_of_rows(matrix), **context)
 
     def solve(names: Iterable[str]) -> Spectrum:
         block = [rows[name] for name in names]
         if not center:
             return asked_for(torch.cat(block, dim=-1))
-        scale = torch.stack([gram_norm(g) for g in block]).sum()  # as TokenGrams.block_scale has it
+        scale = torch.stack([gram_norm(g) for g in block]).sum()  # as ff.gram.summed has it
         return asked_for(torch.cat([g - g.mean(dim=0) for g in block], dim=-1), scale=scale)
 
     spectra = {label: solve(names) for label, names in partition(rows, blocks).items()}
