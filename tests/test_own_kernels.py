@@ -154,6 +154,28 @@ def test_what_is_no_spectrum_of_the_matrix_is_refused_by_the_name_of_the_kernel(
         call()
 
 
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (lambda found: {"eigenvalues": found.eigenvalues[None]}, ValueError, "'mine' expected the shape"),
+        (lambda found: {"eigenvalues": found.eigenvalues.flip(0)}, ValueError, "'mine' are not in descending order"),
+        (lambda found: {"eigenvalues": found.eigenvalues * float("nan")}, ValueError, "'mine' returned a NaN"),
+        (lambda found: {"negative_part": -found.eigenvalues[0]}, ValueError, "by kernel 'mine', below minus the resol"),
+        (lambda found: {"eigenvalues": 1.5 * found.eigenvalues}, ValueError, "'mine' have the sum .*tr K/N"),
+        (lambda found: {"num_units": found.num_units + 1}, ValueError, "'mine' .* of num_units=6, expected 5"),
+    ],
+)
+def test_the_main_function_believes_no_kernel(wrong, error, message):
+    def mine(gram):
+        found = ff.kernels.gram_eigh()(gram)
+        return replace(found, solver="mine", **wrong(found))
+
+    torch.manual_seed(0)
+    batch = (torch.randn(5, 2), torch.tensor([0, 1, 2, 0, 1]))
+    with pytest.raises(error, match=message):
+        ff.fisher_spectrum(torch.nn.Linear(2, 3), batch, kernel=mine)
+
+
 @pytest.mark.parametrize("wrap", [ff.kernels.checked, ff.kernels.fallback, lambda k: ff.kernels.fallback(k, k)])
 def test_the_combinators_believe_no_kernel(wrap):
     for function in (lambda k: torch.full((12,), float("nan")), lambda k: k.diagonal(), lambda k: eig(k)[6:]):

@@ -5,7 +5,7 @@ the eigenvalues of K; lifting.py makes a `Spectrum` of them. All survive `vmap`,
 spectrum is simple. Axis order: a Gram is `(n, n)`, a gradient matrix `(n, p)`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fisherfunc.linalg import gram as algebra
 from fisherfunc.linalg.gram import Gram, as_gram, gram_of
-from fisherfunc.linalg.lifting import Dtype, GramKernel, RowKernel, gram_kernel, rounding_floor, row_kernel
+from fisherfunc.linalg.lifting import After, Dtype, GramKernel, RowKernel, gram_kernel, rounding_floor, row_kernel
 from fisherfunc.linalg.sound_spectrum import asked, is_mapped, moments_of_gram
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.records.dtypes import dtype_name
@@ -174,17 +174,28 @@ def cheapest(*, dtype: Dtype = torch.float64) -> RowKernel:
     return kernel
 
 
+def after(change: Callable[[Gram], Gram], inner: GramKernel) -> GramKernel:
+    """Solve another Gram in place of K, such as one of `ff.gram`; the result says so.
+
+    Args:
+        change: Gram → Gram.
+        inner: The kernel that solves.
+
+    Example:
+        >>> first_two = after(lambda gram: algebra.selected(gram, [0, 1]), gram_eigh())
+        >>> first_two(algebra.of_rows(torch.eye(3))).eigenvalues
+        tensor([0.5000, 0.5000], dtype=torch.float64)
+    """
+    return After(change=change, inner=inner)
+
+
 def centred(inner: GramKernel) -> GramKernel:
     """Solve H K H in place of K, the rows less their mean: the spectrum of the gradient covariance.
 
     Args:
         inner: The kernel that solves.
     """
-
-    def kernel(gram: Gram | Tensor, **context: Any) -> Spectrum:
-        return inner(algebra.centred(as_gram(gram, **context)))
-
-    return kernel
+    return after(algebra.centred, inner)
 
 
 def jittered(inner: GramKernel, *, relative: float = 1e-10, dtype: Dtype = torch.float64) -> GramKernel:
@@ -251,6 +262,8 @@ def checked(inner: GramKernel) -> GramKernel:
     Args:
         inner: The kernel to check.
     """
+    if isinstance(inner, After):
+        return after(inner.change, checked(inner.inner))
 
     def kernel(gram: Gram | Tensor, **context: Any) -> Spectrum:
         gram = as_gram(gram, **context)

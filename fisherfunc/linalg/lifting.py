@@ -11,7 +11,7 @@ Axis order: a Gram is `(n, n)`, a gradient matrix `(n, p)`; leading axes are sta
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -61,6 +61,27 @@ class RowKernel(Protocol):
             precision: The dtype that the entries of G were rounded to; that of G where None.
             scale: The norm of K = G Gᵀ before a cancellation (centring), where round-off entered.
         """
+
+
+@dataclass(frozen=True, kw_only=True)
+class After:
+    """The kernel that solves another Gram: `inner` after `change`. A spectrum is held against the Gram that it is of.
+
+    Attributes:
+        change: Gram → Gram.
+        inner: Gram → spectrum.
+    """
+
+    change: Callable[[Gram], Gram]
+    inner: GramKernel
+
+    def __call__(self, gram: Gram | Tensor, **context: Any) -> Spectrum:
+        """Solve."""
+        return self.named(self.inner(self.change(as_gram(gram, **context))))
+
+    def named(self, found: Spectrum) -> Spectrum:
+        """The spectrum, with a solver that says what was solved."""
+        return replace(found, solver=f"{found.solver} after {getattr(self.change, '__name__', 'a change')}")
 
 
 def gram_kernel(eigenvalues: Eigenvalues, *, solver: str, exact: bool = True) -> GramKernel:
@@ -138,6 +159,8 @@ def solved(kernel: GramKernel, gram: Gram) -> Spectrum:
         kernel: Gram → spectrum.
         gram: K.
     """
+    if isinstance(kernel, After):
+        return kernel.named(solved(kernel.inner, kernel.change(gram)))
     found = kernel(gram)
     if gram.error is None:
         return found

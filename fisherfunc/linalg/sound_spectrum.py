@@ -68,7 +68,7 @@ def asked(kernel: Callable[..., Any], given: Gram | Tensor, *, moments: Moments,
         ValueError: If number, shape, order or signs are not those of a spectrum, or it is of another N or P.
         SolverError: If a value is not finite, or the eigenvalues are not those of the matrix.
     """
-    name = getattr(kernel, "__qualname__", type(kernel).__name__)
+    name = _name(kernel)
     _check_signature(kernel, name, given, context)
     matrix = given.matrix if isinstance(given, Gram) else given
     before = 0 if matrix.is_inference() else matrix._version
@@ -91,6 +91,22 @@ def asked(kernel: Callable[..., Any], given: Gram | Tensor, *, moments: Moments,
     if found.exact:
         _check_moments(found, moments, matrix.shape[-2])
     return found
+
+
+def check_kernel(kernel: Any) -> None:
+    """Raise where something can be seen, without a Gram, to be no kernel of Grams: before a pass, not after it.
+
+    Raises:
+        TypeError: If it cannot be called as kernel(gram).
+    """
+    if not callable(kernel):
+        raise TypeError(f"kernel expected a function Gram -> Spectrum, got {kernel!r}; {_HOW}")
+    gram = Gram(matrix=torch.eye(1, device="cpu"), num_units=1)
+    _check_signature(kernel, _name(kernel), gram, {})
+
+
+def _name(kernel: Callable[..., Any]) -> str:
+    return getattr(kernel, "__qualname__", type(kernel).__name__)
 
 
 def _check_signature(kernel: Callable[..., Any], name: str, given: Gram | Tensor, context: dict[str, Any]) -> None:

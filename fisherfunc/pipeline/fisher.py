@@ -18,6 +18,8 @@ from fisherfunc.gradients.sequences import split
 from fisherfunc.gradients.targets import Targets, chosen
 from fisherfunc.linalg.full_precision import full_precision
 from fisherfunc.linalg.kernels import robust_eigh
+from fisherfunc.linalg.lifting import GramKernel
+from fisherfunc.linalg.sound_spectrum import check_kernel
 from fisherfunc.models.functionalize import Selection, functionalize
 from fisherfunc.partitioning import by_layer, partition
 from fisherfunc.pipeline.inferred_loss import inferred_loss
@@ -42,6 +44,7 @@ def fisher_spectrum(
     unit: str = "token",
     num_tokens: int | None = None,
     seed: int = 0,
+    kernel: GramKernel | None = None,
     route: str = "factored",
     parameters: Selection = "trainable",
     dtype: torch.dtype | None = None,
@@ -78,6 +81,7 @@ def fisher_spectrum(
         unit: "token", or "sequence": one row, and one backward pass, a sequence, the sum over its tokens.
         num_tokens: At most this many tokens, picked by seed.
         seed: Of whatever is picked.
+        kernel: Gram → spectrum, of `ff.kernels` or your own; what it returns is checked. `robust_eigh` where None.
         route: How the Grams are computed, exactly either way: "factored", or "dense" (see `token_grams`).
         parameters: "trainable", "all", names or glob patterns, or a predicate (see `functionalize`).
         dtype: What the pass runs in; that of the model where None.
@@ -105,9 +109,10 @@ def fisher_spectrum(
         ValueError: If an option or the batch is unusable, or a loss or gradient is not finite; it says what and where.
             If targets are others than the observed ones: also for a loss without a predictive distribution, `center`,
             `all_classes` of sequences, or more classes than the memory limit has room for.
-        TypeError: If the model or the batch is of a kind that it cannot be.
+        TypeError: If the model or the batch is of a kind that it cannot be, or the kernel does not take a Gram or
+            returns no spectrum.
         OSError: If the checkpoint or the spill folder cannot be written.
-        torch.linalg.LinAlgError: If every eigensolver failed.
+        torch.linalg.LinAlgError: If every eigensolver failed, or the kernel returned no spectrum of the Gram.
 
     Example:
         >>> result = fisher_spectrum(nn.Linear(2, 3), (torch.randn(5, 2), torch.tensor([0, 1, 2, 0, 1])))
@@ -120,7 +125,7 @@ def fisher_spectrum(
     fn = functionalize(model, parameters=parameters).to(dtype=dtype, device=device)
     targets = chosen(targets, unit=unit, center=center)
     partition(fn.params, blocks)  # what fails does so before the pass
-    _check_eigensolver(eigensolve_device, eigensolve_dtype)
+    _check_eigensolver(kernel, eigensolve_device, eigensolve_dtype)
     like = next(iter(fn.params.values()))
     batch = cast(batch, dtype=input_dtype(fn), device=like.device)
     _check_intervals(intervals, batch)
@@ -144,13 +149,13 @@ def fisher_spectrum(
         spill=spill,
         progress=progress,
     )
-    kernel = robust_eigh(dtype=eigensolve_dtype, device=_eigensolve_device(eigensolve_device, like.device))
+    own = robust_eigh(dtype=eigensolve_dtype, device=_eigensolve_device(eigensolve_device, like.device))
     result = spectrum_of_grams(
         grams,
         blocks=blocks,
         center=center,
         unit=unit,
-        kernel=kernel,
+        kernel=kernel or own,
         intervals=intervals,
         population=population,
         clusters=clusters,
@@ -160,7 +165,7 @@ def fisher_spectrum(
         "mode": "evaluation",
         "num_frozen_params": sum(p.numel() for p in fn.frozen.values()),
         "plan": _with_eigensolve(result.metadata["plan"], len(result.blocks)),
-        "eigensolve_dtype": dtype_name(eigensolve_dtype),
+        "eigensolve_dtype": None if kernel else dtype_name(eigensolve_dtype),
         "wall_time_s": perf_counter() - begin,
     }
     return replace(result, metadata={**result.metadata, **facts})
@@ -192,7 +197,15 @@ def _check_intervals(intervals: IntervalMethod, batch: Batch) -> None:
         )
 
 
-def _check_eigensolver(device: torch.device | str, dtype: torch.dtype) -> None:
+def _check_eigensolver(kernel: GramKernel | None, device: torch.device | str, dtype: torch.dtype) -> None:
+    if kernel is not None:
+        check_kernel(kernel)
+        if str(device) != "auto" or dtype != torch.float64:
+            raise ValueError(
+                f"kernel= got eigensolve_device={str(device)!r} and eigensolve_dtype={dtype} beside it, which it does "
+                "not see; make it with its own: ff.kernels.robust_eigh(dtype=..., device=...)"
+            )
+        return
     if dtype not in (torch.float64, torch.float32):
         raise ValueError(f"eigensolve_dtype expected torch.float64 or torch.float32, got {dtype}")
     if str(device) != "auto":
