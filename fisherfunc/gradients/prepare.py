@@ -13,6 +13,7 @@ from fisherfunc.gradients.rows import losses_of
 from fisherfunc.gradients.sequences import split
 from fisherfunc.gradients.survey import survey
 from fisherfunc.gradients.workload import Workload
+from fisherfunc.linalg.mapped import check_not_transformed
 from fisherfunc.linalg.token_grams import Tokens
 from fisherfunc.records.axes import Batch, Params
 
@@ -49,7 +50,10 @@ def prepared(
 
     Raises:
         ValueError: If no token is valid, a loss is not finite, or gradients would miss something.
+        RuntimeError: If a transform of `torch.func` is around the parameters.
     """
+    instead = "loop over the parameters, then stack the Grams and map a kernel over them: docs/composing.md shows it"
+    check_not_transformed("a pass over the tokens", params.values(), instead=instead)
     params, loss = fn.at(params), token_loss_of(loss, batch)
     fn, sequences = settled(fn, params, split(batch), loss)
     found = survey(fn, params, sequences, loss, drop_nonfinite=drop_nonfinite)

@@ -110,7 +110,7 @@ def summed(grams: Iterable[Gram]) -> Gram:
         matrix=parts[0].matrix.clone() if len(parts) == 1 else _total(part.matrix for part in parts),
         num_units=parts[0].num_units,
         num_params=None if None in sizes else _total(sizes),
-        precision=max((part.rows_in for part in parts), key=lambda dtype: torch.finfo(dtype).eps),
+        precision=_coarsest([part.rows_in for part in parts]),
         scale=None if all(part.scale is None for part in parts) else _total(part.norm for part in parts),
         error=None if any(error is None for error in errors) else _total(errors),
     )
@@ -254,6 +254,13 @@ def _num_units(gram: Gram, num_rows: int) -> int:
             "spectrum needs at least one unit, and all rows of each"
         )
     return units
+
+
+def _coarsest(dtypes: list[torch.dtype]) -> torch.dtype:
+    coarsest = dtypes[0]
+    for dtype in dtypes[1:]:  # max(…, key=…) would break a graph of torch.compile
+        coarsest = dtype if torch.finfo(dtype).eps > torch.finfo(coarsest).eps else coarsest
+    return coarsest
 
 
 def _total(parts: Iterable[Any]) -> Any:

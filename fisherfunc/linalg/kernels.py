@@ -16,7 +16,8 @@ from torch import Tensor
 from fisherfunc.linalg import gram as algebra
 from fisherfunc.linalg.gram import Gram, as_gram, gram_of
 from fisherfunc.linalg.lifting import After, Dtype, GramKernel, RowKernel, gram_kernel, rounding_floor, row_kernel
-from fisherfunc.linalg.sound_spectrum import asked, is_mapped, moments_of_gram
+from fisherfunc.linalg.mapped import is_mapped
+from fisherfunc.linalg.sound_spectrum import asked, moments_of_gram
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.records.dtypes import dtype_name
 

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherfunc.linalg.gram import Gram, gram_norm
+from fisherfunc.linalg.mapped import check_not_mapped
 from fisherfunc.linalg.spectrum import Spectrum
 
 _HOW = (
@@ -67,10 +68,12 @@ def asked(kernel: Callable[..., Any], given: Gram | Tensor, *, moments: Moments,
         TypeError: If it cannot be called like a kernel, or returns no `Spectrum` of real numbers.
         ValueError: If number, shape, order or signs are not those of a spectrum, or it is of another N or P.
         SolverError: If a value is not finite, or the eigenvalues are not those of the matrix.
+        RuntimeError: If `vmap` maps over the matrix.
     """
     name = _name(kernel)
     _check_signature(kernel, name, given, context)
     matrix = given.matrix if isinstance(given, Gram) else given
+    check_not_mapped("the check of a kernel", [matrix], instead="map the kernel itself, and check stacks as they are")
     before = 0 if matrix.is_inference() else matrix._version
     try:
         found = kernel(given, **context)
@@ -125,16 +128,6 @@ def _check_signature(kernel: Callable[..., Any], name: str, given: Gram | Tensor
             "Grams takes one ff.Gram, which has .matrix, .num_units, .num_params, .precision and .scale, and one of "
             "gradient matrices goes into spectrum_of_gradients"
         )
-
-
-def is_mapped(tensor: Tensor) -> bool:
-    """Whether `vmap` maps over it: then it has no one value that could be looked at."""
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(tensor):
-        if functorch.is_batchedtensor(tensor):
-            return True
-        tensor = functorch.get_unwrapped(tensor)  # jacrev, grad: the value is there
-    return False
 
 
 def _check_kind(found: Spectrum, stack: torch.Size) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fisherfunc.linalg import gram as algebra
 from fisherfunc.linalg.gram import Gram
+from fisherfunc.linalg.mapped import check_not_mapped
 from fisherfunc.linalg.tokens import Tokens, check_whole, summed_tokens
 from fisherfunc.linalg.which_fisher import EMPIRICAL, check_center, check_sums
 from fisherfunc.linalg.which_tokens import which_tokens
@@ -172,6 +173,11 @@ class TokenGrams(Mapping[str, Gram]):
             ValueError: If the rows are sequences already, or centred (sum first, then centre), or of all classes.
         """
         check_sums(self.fisher)
+        check_not_mapped(
+            "TokenGrams.by_sequence",
+            [self.tokens.sequence],
+            instead="sum before you stack, or use ff.gram.regrouped with the groups",
+        )
         if self.unit != "token" or self.centered:
             raise ValueError(
                 f"by_sequence expected uncentred rows of unit 'token', got unit={self.unit!r}, "

@@ -15,6 +15,7 @@ from fisherfunc.linalg.full_precision import full_precision
 from fisherfunc.linalg.gram import gram_norm, raise_vanished, squares_vanish
 from fisherfunc.linalg.kernels import cheapest, checked, robust_eigh
 from fisherfunc.linalg.lifting import GramKernel, RowKernel, solved
+from fisherfunc.linalg.mapped import check_not_mapped
 from fisherfunc.linalg.sound_spectrum import asked, moments_of_rows
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.linalg.token_grams import TokenGrams
@@ -73,6 +74,8 @@ def spectrum_of_grams(
         TypeError: If the kernel cannot be called like one, or returned something else than a `Spectrum`.
         torch.linalg.LinAlgError: If every eigensolver failed.
     """
+    instead = "map a kernel over the stack, as vmap(lambda grams: ff.kernels.robust_eigh()(grams.summed()))(stack)"
+    check_not_mapped("spectrum_of_grams", grams.grams.values(), instead=instead)
     between = interval_method(intervals)
     grams = _in_unit(grams, unit)
     grams = grams.center() if center else grams
@@ -154,7 +157,7 @@ def spectrum_of_gradients(
         tensor([12.5000], dtype=torch.float64)
     """
     rows = {name: rearrange(g, "n ... -> n (...)") for name, g in _stacked(gradients).items()}
-    if squares_vanish(sum(float(g.double().square().sum()) for g in rows.values())):
+    if squares_vanish(sum(float(g.detach().double().square().sum()) for g in rows.values())):
         raise_vanished(max(float(g.abs().max()) for g in rows.values()))
 
     def asked_for(matrix: Tensor, **context: Any) -> Spectrum:
@@ -228,6 +231,8 @@ def _stacked(gradients: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]]) -
         gradients = _stack_samples(list(gradients))
     if not gradients:
         raise ValueError("gradients expected at least one parameter, got none")
+    instead = "map a kernel of rows over the stack, as vmap(ff.kernels.svd())(stack)"
+    check_not_mapped("spectrum_of_gradients", gradients.values(), instead=instead)
     lengths = {name: (g.shape[0] if g.ndim else None) for name, g in gradients.items()}
     if len(set(lengths.values())) > 1 or not all(lengths.values()):
         raise ValueError(f"gradients expected (N, *shape) with one N >= 1 for all, got N={lengths}")
