@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,6 +75,7 @@ class PassOptions:
         labels: {parameter: the label that its Gram is added under}; each has a Gram of its own where None.
         empty: Gives the tensors that factors are held in, in files; in memory where None.
         checked: Whether the Grams will be held against ordinary backward passes (certificate.py).
+        plan: That of a route, made for another batch of the same shapes; the route plans where None.
         refused: {exploit, or parameter that is not to be factored: why}; what a check has failed for.
         progress: Called with the token passes done and their total.
     """
@@ -84,6 +86,7 @@ class PassOptions:
     labels: Mapping[str, str] | None = None
     empty: Empty | None = None
     checked: bool = True
+    plan: Any = None
     refused: Mapping[str, str] = field(default_factory=dict)
     progress: Progress | None = None
 
