@@ -14,7 +14,7 @@ from typing import Any
 import fisherfunc as ff
 from benchmarks.stopwatch import Stopwatch
 from fisherfunc.gradients import grams, start
-from fisherfunc.gradients.factored import collect, contract, known, passes, route, starts
+from fisherfunc.gradients.factored import collect, contract, passes, route, starts
 
 _END = object()
 
@@ -56,9 +56,8 @@ SECTIONS = (
     Section(owner=start, name="prepared", title=_SURVEY),
     Section(owner=route, name="plan_factored", title=_PLAN, opaque=True),
     Section(owner=route, name="tried", title=_TRIAL, opaque=True),
-    Section(owner=known, name="trace", title=_WHOLE),
     Section(owner=collect, name="trace", title=_WHOLE),
-    Section(owner=known, name="sequences_apart", title="check that the sequences of a stack are apart"),
+    Section(owner=collect, name="sequences_apart", title="check that the sequences of a stack are apart"),
     Section(owner=collect, name="starts", title="output layer, cotangents to start from"),
     Section(owner=starts, name="trace_prefix", title="forward passes of prefixes"),
     Section(owner=collect, name="pulled_back", title=BACKWARD),

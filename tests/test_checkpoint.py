@@ -15,11 +15,11 @@ from zoo import CASES, build
 
 import fisherfunc as ff
 from fisherfunc.gradients.checkpoint import INDEX
-from fisherfunc.gradients.factored import cotangents, divide
+from fisherfunc.gradients.factored import descent, divide
 from fisherfunc.gradients.factored import plan as plans
 from fisherfunc.gradients.factored import route as factored
-from fisherfunc.gradients.factored.cuts import Levels
 from fisherfunc.gradients.factored.groups import everything
+from fisherfunc.gradients.factored.segments import WHOLE
 
 
 class Stop:
@@ -47,14 +47,14 @@ def case(name):
     return model, [{key: x[:, :length] for key, x in batch.items()} for length in (5, 3)], CASES[name].kind
 
 
-@pytest.fixture(params=["from the losses", "from cuts"])
+@pytest.fixture(params=["from the losses", "by segments"])
 def several(monkeypatch, request):
     """Pieces of every kind (nothing is formed for being small), some groups, and stacks of at most two sequences."""
     monkeypatch.setattr(plans, "formed_cheaper", lambda *_: [])
     monkeypatch.setattr(divide, "stack_width", lambda *_: 2)
     tighten(monkeypatch, share=2.5)
     if request.param == "from the losses":
-        monkeypatch.setattr(plans, "levels_of", lambda *_, **__: Levels())
+        monkeypatch.setattr(plans, "segments_of", lambda *_, **__: WHOLE)
 
 
 @pytest.mark.usefixtures("several")
@@ -82,14 +82,14 @@ def test_no_stack_is_passed_over_twice_however_often_the_pass_is_stopped(name, t
     expected = grams(model, batch, kind, chunk_size=2)
     assert expected.metadata["passes"] >= 2
     ended = []  # the stacks whose pieces came to an end; those of the plan's trial come without progress
-    original = cotangents.stack_pieces
+    original = descent.stack_pieces
 
     def watched(work, stack, taken, *, passed, **how):
         yield from original(work, stack, taken, passed=passed, **how)
         ended.append((stack.members, taken.group))
 
     monkeypatch.setattr(factored, "tried", lambda *_, **__: None)
-    monkeypatch.setattr(cotangents, "stack_pieces", watched)
+    monkeypatch.setattr(descent, "stack_pieces", watched)
     for _ in range(100):
         size = len(ended)
         try:
@@ -158,6 +158,7 @@ def test_a_model_that_falls_back_to_the_dense_route_keeps_that_with_the_reason(t
 
 def test_tensors_that_go_slab_by_slab_have_a_folder_inside(tmp_path, monkeypatch):
     monkeypatch.setattr(divide, "grouped", lambda held, order, *_: ((everything(order[1:]),), order[:1]))
+    monkeypatch.setattr(plans, "segments_of", lambda *_, **__: WHOLE)
     model, batch, kind = case("gpt2")
     whole = Stop()
     expected = grams(model, batch, kind, progress=whole)

@@ -143,9 +143,9 @@ def test_a_tensor_too_large_for_the_limit_is_planned_by_slabs():
 
 
 def work(plan, slots):
-    """Backward and forward passes a token: from cuts, down once for all groups, and something for each of them."""
+    """Backward and forward passes a token: over segments, down once for all groups, and something for each of them."""
     count, longer = plan.num_passes, 1 + plan.chunk_size / slots
-    if plan.passes_from_cuts:
+    if plan.num_segments > 1:
         return longer + (CPU.forward + CPU.repeated * count) / plan.chunk_size
     return longer * (count + 1) / 2 + CPU.forward * count / plan.chunk_size
 
@@ -165,7 +165,7 @@ def test_more_memory_never_takes_more_work_and_the_limit_is_kept():
     works = [work(plan, slots=23) for plan in plans]
     assert works == sorted(works)
     assert plans[0].num_passes == 1 and plans[-1].num_passes > 2
-    assert any(plan.passes_from_cuts for plan in plans)
+    assert any(plan.num_segments > 1 for plan in plans)
 
 
 def test_operations_grow_as_they_must():

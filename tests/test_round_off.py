@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from zoo import cast as batch_in
 
 import fisherfunc as ff
 from fisherfunc.gradients import certificate
+from fisherfunc.gradients.factored.route import factored_grams
 from fisherfunc.gradients.prepare import prepared
 from fisherfunc.gradients.round_off import round_off
+from fisherfunc.gradients.workload import PassOptions
 from fisherfunc.linalg.token_grams import TokenGrams
 
 CLASSES = ff.losses.classification()
@@ -104,8 +107,8 @@ def test_what_eight_rows_miss_the_check_of_all_rows_shows():
     wrong = {"all": bad[:, None] * grams["all"] * bad}
     checked = certificate.certify(wrong, work, labels=labels, limit=10**9)
     assert checked.holds
-    found = round_off(wrong, work, checked.differences, labels=labels, limit=10**9, seed=1)
-    blind = round_off(wrong, work, {"all": 0.0}, labels=labels, limit=10**9, seed=1)
+    found = round_off(wrong, work, checked.differences, never, labels=labels, limit=10**9, seed=1)
+    blind = round_off(wrong, work, {"all": 0.0}, never, labels=labels, limit=10**9, seed=1)
     error = float(torch.linalg.matrix_norm(wrong["all"] - exact_gram(model, *batch), 2))
     assert blind.errors["all"] < error <= found.errors["all"]
 
@@ -162,6 +165,10 @@ def test_what_has_no_float64_keeps_the_value_of_its_dtype_and_says_why(model, op
     assert assumed.metadata["round_off"]["reason"] == "self_check=False"
 
 
+def never(rows):
+    raise AssertionError("the gradients of eight rows of a small model are formed")
+
+
 def test_a_memory_limit_without_room_for_float64_is_kept():
     torch.manual_seed(0)
     model, batch = nn.Sequential(nn.Linear(16, 400), nn.Tanh(), nn.Linear(400, 3)), samples(4)
@@ -170,10 +177,35 @@ def test_a_memory_limit_without_room_for_float64_is_kept():
     grams = ff.token_grams(fn, fn.params, batch, CLASSES).grams
     size = 8 * sum(p.numel() for p in model.parameters())
     none = dict.fromkeys(grams, 0.0)
-    assert round_off(grams, work, none, limit=4 * size - 4).reason.startswith("the memory limit")
-    few, many = (round_off(grams, work, none, limit=limit) for limit in (8 * size, 10**9))
-    assert few.num_rows == 2 and many.num_rows == 4  # two gradients of the largest parameter fit a quarter of the limit
-    assert many.errors.keys() == few.errors.keys() == grams.keys()
+    assert round_off(grams, work, none, never, limit=4 * size - 4).reason.startswith("the memory limit")
+    passed = []
+
+    def again(rows):
+        passed.append(rows.num_tokens)
+        return factored_grams(rows, PassOptions())[0]
+
+    found, formed = (round_off(grams, work, none, again, limit=limit) for limit in (8 * size, 10**9))
+    assert passed == [4]  # a quarter of the limit has room for two gradients
+    assert found.num_rows == formed.num_rows == 4 and found.errors.keys() == grams.keys()
+    for name, error in formed.errors.items():  # some eps in float32; in float64 both are exact beside it
+        assert found.errors[name] == pytest.approx(error, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("route", ["factored", "dense"])
+def test_the_pass_in_float64_measures_what_formed_gradients_do(name, route, monkeypatch):
+    model, batch = build(name)
+    fn = ff.functionalize(model)
+
+    def measured():
+        found = ff.token_grams(fn, fn.params, batch, ff.losses.causal_lm(), blocks=ff.by_layer, route=route)
+        assert found.metadata["round_off"]["measured"]
+        return {name: float(error) for name, error in found.errors.items()}
+
+    formed = measured()
+    monkeypatch.setattr("fisherfunc.gradients.grams.round_off", partial(round_off, formed=0))
+    for label, error in measured().items():
+        assert error == pytest.approx(formed[label], rel=1e-6)
 
 
 def test_errors_go_through_the_algebra_of_grams_and_through_files(tmp_path):

@@ -2,13 +2,14 @@
 
 from fisherfunc.gradients.factored import divide
 from fisherfunc.gradients.factored.groups import grouped
+from fisherfunc.gradients.factored.segments import WHOLE
 
 
 def tighten(monkeypatch, *, share):
     """Let a pass hold one part in `share` of what all parameters take; at least the largest."""
 
-    def tight(held, order, budget, levels=None, **_):
+    def tight(held, order, budget, segments=WHOLE, **_):
         sizes = [held[name] for name in order]
-        return grouped(held, order, int(max(sum(sizes) / share, 1.1 * max(sizes, default=0))), levels)
+        return grouped(held, order, int(max(sum(sizes) / share, 1.1 * max(sizes, default=0))), segments)
 
     monkeypatch.setattr(divide, "grouped", tight)

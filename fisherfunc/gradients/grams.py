@@ -160,7 +160,15 @@ def token_grams(
         limit = options.limit(next(iter(params.values())).device)
         how: dict[str, Any] = {"labels": labels, "coordinates": coordinates, "limit": limit, "seed": seed}
         done, checked = certified(done, done_by, **how)
-        measured = round_off(done.grams, done.rows, checked.differences, **how)
+        again = replace(options, memory_limit=limit // 4, tried=False, progress=None, plan=None)
+        again = replace(again, refused=_refused(done.how))
+        measured = round_off(
+            done.grams,
+            done.rows,
+            checked.differences,
+            lambda rows: _passed(rows, again, done.how["route"], coordinates, NOWHERE, "")[0],
+            **how,
+        )
     facts: dict[str, Any] = {
         "fisher": targets.fisher,
         "targets": targets.name,
@@ -204,6 +212,11 @@ def _like(grams: Mapping[str, Tensor], values: Mapping[str, float]) -> dict[str,
     return {name: grams[name].new_tensor(value) for name, value in values.items()}
 
 
+def _refused(how: Mapping[str, Any]) -> dict[str, str]:
+    """What a pass did not exploit, or did not factor."""
+    return {**how.get("given_up", {}), **how.get("formed_parameters", {})}
+
+
 def _by_label(num_params: Mapping[str, int], options: PassOptions) -> dict[str, int]:
     summed: Counter[str] = Counter()
     for name, size in num_params.items():
@@ -234,7 +247,7 @@ def _passed(
                 "route": "factored",
                 "plan": factored_run(plan, work, memory_limit=limit).to_dict(),
                 "passes": plan.num_passes,
-                "passes_from_cuts": plan.passes_from_cuts,
+                "segments": plan.num_segments,
                 "chunk_size": plan.chunk_size,
                 "predicted_peak_bytes": plan.peak_bytes,
                 "causal_prefixes": plan.structure.causal,

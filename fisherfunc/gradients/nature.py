@@ -69,6 +69,8 @@ class InFloat64(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run `func` with float64 for each coarser dtype that it is given."""
+        if func is torch.ops.aten.view.dtype:  # reads bits: another dtype is another number
+            return func(*args, **(kwargs or {}))
         args = tuple(map(_widest, args))
         kwargs = {name: _widest(value) for name, value in (kwargs or {}).items()}
         result = func(*args, **kwargs)

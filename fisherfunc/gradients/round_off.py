@@ -12,22 +12,25 @@ Eight rows miss one document of thirty whose factors cancel. The check of a run 
 largest difference from an ordinary backward pass, times the trace, is what is stated where that is more.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fisherfunc.gradients.certificate import parts
 from fisherfunc.gradients.dense.subsample import EVERY, Coordinates
+from fisherfunc.gradients.factored.structure import Unsettled
 from fisherfunc.gradients.nature import InFloat64, coarsest
 from fisherfunc.gradients.pullback import strided
 from fisherfunc.gradients.refusals import REFUSALS
+from fisherfunc.gradients.sequences import Sequences
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.records.axes import Params
 from fisherfunc.records.containers import mapped
 
+FORMED = 2**28
+"""Bytes: the gradients of so many rows are formed; those of larger models take the pass itself, in float64."""
 NUM_ROWS = 8
 MARGIN = 3.0
 """What the norm that was scaled up is multiplied by: of eight rows it was seen to be up to three times too small."""
@@ -56,45 +59,54 @@ def round_off(
     grams: Mapping[str, Tensor],
     work: Workload,
     differences: Mapping[str, float],
+    passed: Callable[[Workload], Mapping[str, Tensor]],
     *,
     labels: Mapping[str, str] | None = None,
     coordinates: Coordinates = EVERY,
     limit: int,
     seed: int = 0,
+    formed: int = FORMED,
 ) -> RoundOff:
     """Measure the error of Grams on a few rows.
 
-    Cost, in float64: a forward pass of each of up to eight sequences and a backward pass of each of eight rows, once
-    more for each part of the parameters whose gradients do not fit. What the model rounds to another dtype on its way
-    is not rounded.
+    Cost, in float64: a forward pass of each of up to eight sequences and a backward pass of each of eight rows. What
+    the model rounds to another dtype on its way is not rounded.
 
     Args:
         grams: By parameter or label; all of their rows are finite.
         work: What was passed over.
         differences: {parameter or label: by how much its Gram was seen to differ from backward passes, over its trace}.
+        passed: Some rows → their Grams, in the way that those were made.
         labels: {parameter: the label that its Gram was added under}.
         coordinates: The columns that were kept.
-        limit: In bytes; the model in float64 takes up to a quarter, gradients another.
+        limit: In bytes; the model in float64 takes up to a quarter.
         seed: Of the draw of rows.
+        formed: Bytes up to which the gradients of the rows are formed, if a quarter of the limit has room for them.
     """
     reason = _why_not(work)
-    most = limit // 4 // (8 * max(work.num_params.values()))
-    if reason is None and (8 * _num_entries(work) > limit // 4 or most < min(2, work.num_tokens)):
+    if reason is None and 8 * _num_entries(work) > limit // 4:
         reason = "the memory limit has no room for the model in float64"
     if reason is not None:
         return RoundOff(errors=None, reason=reason)
-    rows = _drawn(grams, most, seed)
-    params = {name: p.double() for name, p in work.params.items()}
-    chosen = replace(work.select(rows), fn=work.fn.to(dtype=torch.float64), params=params)
-    exact = {label: torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device) for label in grams}
-    for names in parts(params, limit // 4 // len(rows)):
-        found = _gradients(chosen, names)
-        if isinstance(found, str):
-            return RoundOff(errors=None, reason=found)
-        for name, gradients in found.items():
-            if name in coordinates.index:
-                gradients = gradients[:, coordinates.index[name].to(gradients.device)] * coordinates.weight[name]
-            exact[name if labels is None else labels[name]] += gradients @ gradients.mT
+    rows = _drawn(grams, seed)
+    fn = replace(work.fn, params={**work.fn.params, **work.params}).to(dtype=torch.float64)
+    wide = [replace(part, batch=mapped(_widened, part.batch)) for part in work.sequences.parts]
+    params = {name: fn.params[name] for name in work.params}
+    chosen = replace(work.select(rows), fn=fn, params=params, sequences=Sequences(wide))
+    num_bytes = 8 * len(rows) * sum(work.num_params.values())
+    try:
+        with InFloat64() as arithmetic:
+            fits = num_bytes <= min(formed, limit // 4)
+            exact = _formed(chosen, coordinates, labels) if fits else passed(chosen)
+    except torch.OutOfMemoryError:
+        raise
+    except (*REFUSALS, Unsettled) as error:
+        reason = f"the model does not run in float64: {type(error).__name__}: {error}".splitlines()[0]
+        return RoundOff(errors=None, reason=reason)
+    if arithmetic.rounded:
+        return RoundOff(
+            errors=None, reason="something in the model is rounded to a coarser dtype when it runs in float64"
+        )
     errors = {label: _error(gram, rows, exact[label], differences[label]) for label, gram in grams.items()}
     return RoundOff(errors=errors, num_rows=len(rows))
 
@@ -113,11 +125,11 @@ def _num_entries(work: Workload) -> int:
     return sum(p.numel() for p in {**work.fn.frozen, **work.fn.params}.values())
 
 
-def _drawn(grams: Mapping[str, Tensor], most: int, seed: int) -> Tensor:
+def _drawn(grams: Mapping[str, Tensor], seed: int) -> Tensor:
     """Some rows, in ascending order, the large ones more likely."""
     diagonal = torch.stack([gram.diagonal().double() for gram in grams.values()]).sum(dim=0).clamp(min=0).cpu()
     weights = (diagonal / diagonal.sum()).nan_to_num().clamp(min=torch.finfo(torch.float64).tiny)
-    count = min(NUM_ROWS, most, len(weights))
+    count = min(NUM_ROWS, len(weights))
     generator = torch.Generator().manual_seed(seed)
     return torch.multinomial(weights, count, generator=generator).sort().values.to(next(iter(grams.values())).device)
 
@@ -147,26 +159,25 @@ def _ratio(over: Tensor, under: Tensor) -> Tensor:
     return torch.where(under > 0, over / under, 0.0)
 
 
-def _gradients(work: Workload, names: Sequence[str]) -> dict[str, Tensor] | str:
-    """The gradients of all rows by some parameters, `{name: (n, p)}`; or why the model has none in float64."""
-    found: dict[str, list[Tensor]] = {name: [] for name in names}
+def _formed(work: Workload, coordinates: Coordinates, labels: Mapping[str, str] | None) -> dict[str, Tensor]:
+    """The Grams of all rows, by ordinary backward passes."""
+    rows: list[dict[str, Tensor]] = []
     for number in work.tokens.sequence.unique_consecutive().tolist():
-        entries = work.tokens.entry[work.tokens.sequence == number].tolist()
-        leaves, run = work.fn.ordinary_call(work.params, names)
-        batch = mapped(_widened, work.sequences[number])
-        try:
-            with torch.enable_grad(), InFloat64() as arithmetic:
-                losses = work.loss.values(run(batch), batch)[0]
-                each = [_gradient(losses[entry], leaves) for entry in entries]
-        except torch.OutOfMemoryError:
-            raise
-        except REFUSALS as error:
-            return f"the model does not run in float64: {type(error).__name__}: {error}".splitlines()[0]
-        if arithmetic.rounded:
-            return "something in the model is rounded to a coarser dtype when it runs in float64"
-        for name in names:
-            found[name] += [gradients[name].flatten() for gradients in each]
-    return {name: torch.stack(rows) for name, rows in found.items()}
+        leaves, run = work.fn.ordinary_call(work.params, list(work.params))
+        batch = work.sequences[number]
+        with torch.enable_grad():
+            losses = work.loss.values(run(batch), batch)[0]
+            entries = work.tokens.entry[work.tokens.sequence == number].tolist()
+            rows += [_gradient(losses[entry], leaves) for entry in entries]
+    found: dict[str, Tensor] = {}
+    for name in work.params:
+        gradients = torch.stack([row[name].flatten() for row in rows])
+        if name in coordinates.index:
+            gradients = gradients[:, coordinates.index[name].to(gradients.device)] * coordinates.weight[name]
+        label = name if labels is None else labels[name]
+        gram = gradients @ gradients.mT
+        found[label] = found[label] + gram if label in found else gram
+    return found
 
 
 def _gradient(loss: Tensor, leaves: Params) -> dict[str, Tensor]:

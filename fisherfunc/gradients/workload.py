@@ -76,6 +76,7 @@ class PassOptions:
         empty: Gives the tensors that factors are held in, in files; in memory where None.
         checked: Whether the Grams will be held against ordinary backward passes (certificate.py).
         plan: That of a route, made for another batch of the same shapes; the route plans where None.
+        tried: Whether a long pass is tried on a few tokens before it begins.
         refused: {exploit, or parameter that is not to be factored: why}; what a check has failed for.
         progress: Called with the token passes done and their total.
     """
@@ -87,6 +88,7 @@ class PassOptions:
     empty: Empty | None = None
     checked: bool = True
     plan: Any = None
+    tried: bool = True
     refused: Mapping[str, str] = field(default_factory=dict)
     progress: Progress | None = None
 

@@ -53,8 +53,8 @@ def summary(plan: RunPlan, facts: Mapping[str, Any]) -> list[str]:
     count = {"num_tokens": plan.num_units // plan.num_targets, "num_rows": plan.num_units}
     units = count_of_units({**count, "unit": facts.get("unit", "token")})
     passes = "1 pass" if plan.num_passes == 1 else f"{plan.num_passes} passes"
-    if plan.passes_from_cuts:
-        passes += f", {plan.passes_from_cuts} of them from where the one before ended,"
+    if plan.num_segments > 1:
+        passes += f" down {plan.num_segments} segments of the model"
     within = "" if facts.get("unit") == "sequence" else f" of {plan.num_sequences} sequence(s)"
     lines = [
         f"{units}{within}, {plan.num_params:,} parameters: {passes} by the {plan.route} route"

@@ -3,25 +3,24 @@
 While a model runs, every torch function that receives a parameter is seen. Where a rule knows its role (rules.py), the
 output is kept in the autograd graph and what it was made from beside it: they, and the cotangent of the output, are the
 parameter's gradient. A parameter that is used in any other way is reported, not guessed at. Modules that are called are
-seen on request, and passed over where nothing of them is needed (skips.py).
+seen on request, and played back where that is asked for (segments.py).
 """
 
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from math import nan
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from fisherfunc.gradients.factored.arguments import exchanged, leaves_among
-from fisherfunc.gradients.factored.calls import Call, made_by
+from fisherfunc.gradients.factored.calls import ModuleCall, OuterCall, Way, returned_by
 from fisherfunc.gradients.factored.recording import Directions, Reached, Recording, Use
 from fisherfunc.gradients.factored.rules import TRANSPOSES, Convolution, Map, Role, explained
+from fisherfunc.gradients.factored.segments import edge_of
 from fisherfunc.gradients.factored.shortcuts import elementwise_origins, is_elementwise, is_view, shortened_path
-from fisherfunc.gradients.factored.skips import ModuleCall, instead_of, returned_by
 
 
 class Recorder(TorchFunctionMode):
@@ -42,15 +41,16 @@ class Recorder(TorchFunctionMode):
         self._constants = {id(tensor): tensor.detach() for tensor in parameters.values()}
         self._nodes: dict[Any, tuple[str, int]] = {}
         self._counts: Counter[str] = Counter()
-        self._call: Call = ("", 0, 0)
-        self._num_calls = self._num_modules = 0
-        self._skipped: set[str] = set()
-        self._below_floor = self._directions.known is not None
+        self._way: Way | None = self._directions.way
+        self._num_modules = 0
+        self._inside = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run `func`; if it receives a watched parameter, record it."""
         result = self._run(func, args, kwargs or {})
-        return self._on_the_way_out(result) if isinstance(result, Tensor) and result.requires_grad else result
+        if self._directions.note and isinstance(result, Tensor) and result.requires_grad:
+            self.recording.num_bytes += result.numel() * result.element_size()
+        return result
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
         names = self._watched(args, kwargs)
@@ -60,60 +60,77 @@ class Recorder(TorchFunctionMode):
             return self._alias(args[0], func)
         return self._recorded(func, args, kwargs, names)
 
-    def _on_the_way_out(self, result: Tensor) -> Tensor:
-        """Count the call; keep what it made, put what is known in its place, or end the pass: as the directions say."""
-        self._call, self._num_calls = (*self._call[:2], self._call[2] + 1), self._num_calls + 1
-        if self._below_floor and self._call == self._directions.floor:
-            self._below_floor = False
-            result = self._known_instead(result)
-        if self._call in self._directions.values:
-            self.recording.values[self._call] = (result, result._version)
-        if self._directions.note and result.grad_fn is not None:
-            made = made_by(self._call, self._num_calls, result)
-            self.recording.made.setdefault((result.grad_fn, result.output_nr), made)
-        if self._call == self._directions.keep:
-            self.recording.cut = (result, result._version)
-        if self._call == self._directions.stop:
-            self.recording.end = result
+    def answer(self, name: str, run: Callable[[], Any]) -> Any:
+        """Run a module of the model, or play back what it returned, as the directions say."""
+        if self._directions.note:
+            return self._noted(name, run)
+        if self._way is None or self._inside:
+            return run()
+        number, calls = self._num_modules, self._way.outline.calls
+        if number >= len(calls) or calls[number].call.name != name:
+            self._go_astray()
+        outer = calls[number]
+        if outer.playable and outer.rank <= self._way.floor:
+            self._num_modules += 1 + outer.inside
+            return self._played(outer)
+        self._num_modules += 1
+        self._inside = not outer.opened
+        try:
+            result = run()
+        finally:
+            self._inside = False
+        if self._num_modules != number + 1 + outer.inside:
+            self._go_astray()
+        if outer.playable:
+            self._keep(outer, result)
+        if outer.rank == self._way.end:
             raise Reached
         return result
 
-    def answer(self, name: str, run: Callable[[], Any]) -> Any:
-        """Run a module of the model; where it is to be skipped, go on as if that had been done."""
-        if self._below_floor and name in self._directions.skipped:
-            return self._skip(self._directions.skipped[name])
-        if not self._directions.note:
-            return run()
+    def _noted(self, name: str, run: Callable[[], Any]) -> Any:
         began, before = self._num_modules, self._counts.copy()
         self._num_modules += 1
         result = run()
+        returned = returned_by(result)
+        tensors = () if returned is None else (result,) if returned.alone else result
         call = ModuleCall(
             name=name,
             began=began,
+            ended=len(self.recording.modules),
             others=self._num_modules - began - 1,
-            number=self._num_calls,
-            call=self._call,
             uses=dict(self._counts - before),
-            returned=returned_by(result),
+            uses_until=len(self.recording.uses),
+            bytes_until=self.recording.num_bytes,
+            returned=returned,
+            edges=tuple(None if t is None else edge_of(t) for t in tensors),
+            sizes=tuple(0 if t is None else t.numel() * t.element_size() for t in tensors),
         )
         self.recording.modules.append(call)
         return result
 
-    def _skip(self, module: ModuleCall) -> Any:
-        if module.name in self._skipped:  # a loop that ends by what it returns would not end
-            raise LookupError(f"module {module.name!r} was called once, and is called again")
-        assert module.returned is not None and self._directions.known is not None
-        self._skipped.add(module.name)
-        self._counts.update(module.uses)
-        self._call = module.call
-        return instead_of(module.returned, self._directions.known)
+    def _keep(self, outer: OuterCall, result: Any) -> None:
+        expected = outer.call.returned
+        if expected is None or not expected.is_like(returned_by(result)):
+            self._go_astray()
+        for index, tensor in enumerate((result,) if expected.alone else result):
+            if tensor is not None:
+                self.recording.returned[outer.rank, index] = (tensor, tensor._version)
 
-    def _known_instead(self, result: Tensor) -> Tensor:
-        """What is known of the floor, where no graph leads on; another shape is left: its values will not be right."""
-        known = self._directions.known
-        if known is None or known.shape != result.shape:
-            return result
-        return known.detach().requires_grad_().clone()  # no leaf: the model may write to it
+    def _played(self, outer: OuterCall) -> Any:
+        """Return what a call returned before, where no graph leads on; no leaf itself, as the model may write to it."""
+        assert self._way is not None and outer.call.returned is not None
+        keys = [(outer.rank, index) for index in range(len(outer.call.returned.shapes))]
+        played = {key: self._way.played[key].detach().requires_grad_() for key in keys if key in self._way.played}
+        self.recording.played |= played
+        self._counts.update(outer.call.uses)
+        self.recording.uses_below = len(self.recording.uses)
+        with torch._C.DisableTorchFunction():  # nobody is to see these calls
+            found = tuple(played[key].clone() if key in played else None for key in keys)
+        return found[0] if outer.call.returned.alone else found
+
+    def _go_astray(self) -> NoReturn:
+        self.recording.astray = True
+        raise Reached
 
     def _watched(self, args: Any, kwargs: Any) -> list[str]:
         """The parameters among the arguments, each as often as it is there."""
@@ -142,8 +159,7 @@ class Recorder(TorchFunctionMode):
                     args, kwargs = exchanged(args, kwargs, {id(role.source): shortcut})
                     roles = self._roles(func, args, kwargs)
         args, kwargs = exchanged(args, kwargs, {id(tensor): self._constants[id(tensor)] for tensor, _ in roles})
-        unknown = _unknown(roles) if self._below_floor else None
-        result = func(*args, **kwargs) if unknown is None else unknown
+        result = func(*args, **kwargs)
         if id(result) in self._names or not any(isinstance(leaf, Tensor) for leaf in leaves_among([result])):
             return result
         known: Counter[str] = Counter()
@@ -165,9 +181,12 @@ class Recorder(TorchFunctionMode):
             self.recording.end = source
             raise Reached
         directions = self._directions
-        if self._below_floor or not (directions.discover or key in directions.shortcuts):
+        if not (directions.discover or key in directions.shortcuts):
             return None
-        origins = elementwise_origins(source, self._nodes) or frozenset()
+        origins = elementwise_origins(source, self._nodes)
+        if origins is None and self._way is not None and self._way.floor >= 0:  # they may lie below the segment
+            return None
+        origins = origins or frozenset()
         outputs = [use.output for use in self.recording.uses if (use.name, use.number) in origins]
         if directions.discover:
             straight = bool(outputs) and not is_view(source, outputs) and is_elementwise(source, outputs)
@@ -197,21 +216,10 @@ class Recorder(TorchFunctionMode):
             return ""  # nothing but linear maps is explained of a transposed weight
         number = self._counts[name]
         self._counts[name] += 1
-        self._call = (name, number, 0)
-        if self._below_floor:
-            return name
         use = Use(name=name, size=tensor.numel(), number=number, output=result, version=result._version, role=role)
         self.recording.uses.append(use)
         self._nodes[torch.autograd.graph.get_gradient_edge(result).node] = (name, number)
         return name
-
-
-def _unknown(roles: list[tuple[Tensor, Role]]) -> Tensor | None:
-    """NaN in the shape of the output of a linear map of vectors, if that is what the roles say."""
-    for tensor, role in roles:
-        if isinstance(role, Map) and role.multiplies:
-            return role.source.new_full((*role.source.shape[:-1], tensor.shape[role.axis]), nan)
-    return None
 
 
 def _is_recordable(result: Any) -> bool:

@@ -4,25 +4,91 @@ Where the probe found the model causal, a chunk of slots runs on the shortest pr
 c slots of a chunk, b sequences, s places, d features.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
-from fisherfunc.gradients.factored.cuts import strays
-from fisherfunc.gradients.factored.groups import Taken
-from fisherfunc.gradients.factored.known import settled_pass
-from fisherfunc.gradients.factored.pieces import Piece, at_one_place, inputs_by_place, kept_places, pieces_of
+from fisherfunc.gradients.factored.calls import Output, Way
+from fisherfunc.gradients.factored.groups import Recorded, Taken
+from fisherfunc.gradients.factored.pieces import (
+    Piece,
+    at_one_place,
+    inputs_by_place,
+    is_lookup,
+    kept_places,
+    pieces_of,
+)
 from fisherfunc.gradients.factored.recording import Use
 from fisherfunc.gradients.factored.rules import Map
+from fisherfunc.gradients.factored.segments import Segments, strays
+from fisherfunc.gradients.factored.separate import sequences_apart
 from fisherfunc.gradients.factored.starts import Start, starts
-from fisherfunc.gradients.factored.structure import Structure, Traced, Unsettled, apart, settled, trace
+from fisherfunc.gradients.factored.structure import Structure, Traced, Unsettled, apart, close, settled, trace
 from fisherfunc.gradients.pullback import strided
 from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.gradients.stacks import Stack
 from fisherfunc.gradients.workload import Workload
+
+
+def recorded_of(work: Workload, stack: Stack, structure: Structure, segments: Segments) -> Recorded:
+    """Run a stack from end to end, hold it against the structure, and keep what its outer calls return.
+
+    Raises:
+        Unsettled: If the structure does not hold for these sequences.
+    """
+    traced = settled_pass(work, stack, structure, leaves=structure.dense, way=Way(outline=segments.outline))
+    returned = traced.recording.returned
+    if any(tensor._version != version for tensor, version in returned.values()):  # changed by the model later
+        raise Unsettled(replace(structure, divisible=False))
+    uses = [use for use in traced.recording.uses if is_lookup(use)]
+    return Recorded(
+        losses=traced.losses.detach(),
+        returned={output: tensor.detach() for output, (tensor, _) in returned.items()},
+        ids={n: torch.cat([_ids(use) for use in uses if use.name == n]).unique() for n in {u.name for u in uses}},
+    )
+
+
+def _ids(use: Use) -> Tensor:
+    ids = inputs_by_place(use, 1).flatten()
+    return ids[ids >= 0]  # those of padding have no gradient
+
+
+def settled_pass(
+    work: Workload, stack: Stack, structure: Structure, *, leaves: Sequence[str] | Mapping[str, str], way: Way | None
+) -> Traced:
+    """A pass over a whole stack, held against the structure, and its sequences against each other.
+
+    Args:
+        work: What is passed over.
+        stack: Of its sequences.
+        structure: What is exploited.
+        leaves: The dense parameters wanted.
+        way: The outer calls whose values are kept.
+
+    Raises:
+        Unsettled: If parameters are used in another way, one sequence reaches another, or they do not run together.
+    """
+    mixed = Unsettled(replace(structure, stacked=False))
+    try:
+        whole = trace(work, stack.batch, structure, width=stack.width, leaves=leaves, way=way)
+        changed = settled(structure, whole.recording)
+        others = (changed.factored, changed.head) != (structure.factored, structure.head)
+        if stack.width > 1 and (others or len(whole.losses) != stack.width):  # another model where it runs more
+            raise mixed
+        if changed != structure:
+            raise Unsettled(changed)
+        if stack.width > 1 and not sequences_apart(work, stack, structure, whole):
+            raise mixed
+    except torch.OutOfMemoryError:
+        raise
+    except REFUSALS as error:
+        if stack.width == 1:
+            raise
+        raise mixed from error
+    return whole
 
 
 def stack_pieces(
@@ -33,8 +99,8 @@ def stack_pieces(
     structure: Structure,
     chunk_size: int,
     passed: Callable[[int], None] = lambda count: None,
-) -> Iterator[Piece | Tensor]:
-    """The pieces of the wanted parameters for the tokens of a stack, and a chunk's cotangents at the cut to be kept.
+) -> Iterator[Piece]:
+    """The pieces of the wanted parameters for the tokens of a stack; `taken.below` is filled, where there is one.
 
     Args:
         work: What to pass over.
@@ -47,44 +113,67 @@ def stack_pieces(
     Raises:
         Unsettled: If the structure does not hold for these sequences.
     """
-    # With cuts all of them are leaves, whatever is wanted, so that every pass counts the same calls.
-    leaves = [name for name in structure.dense if taken.levels.cuts or taken.takes(name, -1)]
+    leaves = [name for name in structure.dense if taken.recorded is not None or name in taken.group.names]
     whole = _whole(work, stack, taken, structure, leaves)
     keep = _inputs(whole, taken, stack.width)
+    number = 0
     for start in starts(work, stack, whole, taken, structure=structure, leaves=leaves, chunk_size=chunk_size):
         if isinstance(start, Piece):
             yield start
         else:
-            yield from _pulled(start, structure, taken, keep)
+            waiting = {} if taken.from_losses else taken.above[number]
+            yield from _pulled(start, structure, taken, keep, waiting)
             passed(start.slots.num_tokens)
+            number += 1
 
 
 def _whole(work: Workload, stack: Stack, taken: Taken, structure: Structure, leaves: Sequence[str]) -> Traced:
-    """The forward pass over a stack on the leg that is taken.
+    """The forward pass over a stack, of the segments that are taken.
 
     Raises:
         Unsettled: If the structure does not hold for these sequences.
     """
-    if taken.known is None:
-        return settled_pass(work, stack, structure, leaves=leaves, leg=taken.leg)
-    uncut = Unsettled(replace(structure, cuttable=False))
+    if taken.recorded is None:
+        return settled_pass(work, stack, structure, leaves=leaves, way=None)
+    undivided, way = Unsettled(replace(structure, divisible=False)), taken.way()
     try:
-        whole = trace(work, stack.batch, structure, leaves=leaves, width=stack.width, leg=taken.leg, known=taken.floor)
-    except REFUSALS as error:  # what is below the floor is not computed, which a model may notice
-        raise uncut from error
-    changed = settled(structure, whole.recording, cut_short=True)
+        whole = trace(work, stack.batch, structure, leaves=leaves, width=stack.width, way=way)
+    except REFUSALS as error:  # a model may miss what a call that is played back left behind
+        raise undivided from error
+    changed = settled(structure, whole.recording, cut_short=not taken.from_losses)
     if changed != structure:
         raise Unsettled(changed)
-    if not taken.known.agrees(whole, taken.leg):
-        raise uncut
+    if not _agrees(whole, taken) or _strays(whole, taken):
+        raise undivided
     return whole
+
+
+def _agrees(whole: Traced, taken: Taken) -> bool:
+    """Whether a pass came to the values that the whole model came to."""
+    assert taken.recorded is not None
+    end = taken.segments.end(taken.group.start)
+    pairs = [(whole.losses, taken.recorded.losses)] if end is None else []
+    for output, (value, _) in whole.recording.returned.items():
+        if output[0] == end:
+            pairs.append((value, taken.recorded.returned[output]))
+    return all(value.shape == expected.shape and close(value.detach(), expected) for value, expected in pairs)
+
+
+def _strays(whole: Traced, taken: Taken) -> list[str]:
+    """The parameters that a pass reaches below its floor, past all that is played back, or does not expect at all."""
+    recording = whole.recording
+    roots = [whole.losses] if taken.from_losses else [tensor for tensor, _ in recording.returned.values()]
+    first = recording.uses_below
+    others = {name: leaf for name, leaf in whole.leaves.items() if not taken.meets(name)}
+    known = [use.name for use in recording.uses[first:] if use.name not in taken.expected]
+    return known + list(strays(roots, recording.played.values(), recording.uses[:first], others))
 
 
 def _inputs(whole: Traced, taken: Taken, width: int) -> dict[tuple[str, int, int], Tensor]:
     """The inputs of linear maps at all places, for the chunks to share."""
     found = {}
-    for use in whole.recording.uses:
-        if taken.takes(use.name, use.number) and isinstance(use.role, Map):
+    for use in whole.recording.uses[whole.recording.uses_below :]:
+        if use.name in taken.group.names and isinstance(use.role, Map):
             everywhere = inputs_by_place(use, width)
             for b, inputs in enumerate(() if at_one_place(everywhere) else everywhere):
                 found[use.name, use.number, b] = kept_places(inputs)[0]
@@ -92,31 +181,33 @@ def _inputs(whole: Traced, taken: Taken, width: int) -> dict[tuple[str, int, int
 
 
 def _pulled(
-    start: Start, structure: Structure, taken: Taken, keep: dict[tuple[str, int, int], Tensor]
-) -> Iterator[Piece | Tensor]:
-    """One batched backward pass to the outputs of the wanted uses, to the leaves, and to the cut to be kept.
+    start: Start,
+    structure: Structure,
+    taken: Taken,
+    keep: Mapping[tuple[str, int, int], Tensor],
+    waiting: Mapping[Output, Tensor],
+) -> Iterator[Piece]:
+    """One batched backward pass to the outputs of the wanted uses, to the leaves, and to what was played back.
 
     Raises:
-        Unsettled: If a parameter is used more often than where the model was cut, so that no level is known.
+        Unsettled: If a prefix played back another length than the one before.
     """
-    traced = start.traced
-    _, below = apart(traced.recording, structure)
-    if not all(taken.knows(use.name, use.number) for use in below):
-        raise Unsettled(replace(structure, cuttable=False))
-    uses = [use for use in below if taken.takes(use.name, use.number)]
-    leaves = {name: leaf for name, leaf in traced.leaves.items() if taken.takes(name, -1)}
-    cut = _cut(start, below, taken, structure)
-    targets = [*{id(t): t for t in (*cut, *(use.output for use in uses))}.values(), *leaves.values()]
-    if not targets or not start.output.requires_grad:
-        return
-    found = pulled_back(start.output, targets, start.cotangent)
+    traced, recording = start.traced, start.traced.recording
+    _, below = apart(recording, structure)
+    here = {id(use) for use in recording.uses[recording.uses_below :]}
+    uses = [use for use in below if id(use) in here and use.name in taken.group.names]
+    leaves = {n: leaf for n, leaf in traced.leaves.items() if n in taken.group.names and taken.meets(n)}
+    played = {} if taken.below is None else recording.played
+    targets = [*{id(t): t for t in (*played.values(), *(use.output for use in uses))}.values(), *leaves.values()]
+    found = pulled_back(start.outputs, targets, start.cotangents) if targets else []
     gradients = dict(zip(map(id, targets), found, strict=True))
     found.clear()
-    for tensor in cut:
-        kept = gradients[id(tensor)]
-        yield start.cotangent.new_zeros(len(start.slots.rows), *tensor.shape) if kept is None else strided(kept)
-    for _, here in groupby(uses, key=lambda use: id(use.output)):
-        together = list(here)
+    if taken.below is not None:
+        ours = {output: gradients.pop(id(leaf)) for output, leaf in played.items()}
+        left = {output: cotangent for output, cotangent in waiting.items() if output[0] <= taken.floor}
+        taken.below.append(_added(left, ours, structure))
+    for _, group in groupby(uses, key=lambda use: id(use.output)):
+        together = list(group)
         cotangent = gradients.pop(id(together[0].output))
         if cotangent is not None:
             for use in together:
@@ -129,27 +220,34 @@ def _pulled(
             yield Piece(name=name, use=0, rows=start.slots.present, part=rows)
 
 
-def _cut(start: Start, uses: Sequence[Use], taken: Taken, structure: Structure) -> list[Tensor]:
-    """The cut where cotangents are to be kept, if there is one.
+def _added(
+    left: dict[Output, Tensor], ours: Mapping[Output, Tensor | None], structure: Structure
+) -> dict[Output, Tensor]:
+    """The cotangents of what lies below: those that other segments gave, and those of this one."""
+    for output, cotangent in ours.items():
+        if cotangent is None:
+            continue
+        if output not in left:
+            left[output] = strided(cotangent)
+        elif left[output].shape == cotangent.shape:
+            left[output] = left[output] + cotangent
+        else:
+            raise Unsettled(replace(structure, divisible=False))
+    return left
 
-    Raises:
-        Unsettled: If a parameter below it is reached past it.
-    """
-    cut = start.traced.recording.cut_tensor()
-    if taken.leg.end is None or cut is None:
-        return []
-    if strays(start.output, cut, uses, start.traced.leaves, taken.above_end()):
-        raise Unsettled(replace(structure, cuttable=False))
-    return [cut]
 
-
-def pulled_back(output: Tensor, targets: Sequence[Tensor], cotangent: Tensor) -> list[Tensor | None]:
-    """The cotangents of some tensors, each with the leading axis of `cotangent`; an ordinary pass for a single one."""
-    batched = len(cotangent) > 1
+def pulled_back(
+    outputs: Sequence[Tensor], targets: Sequence[Tensor], cotangents: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """The cotangents of some tensors, each with the leading axis of those given; an ordinary pass for a single one."""
+    pairs = [(output, given) for output, given in zip(outputs, cotangents, strict=True) if output.requires_grad]
+    if not pairs:
+        return [None] * len(targets)
+    batched = len(pairs[0][1]) > 1
     found = torch.autograd.grad(
-        output,
+        [output for output, _ in pairs],
         targets,
-        cotangent if batched else cotangent[0],
+        [given if batched else given[0] for _, given in pairs],
         retain_graph=True,
         allow_unused=True,
         is_grads_batched=batched,

@@ -1,21 +1,21 @@
 """How a pass is divided so that it fits the memory: slots of a chunk, sequences of a stack, groups of parameters.
 
 What comes and goes in a pass is the graph of a stack, and cotangents for each slot of it; what is held are the factors
-of a group. Without cuts both have at least half the memory. A pass from a cut has the cotangents of its own levels
+of a group. Without segments both have at least half the memory. A pass over one segment has the cotangents of it
 alone: it takes more slots at a time, as the forward passes of prefixes are what each group repeats.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-from fisherfunc.gradients.factored.cuts import Carried, Levels
 from fisherfunc.gradients.factored.groups import Group, grouped, held_by
 from fisherfunc.gradients.factored.loads import Tally, chunk_of, prefix_share, stack_width, strip_share
+from fisherfunc.gradients.factored.segments import WHOLE, Carried, Segments
 from fisherfunc.linalg.grain import Grain
 
 UNLIMITED = 2**62
 SHARES = (0.5, 0.35, 0.3, 0.25, 0.21, 0.18, 0.14, 0.1)
-"""Parts of the memory that passes from cuts may leave for what comes and goes."""
+"""Parts of the memory that passes over segments may leave for what comes and goes."""
 FEWER = 0.8
 TRIED = 7
 """So many numbers of slots are tried, each the part `FEWER` of the one before it."""
@@ -83,7 +83,7 @@ class Division:
         groups: What each pass over all tokens is for.
         slabbed: Parameters too large for a group.
         num_bytes: What comes and goes and what is held, at most.
-        levels: How the model is cut, where groups start at cuts.
+        segments: How the model is divided.
     """
 
     chunk_size: int
@@ -91,7 +91,7 @@ class Division:
     groups: tuple[Group, ...]
     slabbed: tuple[str, ...]
     num_bytes: int
-    levels: Levels = field(default_factory=Levels)
+    segments: Segments = WHOLE
 
 
 def from_the_losses(needs: Needs) -> Division:
@@ -134,56 +134,72 @@ def _undivided(needs: Needs, found: Division) -> Division:
     return found
 
 
-def from_cuts(needs: Needs, levels: Levels, plain: Division) -> Division | None:
-    """Each group starts where the one before it ended; None where that does not fit.
+def divided(needs: Needs, segments: Segments, whole: Division, most: int) -> Division:
+    """Each group starts where the one before it ended, if that fits and takes less than where it is not divided.
 
-    Of those that leave the fewest tensors to the dense route the one that takes the least time: for G groups of chunks
-    of c slots 1 + c/S for backward passes and contraction, and (forward + repeated G) / c; the two numbers are measured
-    on a CPU (GPT-2 124M, 1,008 tokens, limits of 1 and 4 GB).
+    Where all would fit in one group, its chunks and stacks are taken. Elsewhere, of the divisions that leave the fewest
+    tensors to the dense route, the one that takes the least time. Backward passes and contraction of chunks of c slots
+    take 1 + c/S, and (G + 1)/2 as much for G groups that all come down from the losses; forward passes take
+    (forward + repeated G)/c, or forward G/c. The two numbers are measured on a CPU (GPT-2 124M, 1,008 tokens, limits of
+    1 and 4 GB).
 
     Args:
         needs: What a pass takes.
-        levels: How the model is cut.
-        plain: The division without cuts.
+        segments: How the model is divided.
+        whole: The division where it is not.
+        most: A group holds at most so many bytes, if more than one segment.
     """
-    if not levels.cuts:
-        return None
+    if len(whole.groups) == 1 and not whole.slabbed:
+        groups, _ = grouped(needs.held, list(needs.held), max(most, *needs.held.values()), segments)
+        sizes = held_by(groups, needs.held, segments)
+        kept = _kept_bytes(needs, segments, whole.chunk_size)
+        passing = [needs.passing(whole.chunk_size, whole.width, group) for group in groups]
+        peak = kept + max(map(sum, zip(sizes, passing, strict=True)))
+        if len(groups) == 1 or peak >= whole.num_bytes:
+            return whole
+        return replace(whole, groups=groups, num_bytes=peak, segments=segments)
     found = [
         division
-        for slots in _numbers_of_slots(needs, plain)
+        for where in (segments, segments.at_narrow())
+        for slots in _numbers_of_slots(needs, whole)
         for share in SHARES
-        if (division := _from_cuts(needs, levels, plain, slots, share)) is not None
+        if (division := _divided(needs, where, whole, slots, share, most)) is not None
     ]
 
     def cost(division: Division) -> tuple[int, float]:
-        chunk = division.chunk_size
-        return len(division.slabbed), chunk / needs.tally.num_slots + needs.repeated(len(division.groups)) / chunk
+        chunk, num_groups = division.chunk_size, len(division.groups)
+        longer = 1 + chunk / needs.tally.num_slots
+        if division.segments.ends:
+            return len(division.slabbed), longer + needs.repeated(num_groups) / chunk
+        return len(division.slabbed), longer * (num_groups + 1) / 2 + needs.grain.forward * num_groups / chunk
 
-    return min(found, key=cost, default=None)
+    return min([*found, whole], key=cost)
 
 
-def _from_cuts(needs: Needs, levels: Levels, plain: Division, most: int, share: float) -> Division | None:
+def _divided(needs: Needs, segments: Segments, whole: Division, slots: int, share: float, most: int) -> Division | None:
     """The division with at most so many slots, and about a part of the memory for what comes and goes.
 
     More slots are longer prefixes, of which more is held.
     """
-    more = max(needs.held_share(most) / needs.held_share(), 1.0)
+    more = max(needs.held_share(slots) / needs.held_share(), 1.0)
     held = {name: int(more * size) for name, size in needs.held.items()}
-    carried = {name: Carried(between=one.between, below=int(more * one.below)) for name, one in levels.carried.items()}
-    longer = replace(levels, carried=carried)
-    kept = _kept_bytes(needs, longer, most)
-    budget = int((1 - share) * needs.room) - kept
+    carried = {
+        name: Carried(between=one.between, below=int(more * one.below)) for name, one in segments.carried.items()
+    }
+    longer = replace(segments, carried=carried)
+    kept = _kept_bytes(needs, longer, slots)
+    budget = min(int((1 - share) * needs.room) - kept, max(most, *held.values()))
     groups, too_large = grouped(held, list(held), budget, longer, first_less=_more_at_the_losses(needs))
-    if not groups or set(too_large) - set(plain.slabbed):
+    if not groups or set(too_large) - set(whole.slabbed):
         return None
     sizes = held_by(groups, held, longer)
     rooms = {
         group: int((needs.room - kept - size) / needs.grain.allocated)
         for group, size in zip(groups, sizes, strict=True)
     }
-    chunk, width = _larger_chunk(needs, rooms, plain, most)
-    if chunk < most:  # which ends in other segments
-        return _from_cuts(needs, levels, plain, _even(chunk, needs.grain), share)
+    chunk, width = _larger_chunk(needs, rooms, whole, slots)
+    if chunk < slots:  # which ends in other segments of strips
+        return _divided(needs, segments, whole, _even(chunk, needs.grain), share, most)
     if any(needs.passing(chunk, width, group) > needs.grain.allocated * room for group, room in rooms.items()):
         return None
     return Division(
@@ -192,7 +208,7 @@ def _from_cuts(needs: Needs, levels: Levels, plain: Division, most: int, share: 
         groups=groups,
         slabbed=tuple(too_large),
         num_bytes=kept + max(size + needs.passing(chunk, width, g) for g, size in zip(groups, sizes, strict=True)),
-        levels=longer,
+        segments=longer,
     )
 
 
@@ -202,26 +218,26 @@ def _more_at_the_losses(needs: Needs) -> int:
     return max(needs.passing(1, 1, first) - needs.passing(1, 1, other), 0)
 
 
-def _kept_bytes(needs: Needs, levels: Levels, most: int) -> int:
-    """The cotangents of all tokens at one cut, stack by stack that above it or that below; and of one stack at both.
+def _kept_bytes(needs: Needs, segments: Segments, most: int) -> int:
+    """The cotangents of all tokens at one boundary, stack by stack that above it or below; and of one stack at both.
 
-    And the values of all cuts; and for a Gram of the output layer that is held before those of lower uses are there.
+    And all that outer calls return; and a Gram of the output layer that is held before those of lower uses are there.
     """
     tally = needs.tally
     stack = tally.num_slots * needs.width(needs.grain.slots, UNLIMITED)
     cotangents = (tally.num_tokens + stack) * prefix_share(tally, causal=needs.causal, chunk_size=most)
-    values = tally.num_sequences * len(levels.cuts)
-    return int(levels.cut_bytes * (cotangents + values)) + (needs.gram if levels.carried else 0)
+    values = tally.num_sequences * segments.value_bytes
+    return int(segments.boundary_bytes * cotangents) + values + (needs.gram if segments.carried else 0)
 
 
-def _numbers_of_slots(needs: Needs, plain: Division) -> list[int]:
+def _numbers_of_slots(needs: Needs, whole: Division) -> list[int]:
     """What may be best, from where longer prefixes cost what fewer of them save on: √(S · all that is repeated).
 
     Fewer slots leave more memory for what is held, so that there are fewer groups.
     """
     if needs.chunk_size is not None or not needs.causal:
-        return [plain.chunk_size]
-    best = (needs.tally.num_slots * needs.repeated(len(plain.groups))) ** 0.5
+        return [whole.chunk_size]
+    best = (needs.tally.num_slots * needs.repeated(len(whole.groups))) ** 0.5
     best = min(best, needs.grain.slots, needs.tally.num_slots)
     return list(dict.fromkeys(_even(max(1, round(best * FEWER**step)), needs.grain) for step in range(TRIED)))
 
@@ -231,10 +247,10 @@ def _even(slots: int, grain: Grain) -> int:
     return slots - slots % (grain.segment // 2) if slots > grain.segment // 2 else slots
 
 
-def _larger_chunk(needs: Needs, rooms: Mapping[Group, int], plain: Division, most: int) -> tuple[int, int]:
+def _larger_chunk(needs: Needs, rooms: Mapping[Group, int], whole: Division, most: int) -> tuple[int, int]:
     """As many slots as there is room for in each group, and sequences."""
     if needs.chunk_size is not None or not needs.causal:
-        return plain.chunk_size, plain.width
+        return whole.chunk_size, whole.width
     fitting = ((room - needs.graph(group)) // max(needs.slot(group), 1) for group, room in rooms.items())
     chunk = max(1, min(most, *fitting))
     widths = (room // max(needs.graph(group) + chunk * needs.slot(group), 1) for group, room in rooms.items())

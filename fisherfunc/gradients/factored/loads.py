@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from fisherfunc.gradients.factored.cuts import Carried
 from fisherfunc.gradients.factored.pieces import factor_dtype, features_of, is_lookup, num_places
 from fisherfunc.gradients.factored.recording import Use
 from fisherfunc.gradients.factored.rules import Convolution, Scale, Shift
+from fisherfunc.gradients.factored.segments import Carried
 from fisherfunc.gradients.factored.structure import Structure, Traced, apart
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.linalg.grain import CPU, Grain, grain_of

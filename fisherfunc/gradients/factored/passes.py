@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fisherfunc.gradients.checkpoint import NOWHERE, Checkpoint, finished_grams, stage_of
 from fisherfunc.gradients.factored.contract import Holder, NotLookedUp
-from fisherfunc.gradients.factored.cotangents import Descent
+from fisherfunc.gradients.factored.descent import Descent
 from fisherfunc.gradients.factored.groups import names_of
 from fisherfunc.gradients.factored.plan import FactoredPlan
 from fisherfunc.gradients.factored.store import Passes, part_of, pieces_through
@@ -36,7 +36,7 @@ def passed_grams(
     try:
         return _passed(work, plan, options, checkpoint)
     except NotLookedUp as found:
-        raise Unsettled(replace(plan.structure, cuttable=False)) from found
+        raise Unsettled(replace(plan.structure, divisible=False)) from found
 
 
 def _passed(work: Workload, plan: FactoredPlan, options: PassOptions, checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -65,7 +65,9 @@ def _passed(work: Workload, plan: FactoredPlan, options: PassOptions, checkpoint
         descent.done(number)
         if divided:
             give_back()
-        for name in plan.levels.carried.keys() & {name for name, level in group.items if level == 0} & later & taken:
+        for name in (
+            plan.segments.carried.keys() & {name for name, segment in group.items if segment == 0} & later & taken
+        ):
             holders[name].settle(descent.ids(name), dtype=options.gram_dtype)
         closed = sorted(group.names - later)
         if finished is not None:

@@ -16,6 +16,7 @@ from fisherfunc.gradients.factored.rules import Map
 from fisherfunc.gradients.factored.structure import (
     Structure,
     Traced,
+    close,
     head_of,
     settled,
     trace,
@@ -71,4 +72,8 @@ def _is_causal(work: Workload, batch: Batch, structure: Structure, traced: Trace
     whole = vectors(head_of(traced.recording, structure))
     if whole.ndim != 3 or whole.shape[1] < 1:
         return False
-    return trace_prefix(work, batch, max(1, whole.shape[1] // 2), traced, structure) is not None
+    length = max(1, whole.shape[1] // 2)
+    part = trace_prefix(work, batch, length, structure)
+    if part is None or part.recording.end is None:
+        return False
+    return part.recording.end.shape == whole[:, :length].shape and close(part.recording.end, whole[:, :length])

@@ -2,14 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
-from fisherfunc.gradients.factored.calls import Call, Made
+from fisherfunc.gradients.factored.calls import ModuleCall, Output, Way
 from fisherfunc.gradients.factored.rules import Map, Role
 from fisherfunc.gradients.factored.shortcuts import Origins
-from fisherfunc.gradients.factored.skips import ModuleCall
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +43,15 @@ class Recording:
     Attributes:
         uses: Of the parameters that were watched, in order.
         unknown: Parameters used in a way that no rule knows, and the function that did.
-        end: Where the pass was cut short: the input of the last linear map, or a cut.
+        end: Where the pass was cut short: the input of the last linear map.
         shortcuts: Those that were taken.
         crooked: The uses whose inputs no shortcut leads to, of those that were to have one.
-        made: {graph node and which output of it: what was made}, where asked for.
         modules: The calls of modules, in the order in which they ended, where asked for.
-        cut: The cut that was asked for, and its version.
-        values: {call: what it made, and its version}, where asked for.
+        num_bytes: How many bytes were made in the graph, where asked for.
+        returned: What the outer calls that were run returned, and its version.
+        played: What was played back in the place of the others: leaves of the graph.
+        uses_below: How many uses there were until the last of these.
+        astray: Whether the outer calls were others than expected.
     """
 
     uses: list[Use] = field(default_factory=list)
@@ -59,18 +59,16 @@ class Recording:
     end: Tensor | None = None
     shortcuts: dict[tuple[str, int], Origins] = field(default_factory=dict)
     crooked: set[tuple[str, int]] = field(default_factory=set)
-    made: dict[tuple[Any, int], Made] = field(default_factory=dict)
     modules: list[ModuleCall] = field(default_factory=list)
-    cut: tuple[Tensor, int] | None = None
-    values: dict[Call, tuple[Tensor, int]] = field(default_factory=dict)
+    num_bytes: int = 0
+    returned: dict[Output, tuple[Tensor, int]] = field(default_factory=dict)
+    played: dict[Output, Tensor] = field(default_factory=dict)
+    uses_below: int = 0
+    astray: bool = False
 
     def overwritten(self) -> set[str]:
         """Parameters whose output was changed in place after it was kept."""
         return {use.name for use in self.uses if use.output._version != use.version}
-
-    def cut_tensor(self) -> Tensor | None:
-        """The cut that was asked for; None where it was not made, or changed in place later."""
-        return self.cut[0] if self.cut is not None and self.cut[0]._version == self.cut[1] else None
 
 
 class Reached(BaseException):
@@ -88,14 +86,8 @@ class Directions:
         verify: Whether to test that these functions are elementwise.
         discover: Whether to look for shortcuts, and take those that are found.
         last: The use of the last linear map, where the pass is to end before it.
-        stop: The call after which the pass is to end.
-        keep: The call whose tensor is to be kept as a cut.
-        note: Whether to say what every call made, and which modules were called.
-        values: The calls of which to keep the values.
-        floor: A call whose value is known: the pass goes on from it. Linear maps before it are neither computed nor
-            recorded: what leads to this value, and that alone, is NaN then.
-        known: The value.
-        skipped: {module: its call}: below the floor it is not called.
+        note: Whether to say which modules were called.
+        way: What to play back, and where to end (segments.py).
     """
 
     protected: frozenset[str] = frozenset()
@@ -104,10 +96,5 @@ class Directions:
     verify: bool = True
     discover: bool = False
     last: tuple[str, int] | None = None
-    stop: Call | None = None
-    keep: Call | None = None
     note: bool = False
-    values: frozenset[Call] = frozenset()
-    floor: Call | None = None
-    known: Tensor | None = None
-    skipped: Mapping[str, ModuleCall] = field(default_factory=dict)
+    way: Way | None = None

@@ -89,7 +89,7 @@ def planned(
     while True:
         try:
             plan = plan_factored(work, options, structure=structure)
-            found = tried(work, options, plan, try_short=try_short)
+            found = tried(work, options, plan, try_short=try_short) if options.tried else None
         except Unsettled as unsettled:
             structure = unsettled.structure
             continue

@@ -24,7 +24,7 @@ BUDGET_S = 0.4
 PIECES = 0.25
 """The share of a chunk's time that goes into what only the wanted parameters need."""
 LATER = 0.15
-"""What a stack costs a pass that starts at a cut, before its chunks, against the first: part of a forward pass."""
+"""What a stack costs a pass over a later segment, before its chunks, against the first: part of a forward pass."""
 
 
 def sampled_seconds(work: Workload, plan: FactoredPlan, rate: float) -> float:
@@ -54,17 +54,17 @@ def sampled_seconds(work: Workload, plan: FactoredPlan, rate: float) -> float:
     one = (ends[2] - ends[1]) / _chunk_units(end, longest, slots, causal=plan.structure.causal)
     before = max(0.0, ends[1] - one * _chunk_units(middle, longest, slots, causal=plan.structure.causal))
     chunks = one / stack.width * _units(work, there, causal=plan.structure.causal)
-    again = LATER if plan.passes_from_cuts else 1.0
+    again = LATER if plan.num_segments > 1 else 1.0
     return (1 + again * (len(plan.groups) - 1)) * before * scale + _repeats(plan) * chunks
 
 
 def _repeats(plan: FactoredPlan) -> float:
     """Every group repeats the batched passes from the output down to the lowest of its parameters.
 
-    From cuts, the forward passes of the prefixes alone: one for the backward passes of as many slots as a chunk has.
+    Over segments, the forward passes of prefixes alone: one for the backward passes of as many slots as a chunk has.
     """
     halfway = (len(plan.groups) + 1) / 2
-    if plan.passes_from_cuts:
+    if plan.num_segments > 1:
         halfway = 1 + (halfway - 1) / (plan.chunk_size + 1)
     return PIECES + (1 - PIECES) * halfway
 

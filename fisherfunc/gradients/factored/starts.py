@@ -1,8 +1,8 @@
 """Where the batched backward passes of a stack of sequences start, and with which cotangents.
 
 The output layer is closed form: one backward pass of the summed loss gives every token's row of logit cotangents, and
-the batched pass of a chunk of slots starts below it, at one place a token. Where the model is cut, a pass starts from
-the cotangents that the one before it kept. Axis order: c slots of a chunk, b sequences, s places, d features.
+the batched pass of a chunk of slots starts below it, at one place a token. Where the model is divided, a pass starts
+from the cotangents that those before it left. Axis order: c slots of a chunk, b sequences, s places, d features.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fisherfunc.gradients.factored.calls import Output
 from fisherfunc.gradients.factored.groups import Taken
 from fisherfunc.gradients.factored.loads import hardly_shorter
 from fisherfunc.gradients.factored.pieces import Piece, factor_dtype
@@ -23,6 +24,7 @@ from fisherfunc.gradients.factored.structure import (
     Unsettled,
     apart,
     by_sequence,
+    close,
     head_of,
     trace_prefix,
     vectors,
@@ -35,11 +37,11 @@ from fisherfunc.linalg.factors import PointFactors
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """Where a batched backward pass starts: the forward pass, the output, its cotangents, its slots."""
+    """Where a batched backward pass starts: the forward pass, the outputs, their cotangents, its slots."""
 
     traced: Traced
-    output: Tensor
-    cotangent: Tensor
+    outputs: Sequence[Tensor]
+    cotangents: Sequence[Tensor]
     slots: Slots
 
 
@@ -68,23 +70,28 @@ def starts(
         Unsettled: If the structure does not hold for these sequences.
     """
     chunks = [slice(first, first + chunk_size) for first in range(0, stack.num_slots, chunk_size)]
-    if structure.head is None and taken.leg.start is None:
+    if structure.head is None and taken.from_losses:
         for chunk in chunks:
             rows = stack.rows[chunk]
             cotangent = _at_losses(whole.losses, rows, stack.entry[chunk])
-            yield Start(traced=whole, output=whole.losses, cotangent=cotangent, slots=Slots(rows))
+            yield Start(traced=whole, outputs=[whole.losses], cotangents=[cotangent], slots=Slots(rows))
         return
     below = None
-    if taken.leg.start is None:
+    if taken.from_losses:
         at_logits = _at_logits(whole, structure, stack)
         yield from _head_pieces(whole, structure, stack, at_logits, taken)
         below = _below_head(work, structure, stack, at_logits)
     for number, chunk in enumerate(chunks):
-        traced, end = _shortest(work, stack, stack.position[chunk], whole, taken, structure, leaves)
-        cotangent = taken.above[number] if below is None else _at_places(end, stack.position[chunk], below[chunk])
-        if cotangent.shape[1:] != end.shape:  # the pass before was over a prefix, this one is not, or the reverse
-            raise Unsettled(replace(structure, cuttable=False))
-        yield Start(traced=traced, output=end, cotangent=cotangent, slots=Slots(stack.rows[chunk]))
+        keys = [] if below is not None else [key for key in taken.above[number] if key[0] > taken.floor]
+        traced, ends = _shortest(work, stack, stack.position[chunk], whole, taken, structure, leaves, keys)
+        if below is None:
+            cotangents = [taken.above[number][key] for key in keys]
+        else:
+            cotangents = [_at_places(ends[0], stack.position[chunk], below[chunk])]
+        if any(c.shape[1:] != end.shape for c, end in zip(cotangents, ends, strict=True)):
+            # The pass before was over a prefix, this one is not, or the reverse.
+            raise Unsettled(replace(structure, divisible=False))
+        yield Start(traced=traced, outputs=ends, cotangents=cotangents, slots=Slots(stack.rows[chunk]))
 
 
 def _shortest(
@@ -95,34 +102,42 @@ def _shortest(
     taken: Taken,
     structure: Structure,
     leaves: Sequence[str],
-) -> tuple[Traced, Tensor]:
-    """A forward pass over the shortest prefix that holds some positions, and the tensor where it ends.
+    keys: Sequence[Output],
+) -> tuple[Traced, list[Tensor]]:
+    """A forward pass over the shortest prefix that holds some positions, and the tensors where it ends.
 
-    The one over whole sequences where that is hardly longer.
+    The one over whole sequences where that is hardly longer, or where a prefix has other values at its places.
     """
-    end = whole.recording.end if taken.leg.start is not None else vectors(head_of(whole.recording, structure))
-    assert end is not None
-    if not structure.causal:
-        return whole, end
-    length = int(position.max()) + 1
-    places = end.shape[1] if taken.leg.start is not None else by_sequence(end, stack.width).shape[1]
+    ends = _ends(whole, structure, keys)
+    if not structure.causal or not ends:
+        return whole, ends
+    length, places = int(position.max()) + 1, _by_place(ends[0], stack, keys).shape[1]
     if hardly_shorter(length, places):
-        return whole, end
-    traced = trace_prefix(
-        work,
-        stack.batch,
-        length,
-        whole,
-        structure,
-        leaves=leaves,
-        width=stack.width,
-        leg=taken.leg,
-        known=taken.floor,
-    )
+        return whole, ends
+    way = taken.way()
+    traced = trace_prefix(work, stack.batch, length, structure, leaves=leaves, width=stack.width, way=way)
     if traced is None:
-        return whole, end
-    assert traced.recording.end is not None
-    return traced, traced.recording.end
+        return whole, ends
+    found = _ends(traced, structure, keys)
+    for value, end in zip(found, ends, strict=True):
+        expected = _by_place(end, stack, keys)[:, :length]
+        part = _by_place(value, stack, keys)
+        if part.shape != expected.shape or not close(part, expected):
+            return whole, ends
+    return traced, found
+
+
+def _ends(traced: Traced, structure: Structure, keys: Sequence[Output]) -> list[Tensor]:
+    """What the calls of a segment returned; without any, what goes into the output layer."""
+    if keys:
+        return [traced.recording.returned[key][0] for key in keys]
+    if traced.recording.end is not None:
+        return [traced.recording.end]
+    return [vectors(head_of(traced.recording, structure))]
+
+
+def _by_place(end: Tensor, stack: Stack, keys: Sequence[Output]) -> Tensor:
+    return end if keys else by_sequence(end, stack.width)
 
 
 def _at_losses(losses: Float[Tensor, "b s"], rows: Tensor, entry: Tensor) -> Float[Tensor, "c b s"]:
@@ -171,7 +186,7 @@ def _below_head(work: Workload, structure: Structure, stack: Stack, at_logits: T
 def _head_pieces(whole: Traced, structure: Structure, stack: Stack, at_logits: Tensor, taken: Taken) -> Iterator[Piece]:
     own = at_logits.to(factor_dtype(at_logits.dtype))
     for use in apart(whole.recording, structure)[0]:
-        if not taken.takes(use.name, use.number):
+        if use.name not in taken.group.names:
             continue
         part: PointFactors | Tensor = own
         if isinstance(use.role, Map):

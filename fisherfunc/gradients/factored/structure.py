@@ -13,8 +13,7 @@ from torch import Tensor
 
 from fisherfunc.gradients.batches import shortened
 from fisherfunc.gradients.factored._taps import Recorder
-from fisherfunc.gradients.factored.calls import Call
-from fisherfunc.gradients.factored.cuts import WHOLE_WAY, Leg
+from fisherfunc.gradients.factored.calls import Way
 from fisherfunc.gradients.factored.recording import Directions, Reached, Recording, Use
 from fisherfunc.gradients.factored.rules import Map
 from fisherfunc.gradients.factored.shortcuts import Origins
@@ -24,7 +23,7 @@ from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.records.axes import Batch
 
-EXPLOITS = ("cuts", "shortcuts", "stacks", "prefixes")
+EXPLOITS = ("segments", "shortcuts", "stacks", "prefixes")
 """What a pass is right without."""
 
 
@@ -42,7 +41,7 @@ class Structure:
         causal: Whether a prefix of a sequence gives the same values at its places.
         stacked: Whether sequences run together do not reach one another.
         shortcuts: {use: the uses that its input is an elementwise function of}.
-        cuttable: Whether passes may start and end at cuts.
+        divisible: Whether passes may start and end between calls of modules.
         refused: {exploit: why it was given up}.
         tested: Whether every stack is held against all this by itself. It need not be where the Grams are held against
             ordinary backward passes when they are done; nothing else sees it where they are not.
@@ -56,7 +55,7 @@ class Structure:
     causal: bool = False
     stacked: bool = False
     shortcuts: dict[tuple[str, int], Origins] = field(default_factory=dict)
-    cuttable: bool = True
+    divisible: bool = True
     refused: dict[str, str] = field(default_factory=dict)
     tested: bool = True
 
@@ -93,11 +92,9 @@ def trace(
     *,
     leaves: Iterable[str] = (),
     width: int = 1,
-    leg: Leg = WHOLE_WAY,
+    way: Way | None = None,
     note: bool = False,
     discover: bool = False,
-    values: frozenset[Call] = frozenset(),
-    known: Tensor | None = None,
 ) -> Traced:
     """Run some sequences with every use of a factored parameter recorded and the named dense ones as leaves.
 
@@ -107,29 +104,33 @@ def trace(
         structure: What is exploited.
         leaves: The dense parameters wanted.
         width: The number of sequences.
-        leg: The pass ends where it starts.
-        note: Whether to say what every call made.
+        way: What is played back, and where the pass ends.
+        note: Whether to say which modules were called.
         discover: Whether to look for shortcuts.
-        values: The calls of which to keep the values.
-        known: The value at the floor of the leg, to go on from.
 
     Raises:
-        Unsettled: If the cuts of the leg are not made.
+        Unsettled: If the model does not call its modules as the way says.
     """
-    directions = replace(_directions(structure, width), stop=leg.start, keep=leg.end, note=note, discover=discover)
-    directions = replace(directions, values=values, floor=leg.floor, known=known, skipped=leg.skipped)
+    directions = replace(_directions(structure, width), way=way, note=note, discover=discover)
     output, traced = _run(work, batch, structure, leaves, directions)
-    end = traced.recording.end
-    if (leg.start is None) != (end is None) or (leg.end is None) != (traced.recording.cut_tensor() is None):
-        raise Unsettled(replace(structure, cuttable=False))
-    if end is None:
-        with torch.enable_grad():
-            end = work.loss.values(output, batch)
+    if not _as_told(traced.recording, way):
+        raise Unsettled(replace(structure, divisible=False))
+    if way is not None and way.end is not None:
+        return traced
+    with torch.enable_grad():
+        end = work.loss.values(output, batch)
     watched = {id(tensor): name for name, tensor in traced.watched.items()}
     for leaf in reached_leaves(end.grad_fn) if end.requires_grad else ():
         if id(leaf) in watched:  # what is explained leads to no leaf
             traced.recording.unknown.setdefault(watched[id(leaf)], "a function that cannot be seen")
-    return traced if leg.start is not None else replace(traced, losses=end)
+    return replace(traced, losses=end)
+
+
+def _as_told(recording: Recording, way: Way | None) -> bool:
+    """Whether the outer calls were those of the outline, and the pass ended where it was to end."""
+    if way is None:
+        return True
+    return not recording.astray and (way.end is None or any(rank == way.end for rank, _ in recording.returned))
 
 
 def trace_part(work: Workload, members: Sequence[int], structure: Structure) -> Traced:
@@ -147,42 +148,31 @@ def trace_prefix(
     work: Workload,
     batch: Batch,
     length: int,
-    whole: Traced,
     structure: Structure,
     *,
     leaves: Iterable[str] = (),
     width: int = 1,
-    leg: Leg = WHOLE_WAY,
-    known: Tensor | None = None,
+    way: Way | None = None,
 ) -> Traced | None:
-    """Run the first `length` positions, from what is known on, up to where the leg starts: the last linear map, a cut.
+    """Run the first `length` positions, to the end of the way or, where that is the losses, to the last linear map.
 
-    None where that does not do what the whole sequences do at these places.
+    None where the model is not made for that.
     """
     prefix = shortened(batch, length)
     if prefix is None:
         return None
-    at_head = leg.start is None
-    directions = replace(_directions(structure, width), verify=False, stop=leg.start, keep=leg.end)
-    directions = replace(directions, last=structure.head if at_head else None)
-    above = None if known is None else known[:, :length]
-    directions = replace(directions, floor=leg.floor, known=above, skipped=leg.skipped)
+    at_head = way is None or way.end is None
+    if way is not None:
+        way = replace(way, played={output: value[:, :length] for output, value in way.played.items()})
+    directions = replace(_directions(structure, width), verify=False, way=way, last=structure.head if at_head else None)
     try:
         _, traced = _run(work, prefix, structure, leaves, directions)
     except REFUSALS:  # a length that the model is not made for; the whole sequence is as right
         return None
-    part = traced.recording.end
-    if part is None or settled(structure, traced.recording, cut_short=True) != structure:
+    recording = traced.recording
+    if at_head != (recording.end is not None) or not _as_told(recording, way):
         return None
-    if (leg.end is None) != (traced.recording.cut_tensor() is None):
-        return None
-    expected = vectors(head_of(whole.recording, structure)) if at_head else whole.recording.end
-    assert expected is not None
-    if at_head:
-        part, expected = by_sequence(part, width), by_sequence(expected, width)
-    expected = expected[:, :length]
-    same = part.shape == expected.shape and close(part, expected)
-    return traced if same else None
+    return None if settled(structure, recording, cut_short=True) != structure else traced
 
 
 def _directions(structure: Structure, width: int) -> Directions:
@@ -241,13 +231,13 @@ def refusing(structure: Structure, refused: Mapping[str, str]) -> Structure:
 
     Args:
         structure: What is exploited.
-        refused: {"cuts", "shortcuts", "stacks", "prefixes" or a parameter: why}.
+        refused: {"segments", "shortcuts", "stacks", "prefixes" or a parameter: why}.
     """
     for name in structure.factored & refused.keys():
         structure = with_leaves(structure, [name], refused[name])
     return replace(
         structure,
-        cuttable=structure.cuttable and "cuts" not in refused,
+        divisible=structure.divisible and "segments" not in refused,
         shortcuts={} if "shortcuts" in refused else structure.shortcuts,
         stacked=structure.stacked and "stacks" not in refused,
         causal=structure.causal and "prefixes" not in refused,
@@ -262,9 +252,8 @@ def head_of(recording: Recording, structure: Structure) -> Use:
 
 def apart(recording: Recording, structure: Structure) -> tuple[list[Use], list[Use]]:
     """The uses at the last linear map (its weight, its bias), and all others."""
-    if structure.head is None or recording.end is not None:
-        return [], list(recording.uses)
-    output = head_of(recording, structure).output
+    heads = [use for use in recording.uses if use.multiplies and (use.name, use.number) == structure.head]
+    output = heads[0].output if heads and recording.end is None else None
     at_head = [use for use in recording.uses if use.output is output]
     return at_head, [use for use in recording.uses if use.output is not output]
 

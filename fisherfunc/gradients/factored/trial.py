@@ -1,7 +1,7 @@
 """A trial of a plan: Grams of a few tokens are held against ordinary backward passes before a long pass begins.
 
 It does what the pass will do: sequences of one stack run together, chunks have slots of different lengths and run on
-prefixes, cuts and shortcuts are taken. A short pass is its own trial, as it is checked when it is done.
+prefixes, segments and shortcuts are taken. A short pass is its own trial, as it is checked when it is done.
 """
 
 from dataclasses import replace
@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from fisherfunc.gradients.certificate import Certificate, certify
-from fisherfunc.gradients.factored.cuts import Levels
 from fisherfunc.gradients.factored.groups import everything
 from fisherfunc.gradients.factored.passes import passed_grams
 from fisherfunc.gradients.factored.plan import FactoredPlan
+from fisherfunc.gradients.factored.segments import WHOLE
 from fisherfunc.gradients.stacks import around_fullest, neighbours
 from fisherfunc.gradients.workload import PassOptions, Workload
 
 OTHERS = 1
-OTHERS_FROM_CUTS = 4
-"""Tokens of other sequences, at random: one that does not make a cut, as experts may, is seen before a long pass."""
+OTHERS_DIVIDED = 4
+"""Tokens of other sequences, at random: one that calls other modules, as experts may be, is seen before a long pass."""
 
 
 def tried(work: Workload, options: PassOptions, plan: FactoredPlan, *, try_short: bool) -> Certificate | None:
@@ -39,8 +39,8 @@ def tried(work: Workload, options: PassOptions, plan: FactoredPlan, *, try_short
         return None
     few = work.select(_few(work, plan))
     trial = replace(plan, chunk_size=min(2, plan.chunk_size))
-    if plan.slabbed or not plan.levels.cuts:
-        trial = replace(trial, groups=(everything(work.params),), levels=Levels())
+    if plan.slabbed:
+        trial = replace(trial, groups=(everything(work.params),), segments=WHOLE)
     grams = passed_grams(few, trial, replace(options, progress=None, labels=None))
     return certify(grams, few, limit=options.limit(few.tokens.sequence.device), stack_width=plan.width)
 
@@ -49,7 +49,7 @@ def is_its_own_trial(work: Workload, options: PassOptions, plan: FactoredPlan) -
     """Return whether a pass is as short as its trial would be, and is checked when it is done."""
     members = work.tokens.sequence.unique_consecutive().tolist()
     one_stack = sum(1 for _ in neighbours(members, work.sequences, plan.width)) == 1
-    return options.checked and one_stack and plan.num_passes == 1
+    return options.checked and one_stack and plan.num_passes == plan.num_segments
 
 
 def _few(work: Workload, plan: FactoredPlan) -> Tensor:
@@ -61,5 +61,5 @@ def _few(work: Workload, plan: FactoredPlan) -> Tensor:
     chosen = [mine[[len(mine) // 3, 2 * len(mine) // 3]] for mine in rows]
     others = (~torch.isin(sequence, torch.tensor(pair, device=sequence.device))).nonzero().squeeze(-1)
     picked = torch.randperm(len(others), generator=torch.Generator().manual_seed(0), device="cpu")
-    picked = picked[: OTHERS_FROM_CUTS if plan.levels.cuts else OTHERS]
+    picked = picked[: OTHERS_DIVIDED if plan.segments.ends else OTHERS]
     return torch.cat([*chosen, others[picked.to(others.device)]]).unique()

@@ -26,7 +26,7 @@ class RunPlan:
         num_sequences: How many sequences have a token.
         num_params: P.
         groups: The parameters of each pass over all rows; those of the dense route's slabs at the end.
-        passes_from_cuts: How many of these start where the one before them ended, not at the losses.
+        num_segments: How many parts of the model run one after another, each from where the one above it ended.
         chunk_size: Rows of a sequence in one batched backward pass.
         stack_width: The most sequences that run together.
         parameters: {name: route, reason, operations and bytes}.
@@ -53,7 +53,7 @@ class RunPlan:
     operations: Mapping[str, float]
     memory_limit: int
     peak_bytes: int
-    passes_from_cuts: int = 0
+    num_segments: int = 1
     seconds: Mapping[str, float] = field(default_factory=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
     num_targets: int = 1
@@ -101,7 +101,7 @@ def factored_run(plan: FactoredPlan, work: Workload, *, memory_limit: int) -> Ru
         operations=_summed(plan.costs),
         memory_limit=memory_limit,
         peak_bytes=plan.peak_bytes,
-        passes_from_cuts=plan.passes_from_cuts,
+        num_segments=plan.num_segments,
         num_targets=work.tokens.num_targets,
         of_route=plan,
     )

@@ -1,27 +1,27 @@
-"""Modules below the floor of a pass are not called, and nothing that is needed of them is lost."""
+"""Calls of modules: seen, played back in their order, and nothing that is needed of them is lost."""
 
 import copy
 import gc
 import weakref
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 import torch
 from oracle import gradient_rows, gram_errors
-from test_cuts import Tower, samples, unchecked
 from test_factored import grams, workload
+from test_segments import Tower, samples, unchecked
 from torch import nn
+from torch.testing import assert_close
 from zoo import build
 
 import fisherfunc as ff
 from fisherfunc.gradients.factored import _taps
 from fisherfunc.gradients.factored import plan as plans
-from fisherfunc.gradients.factored.calls import Made
+from fisherfunc.gradients.factored.calls import ModuleCall, Outline, Returned, Way, outline_of, returned_by
 from fisherfunc.gradients.factored.probe import probe
-from fisherfunc.gradients.factored.recording import Directions
-from fisherfunc.gradients.factored.skips import ModuleCall, Returned, instead_of, returned_by, skippable
-from fisherfunc.gradients.factored.structure import trace
+from fisherfunc.gradients.factored.recording import Directions, Reached
+from fisherfunc.gradients.factored.segments import WHOLE
+from fisherfunc.gradients.factored.structure import head_of, trace, trace_prefix, vectors
 from fisherfunc.gradients.module_calls import HOOK, answered_by, watch_parts
 
 CALLS = Counter()
@@ -37,54 +37,62 @@ class Counting(nn.Linear):
         return super().forward(x)
 
 
-def counted(monkeypatch, skip):
-    """How often each block of a model in groups runs, and the Grams."""
-    with monkeypatch.context() as patch:
-        unchecked(patch)
-        if not skip:
-            patch.setattr(plans, "skippable", lambda *_: [])
+def test_a_module_below_a_segment_is_not_called_for_it(monkeypatch):
+    unchecked(monkeypatch)
+    counts = []
+    for segments_of in (plans.segments_of, lambda *_, **__: WHOLE):
+        monkeypatch.setattr(plans, "segments_of", segments_of)
         model = Tower()
         for number, block in enumerate(model.blocks):
             block.__class__, block.number = Counting, number
         CALLS.clear()
         result = grams(model, samples(), "classification", chunk_size=1)
-        assert result.metadata["passes_from_cuts"] >= 3
-        return Counter(CALLS), result.grams
+        assert result.metadata["passes"] > 3
+        counts.append(Counter(CALLS))
+    divided, undivided = counts
+    assert undivided[0] - divided[0] >= 2 * len(samples()[0])  # which every pass has to run there
 
 
-def test_a_module_runs_once_to_know_its_value_and_for_passes_that_want_it(monkeypatch):
-    skipped, found = counted(monkeypatch, skip=True)
-    run, expected = counted(monkeypatch, skip=False)
-    spared = {number: run[number] - skipped[number] for number in run}
-    assert spared[0] == spared[1] > spared[2] >= 9 and spared[3] == 0  # the first are below the floors of most passes
-    assert all(torch.equal(found[name], gram) for name, gram in expected.items())
-
-
-def test_most_of_a_transformer_is_skipped():
+def outline_of_gpt2(*, most):
     model, batch = build("gpt2", dtype=torch.float64)
     work = workload(model, batch, "causal_lm")
     structure, *_ = probe(work)
     traced = trace(work, work.longest, structure, leaves=structure.dense, note=True)
-    skipped = plans._skipped(traced, plans._levels(traced, structure).cuts)
-    names = {cut[0]: [call.name.removeprefix("transformer.") for call in calls] for cut, calls in skipped.items()}
-    below = ["wte", "wpe", "drop"]
-    assert names["transformer.h.0.attn.c_proj.bias"] == [*below, "h.0.ln_1", "h.0.attn"]
-    assert names["transformer.h.1.attn.c_proj.bias"] == [*below, "h.0", "h.1.ln_1", "h.1.attn"]
+    places = batch["input_ids"].shape[1]
+    outline = outline_of(traced.recording.modules, lambda call: sum(call.uses.values()), most, places)
+    return work, structure, outline
 
 
-def test_modules_are_skipped_on_prefixes_too(monkeypatch):
-    unchecked(monkeypatch)
-    lengths = set()
+def names(outline, *, opened):
+    return [one.call.name.removeprefix("transformer.") for one in outline.calls if one.opened == opened]
 
-    def counted(returned, known):
-        lengths.add(known.shape[1])
-        return instead_of(returned, known)
 
-    monkeypatch.setattr(_taps, "instead_of", counted)
-    model, batch = build("gpt2", dtype=torch.float64)
-    result = grams(model, batch, "causal_lm", chunk_size=2)
-    assert result.metadata["passes_from_cuts"] > 0
-    assert max(lengths) == batch["input_ids"].shape[1] and len(lengths) >= 3
+def test_a_call_is_opened_where_it_holds_too_much():
+    _, _, outline = outline_of_gpt2(most=100)
+    assert names(outline, opened=True) == ["transformer"]  # returns no tensor
+    assert names(outline, opened=False) == ["wte", "wpe", "drop", "h.0", "h.1", "ln_f", "lm_head"]
+    _, _, opened = outline_of_gpt2(most=6)
+    assert names(opened, opened=True) == ["transformer", "h.0", "h.1"]
+    assert "h.0.ln_1" in names(opened, opened=False) and "h.1.mlp" in names(opened, opened=False)
+    assert sorted(one.rank for one in opened.calls) == list(range(len(opened.calls)))
+    block = next(one for one in opened.calls if one.call.name == "transformer.h.0")
+    assert block.inside == 4 and block.playable  # it ends after all that is inside of it
+    assert all(one.rank < block.rank for one in opened.calls if one.call.name.startswith("transformer.h.0."))
+
+
+@pytest.mark.parametrize("most", [100, 6])
+def test_what_is_played_back_leads_to_the_same_values_on_prefixes_too(most):
+    work, structure, outline = outline_of_gpt2(most=most)
+    whole = trace(work, work.longest, structure, way=Way(outline=outline))
+    returned = {key: tensor.detach() for key, (tensor, _) in whole.recording.returned.items()}
+    for outer in outline.playable:
+        way = Way(outline=outline, floor=outer.rank, played={k: v for k, v in returned.items() if k[0] <= outer.rank})
+        again = trace(work, work.longest, structure, way=way)
+        assert_close(again.losses, whole.losses, rtol=1e-12, atol=1e-13)
+        if outer.call.uses_until < len(whole.recording.uses):
+            part = trace_prefix(work, work.longest, 3, structure, way=way)
+            expected = vectors(head_of(whole.recording, structure))[:, :3]
+            assert_close(part.recording.end, expected, rtol=1e-12, atol=1e-13)
 
 
 class Forgetful(Tower):
@@ -115,56 +123,17 @@ def test_what_a_module_leaves_behind_is_not_missed(variant, monkeypatch):
     unchecked(monkeypatch)
     model, batch = Forgetful(variant), samples()
     result = grams(model, batch, EACH_ALONE)
-    assert result.metadata["passes"] > 1 and not result.metadata["passes_from_cuts"]
+    assert result.metadata["passes"] > 1 and result.metadata["segments"] == 1
     errors = gram_errors(result.grams, gradient_rows(Forgetful(variant), "classification", batch), floor=1e-16)
     assert max(errors.values()) < 1e-10, errors
 
 
-CUT = Made(call=("w", 0, 3), number=9, shape=(1, 7, 4), kind="torch.float32 on cpu", num_bytes=112)
-HIDDEN = Returned(shapes=((1, 7, 5), None), kind="torch.float32 on cpu", alone=False)
-
-
-def call(name, began, others, number, returned=HIDDEN):
-    return ModuleCall(
-        name=name, began=began, others=others, number=number, call=("w", 0, 1), uses={}, returned=returned
-    )
-
-
-def test_of_modules_inside_each_other_the_outermost_that_ends_before_the_cut_is_skipped():
-    calls = [call("a.b", 1, 0, 2), call("a.c", 2, 0, 4), call("a", 0, 2, 5), call("d.e", 4, 0, 8), call("d", 3, 1, 9)]
-    assert [one.name for one in skippable(calls, CUT)] == ["a", "d.e"]
-
-
-@pytest.mark.parametrize(
-    "returned",
-    [
-        None,
-        Returned(shapes=((1, 6, 5),), kind="torch.float32 on cpu", alone=True),
-        Returned(shapes=((2, 7, 5),), kind="torch.float32 on cpu", alone=True),
-        Returned(shapes=((1, 7, 5),), kind="torch.float64 on cpu", alone=True),
-    ],
-)
-def test_modules_that_return_something_else_are_called(returned):
-    assert skippable([call("a", 0, 0, 2, returned)], CUT) == []
-
-
-def test_modules_that_are_called_twice_are_called():
-    assert skippable([call("a", 0, 0, 2), call("a", 1, 0, 4)], CUT) == []
-
-
-def test_what_can_be_replaced_is_tensors_in_the_graph():
+def test_what_can_be_played_back_is_tensors_in_the_graph():
     h = torch.zeros(1, 7, 5, requires_grad=True)
-    assert returned_by((h, None)) == replace(HIDDEN, kind=f"torch.float32 on {h.device}")
-    assert returned_by(h) == Returned(shapes=((1, 7, 5),), kind=f"torch.float32 on {h.device}", alone=True)
-    for other in (None, (None,), (h, h.detach()), (h, 3), [h], (h, h.double()), {"h": h}):
+    assert returned_by((h, None)) == Returned(shapes=((1, 7, 5), None), alone=False)
+    assert returned_by(h) == Returned(shapes=((1, 7, 5),), alone=True)
+    for other in (None, (h, h.detach()), (h, 3), [h], {"h": h}):
         assert returned_by(other) is None
-
-
-def test_what_is_put_instead_has_the_places_of_what_is_known():
-    h, nothing = instead_of(HIDDEN, torch.ones(2, 3, 4))
-    assert nothing is None and h.shape == (2, 3, 5) and h.isnan().all() and h.requires_grad and not h.is_leaf
-    alone = instead_of(Returned(shapes=((1, 5),), kind="torch.float32 on cpu", alone=True), torch.ones(3, 4))
-    assert alone.shape == (3, 5)
 
 
 class Halting(nn.Module):
@@ -191,12 +160,18 @@ def test_a_module_that_is_called_more_often_for_some_sequences_is_no_obstacle(mo
     assert result.metadata["passes"] > 1 and max(errors.values()) < 1e-10, errors
 
 
-def test_a_module_is_skipped_once():
-    directions = Directions(known=torch.ones(1, 7, 4), skipped={"a": call("a", 0, 0, 2)})
-    recorder = _taps.Recorder({}, directions)
-    recorder.answer("a", lambda: None)
-    with pytest.raises(LookupError, match="'a' was called once"):
-        recorder.answer("a", lambda: None)
+def test_other_calls_than_those_of_the_outline_end_the_pass():
+    h = torch.zeros(1, 7, 5, requires_grad=True)
+    noted = ModuleCall(
+        name="a", began=0, ended=0, others=0, uses={}, uses_until=0, bytes_until=0, returned=returned_by(h)
+    )
+    outline = outline_of([noted], lambda call: 0, 0, None)
+    for name, result in (("b", h), ("a", None), ("a", (h, h))):
+        recorder = _taps.Recorder({}, Directions(way=Way(outline=outline)))
+        with pytest.raises(Reached):
+            recorder.answer(name, lambda result=result: result)
+        assert recorder.recording.astray
+    assert Outline().playable == [] and [one.rank for one in outline.playable] == [0]
 
 
 def test_a_watched_module_is_as_it_was_but_where_it_is_answered():

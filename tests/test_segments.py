@@ -1,6 +1,7 @@
-"""Cuts: where a model is cut, later passes start there, and give the same Grams; elsewhere it is not cut."""
+"""Segments: where a model is divided, each is run alone, and all together give the same Grams."""
 
 from collections import Counter
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -18,12 +19,12 @@ import fisherfunc as ff
 from fisherfunc.gradients.factored import divide
 from fisherfunc.gradients.factored import plan as plans
 from fisherfunc.gradients.factored import route as factored
+from fisherfunc.gradients.factored.calls import Outline
 from fisherfunc.gradients.factored.contract import Holder
-from fisherfunc.gradients.factored.cuts import Levels
-from fisherfunc.gradients.factored.groups import grouped, held_by, leg_of
+from fisherfunc.gradients.factored.groups import grouped, held_by, passed_by
+from fisherfunc.gradients.factored.segments import WHOLE, Segments
 
-UNCUT = {
-    "mixtral": "which experts are called differs from prefix to prefix",
+UNDIVIDED = {
     "cnn": "it has one layer below the last",
     "multihead": "one block, which its input goes around",
 }
@@ -32,39 +33,51 @@ EACH_ALONE = ff.losses.each_alone(ff.losses.classification())  # what a batch ho
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_passes_from_cuts_give_what_a_loop_of_backward_passes_gives(name, monkeypatch):
+def test_segments_give_what_a_loop_of_backward_passes_gives(name, monkeypatch):
     tighten(monkeypatch, share=4)
     case = CASES[name]
     model, batch = build(name, dtype=torch.float64)
     result = grams(model, batch, case.kind, chunk_size=2, self_check=True)
     assert result.metadata["passes"] > 1
-    assert (result.metadata["passes_from_cuts"] > 0) == (name not in UNCUT)
+    assert (result.metadata["segments"] > 1) == (name not in UNDIVIDED)
     tolerance = 1e-5 if case.casts else 1e-10
     errors = gram_errors(result.grams, gradient_rows(model, case.kind, batch), floor=torch.finfo(torch.float64).eps)
     assert max(errors.values()) < tolerance, {n: e for n, e in errors.items() if e >= tolerance}
 
 
-class Tower(nn.Module):
-    """Residual blocks of samples; `variant` says what bypasses them, if anything; `seen` is told of backward passes."""
+class Block(nn.Module):
+    """A residual block; `seen` is told of backward passes through it."""
 
-    def __init__(self, variant="plain", seen=None):
+    def __init__(self, seen):
+        super().__init__()
+        self.inner, self.seen = nn.Linear(6, 6), seen
+
+    def forward(self, h):
+        h = h + self.inner(h).softmax(-1)  # not elementwise, or backward passes would skip it
+        if h.requires_grad:
+            h.register_hook(lambda _: self.seen())
+        return h
+
+
+class Tower(nn.Module):
+    """Residual blocks of samples; `variant` says what bypasses them, if anything."""
+
+    def __init__(self, variant="plain"):
         super().__init__()
         torch.manual_seed(0)
         self.blocks = nn.ModuleList(nn.Linear(6, 6) for _ in range(4))
         self.head = nn.Linear(6, 3)
-        self.variant, self.seen = variant, seen
+        self.variant = variant
         self.double()
 
     def forward(self, x):
         first = h = self.blocks[0](x[0] if self.variant == "without batch axis" else x)
-        for index, block in enumerate(self.blocks[1:], 1):
+        for block in self.blocks[1:]:
             if self.variant == "overwritten":
                 h = h * 1.0
                 h += block(h.clone()).softmax(-1)
             else:
                 h = h + block(h).softmax(-1)  # not elementwise, or backward passes would skip it
-            if h.requires_grad and self.seen is not None:
-                h.register_hook(lambda _, index=index: self.seen(index))
         if self.variant == "bypassed" or (self.variant == "at times" and bool((x[:, :1] > 0).any())):
             h = h + first
         return self.head(torch.tanh(h)).view(-1, 3)
@@ -93,7 +106,7 @@ def test_a_model_is_cut_only_where_nothing_bypasses_the_cut(variant, monkeypatch
     monkeypatch.setattr(divide, "stack_width", lambda *_: 1)
     model, batch = Tower(variant), samples()
     result = grams(model, batch, EACH_ALONE)
-    assert (result.metadata["passes_from_cuts"] > 0) == (variant not in ("bypassed", "at times"))
+    assert result.metadata["segments"] > 1
     errors = gram_errors(result.grams, gradient_rows(model, "classification", batch), floor=1e-16)
     assert max(errors.values()) < 1e-10, errors
 
@@ -130,7 +143,7 @@ def test_no_cotangent_is_lost_where_the_check_of_a_few_tokens_does_not_see_it(va
     unchecked(monkeypatch)
     model, batch = Gated(variant), samples()
     result = grams(model, batch, EACH_ALONE)
-    assert result.metadata["passes"] > 1 and (result.metadata["passes_from_cuts"] > 0) == (variant == "second output")
+    assert (result.metadata["segments"] > 1) == (variant != "once more at times")  # another outline
     errors = gram_errors(result.grams, gradient_rows(model, "classification", batch), floor=1e-16)
     assert max(errors.values()) < 1e-10, errors
 
@@ -138,30 +151,18 @@ def test_no_cotangent_is_lost_where_the_check_of_a_few_tokens_does_not_see_it(va
 def test_all_groups_together_come_down_once(monkeypatch):
     unchecked(monkeypatch)
     counts = []
-    for levels in (plans.levels_of, lambda *_, **__: Levels()):
-        monkeypatch.setattr(plans, "levels_of", levels)
+    for segments_of in (plans.segments_of, lambda *_, **__: WHOLE):
+        monkeypatch.setattr(plans, "segments_of", segments_of)
         seen = []
-        result = grams(Tower(seen=seen.append), samples(), "classification", chunk_size=1)
+        blocks = [Block(partial(seen.append, number)) for number in range(4)]
+        model = nn.Sequential(*blocks, nn.Linear(6, 3)).double()
+        result = grams(model, samples(), "classification", chunk_size=1)
         assert result.metadata["passes"] >= 4
         counts.append(Counter(seen))
-    with_cuts, without = counts
-    assert (
-        min(with_cuts.values()) >= 9 and max(with_cuts.values()) <= 24
-    )  # once in the pass, once in the survey, and few
-    assert without[3] > 2 * with_cuts[3]
-
-
-def test_no_linear_map_below_the_floor_of_a_pass_is_computed(monkeypatch):
-    unchecked(monkeypatch)
-    monkeypatch.setattr(plans, "skippable", lambda *_: [])
-    inputs = []  # of the second block: NaN where the first one was not computed
-    model, batch = Tower(), samples()
-    model.blocks[1].register_forward_pre_hook(lambda _, args: inputs.append(not bool(args[0].isnan().any())))
-    result = grams(model, batch, "classification", chunk_size=1)
-    assert result.metadata["passes_from_cuts"] >= 3
-    honest = Counter(inputs)[True] / len(batch[0])
-    assert Counter(inputs)[False] >= 2 * len(batch[0])
-    assert honest < result.metadata["passes"]
+    divided, undivided = counts
+    samples_passed = len(samples()[0])
+    assert max(divided.values()) - min(divided.values()) < samples_passed  # no block is passed over once more
+    assert undivided[3] - divided[3] >= 2 * samples_passed
 
 
 class Leaking(Tower):
@@ -186,7 +187,7 @@ def test_what_goes_past_a_floor_is_seen_where_the_check_of_a_few_tokens_does_not
     unchecked(monkeypatch)
     model, batch = Leaking(variant), samples()
     result = grams(model, batch, EACH_ALONE)
-    assert result.metadata["passes"] > 1 and not result.metadata["passes_from_cuts"]
+    assert result.metadata["segments"] > 1
     errors = gram_errors(result.grams, gradient_rows(model, "classification", batch), floor=1e-16)
     assert max(errors.values()) < 1e-10, errors
 
@@ -208,7 +209,7 @@ def test_of_a_tied_output_layer_only_what_is_looked_up_is_kept(ids, monkeypatch)
     assert (
         kept and all(set(found) <= set(looked_up) for found in kept) and max(map(len, kept)) < model.config.vocab_size
     )
-    assert (result.metadata["passes_from_cuts"] > 0) == (ids == "all")
+    assert (result.metadata["segments"] > 1) == (ids == "all")
     errors = gram_errors(result.grams, gradient_rows(model, "causal_lm", batch), floor=1e-16)
     assert max(errors.values()) < 1e-10, errors
 
@@ -245,14 +246,16 @@ def test_every_use_is_in_one_group_and_groups_go_down(held, budget, data):
     count = data.draw(st.integers(1, 4))
     uses = {name: data.draw(st.sets(st.integers(0, count - 1), min_size=1, max_size=2)) for name in held}
     of = {(name, number): level for name, where in uses.items() for number, level in enumerate(sorted(where))}
-    levels = Levels(cuts=tuple((str(k), 0, 1) for k in range(count - 1)), of=of)
-    groups, too_large = grouped(held, list(held), budget, levels)
+    segments = Segments(outline=Outline(), ends=tuple(reversed(range(count - 1))), of=of)
+    groups, too_large = grouped(held, list(held), budget, segments)
     items = Counter(item for group in groups for item in group.items)
     assert items == Counter((n, level) for n, where in uses.items() if n not in too_large for level in where)
     assert too_large == [name for name in held if held[name] > budget]
     for number, (group, following) in enumerate(pairwise(groups)):
         assert group.start == min(level for _, level in group.items) <= following.start
-        assert max(level for _, level in group.items) <= following.start or leg_of(groups, number, levels).end
+        last, goes_on = passed_by(groups, number, segments)
+        assert goes_on == (following.start > group.start)
+        assert max(segment for _, segment in group.items) <= last and (last < following.start or not goes_on)
     if all(len(where) == 1 for where in uses.values()):
         assert max(held_by(groups, held), default=0) <= budget
 
@@ -261,14 +264,14 @@ def test_every_use_is_in_one_group_and_groups_go_down(held, budget, data):
 def test_what_is_held_is_counted_for_the_slots_that_are_asked_for(chunk_size, monkeypatch):
     """Longer prefixes hold more: fewer slots than are asked for would promise too small a peak."""
     tighten(monkeypatch, share=4)
-    tried, divided = [], divide._from_cuts
+    tried, divided = [], divide._divided
 
-    def counted(needs, levels, plain, slots, share):
+    def counted(needs, segments, whole, slots, *others):
         tried.append(slots)
-        return divided(needs, levels, plain, slots, share)
+        return divided(needs, segments, whole, slots, *others)
 
-    monkeypatch.setattr(divide, "_from_cuts", counted)
+    monkeypatch.setattr(divide, "_divided", counted)
     model, batch = build("gpt2", dtype=torch.float64)
     plan = grams(model, batch, CASES["gpt2"].kind, chunk_size=chunk_size).metadata
-    assert plan["passes_from_cuts"] > 0
+    assert plan["segments"] > 1
     assert set(tried) == {3} if chunk_size else len(set(tried)) > 1
