@@ -1,8 +1,9 @@
 """How many kernels a run of fisherfunc dispatches, and where: `python -m benchmarks.kernels`, `--help` for options.
 
 A kernel is an operation of torch that is no view. Unlike seconds, their number does not depend on the machine, and on a
-GPU it is the time of small work. Each workload is divided as on a CPU and as on a GPU (linalg/grain.py), both run on a
-CPU in one thread. A read is an operation that hands a value to Python, for which a GPU has to finish all it was given.
+GPU it is the time of small work. Each workload is divided as on a CPU, as on a GPU (linalg/grain.py), and as on a GPU
+with a plan that was made before (`ff.plan`); all run on a CPU in one thread. A read is an operation that hands a value
+to Python, for which a GPU has to finish all it was given.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from fisherfunc.gradients.factored import contract, loads
 from fisherfunc.linalg import grain, strips, triangle
 
 GRAINS = {"CPU": grain.CPU, "GPU": grain.GPU}
+PLANNED = "GPU, with a plan"
 PARTS = ("before the pass", "pass", "contraction", "check", "rest")
 MEMORY_LIMIT = 4 * 10**9
 """Of every run: what is free would make the numbers those of a machine."""
@@ -69,17 +71,19 @@ def divided_as(sizes: grain.Grain) -> Iterator[None]:
         yield
 
 
-def counted(task: Task, sizes: grain.Grain) -> dict[str, dict[str, int]]:
+def counted(task: Task, sizes: grain.Grain, *, planned: bool = False) -> dict[str, dict[str, int]]:
     """Run a task in this thread, and return {"kernels" or "reads": {part of the run: how many}}.
 
     Args:
         task: What is run: Grams by layer.
         sizes: By which the pass is divided.
+        planned: Whether the plan was made before.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    work = ours.prepare(task, Options(blocks="layer", memory_limit=MEMORY_LIMIT))
     try:
+        with divided_as(sizes):
+            work = ours.prepare(task, Options(blocks="layer", memory_limit=MEMORY_LIMIT), planned=planned)
         with divided_as(sizes), Kernels() as kernels:
             launched, read = Stopwatch(lambda: kernels.launched), Stopwatch(lambda: kernels.read)
             with timed_by(launched), timed_by(read):
@@ -107,7 +111,8 @@ def by_part(found: Mapping[str, float], total: int) -> dict[str, int]:
 
 def counted_as_described(task: Described, division: str) -> dict[str, dict[str, int]]:
     """The same of a task as a fresh process is told of it."""
-    return counted(build(*task), GRAINS[division])
+    planned = division == PLANNED
+    return counted(build(*task), GRAINS["GPU" if planned else division], planned=planned)
 
 
 def table(found: Mapping[str, Mapping[str, Any]]) -> str:
@@ -141,7 +146,7 @@ def main(arguments: list[str] | None = None) -> None:
     for workload in WORKLOADS:
         if workload.name in (options.only or SMALL):
             task = (workload.task, workload.sizes[size], "cpu")
-            for division in GRAINS:
+            for division in (*GRAINS, PLANNED):
                 try:
                     counts = in_fresh_process(counted_as_described, task, division, limit_s=LIMIT_S[size])
                 except DiedError as error:

@@ -13,7 +13,7 @@ from typing import Any
 
 import fisherfunc as ff
 from benchmarks.stopwatch import Stopwatch
-from fisherfunc.gradients import grams
+from fisherfunc.gradients import grams, start
 from fisherfunc.gradients.factored import collect, contract, passes, route, starts
 
 _END = object()
@@ -53,7 +53,7 @@ BEFORE = (_MODEL, _SURVEY, _PLAN, _TRIAL)
 SECTIONS = (
     Section(owner=ff, name="functionalize", title=_MODEL),
     Section(owner=ff.ModelFunction, name="to", title=_MODEL),
-    Section(owner=grams, name="prepared", title=_SURVEY),
+    Section(owner=start, name="prepared", title=_SURVEY),
     Section(owner=route, name="plan_factored", title=_PLAN, opaque=True),
     Section(owner=route, name="tried", title=_TRIAL, opaque=True),
     Section(owner=collect, name="trace", title=_WHOLE),

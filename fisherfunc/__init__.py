@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from fisherfunc.gradients.grams import token_grams
     from fisherfunc.gradients.model_function import ModelFunction
     from fisherfunc.gradients.planning.run_plan import RunPlan
-    from fisherfunc.linalg import kernels, metrics
+    from fisherfunc.linalg import gram, kernels, metrics
+    from fisherfunc.linalg.gram import Gram
     from fisherfunc.linalg.spectrum import Spectrum
     from fisherfunc.linalg.token_grams import TokenGrams, Tokens
     from fisherfunc.models.functionalize import functionalize
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Comparison",
     "FisherSpectrum",
+    "Gram",
     "ModelFunction",
     "RunPlan",
     "Spectrum",
@@ -55,6 +57,7 @@ __all__ = [
     "fisher_eigenvectors",
     "fisher_spectrum",
     "functionalize",
+    "gram",
     "kernels",
     "losses",
     "metrics",
@@ -74,6 +77,7 @@ __all__ = [
 
 _MODULES = {
     "directions": "fisherfunc.gradients.directions",
+    "gram": "fisherfunc.linalg.gram",
     "kernels": "fisherfunc.linalg.kernels",
     "losses": "fisherfunc.gradients.losses",
     "metrics": "fisherfunc.linalg.metrics",
@@ -87,6 +91,7 @@ _LAYERS = ("records", "linalg", "partitioning", "gradients", "models", "pipeline
 _PLACES = {
     "Comparison": "fisherfunc.pipeline.comparison",
     "FisherSpectrum": "fisherfunc.pipeline.result",
+    "Gram": "fisherfunc.linalg.gram",
     "ModelFunction": "fisherfunc.gradients.model_function",
     "RunPlan": "fisherfunc.gradients.planning.run_plan",
     "Spectrum": "fisherfunc.linalg.spectrum",

@@ -26,15 +26,26 @@ WITH_EFFECTS = ("surface.", "records.storage.", "__main__.")
 WITH_EFFECTS += ("records.tensor_files.",)
 LINES = 500
 MAKERS = {f"torch.{function.__name__}" for function in _device_constructors()}
-SPACES = (ff.directions, ff.kernels, ff.losses, ff.metrics, ff.population, ff.statistics, ff.targets, ff.testing)
+SPACES = (
+    ff.directions,
+    ff.gram,
+    ff.kernels,
+    ff.losses,
+    ff.metrics,
+    ff.population,
+    ff.statistics,
+    ff.targets,
+    ff.testing,
+)
 SPACES += (ff.tokens,)
 CONTRACT = {
     "": "fisher_spectrum plan RunPlan FisherSpectrum Spectrum functionalize ModelFunction per_token_gradients "
-    "fisher_eigenvectors token_grams TokenGrams partition by_layer by_module by_parameter whole deterministic "
+    "fisher_eigenvectors token_grams TokenGrams Gram partition by_layer by_module by_parameter whole deterministic "
     "SpectrumRecorder trainer_callback compare Comparison",
     "losses": "causal_lm masked_lm seq2seq_lm classification regression infer",
     "targets": "observed sampled all_classes",
-    "kernels": "gram_eigh covariance_eigh svd svd_lowrank",
+    "gram": "centred selected summed weighted regrouped of_rows",
+    "kernels": "gram_eigh covariance_eigh svd svd_lowrank centred checked fallback jittered of_rows robust_eigh",
     "directions": "eigenvectors eigenpairs Eigenvectors Eigenpairs fisher_vector_product damped_inverse project "
     "subspace_overlap leading_tokens LeadingToken",
     "tokens": "by_position by_loss_quantile targets",

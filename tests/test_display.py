@@ -89,8 +89,8 @@ def test_what_is_zero_or_alone_is_drawn():
 def test_stacks_and_values_under_vmap_are_told_by_their_shape():
     seen = []
 
-    def kernel(gram):
-        spectrum = ff.kernels.gram_eigh()(gram)
+    def kernel(matrix):
+        spectrum = ff.kernels.gram_eigh()(ff.Gram(matrix=matrix, num_units=2))
         seen.append(repr(spectrum))
         return spectrum
 

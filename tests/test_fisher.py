@@ -2,12 +2,14 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from odd_modules import perceptron, samples
 from oracle import gradient_rows
+from torch.testing import assert_close
 from zoo import build
 
 import fisherfunc as ff
@@ -147,6 +149,34 @@ def test_the_eigensolve_dtype_is_kept_and_named(dtype):
     assert result.metadata["eigensolve_dtype"] in result.metadata["solver"]["full"]
 
 
+def test_a_kernel_of_a_users_own_solves_every_block_and_the_whole():
+    model, batch = build("mlp", dtype=torch.float64)
+    seen = []
+
+    def own(gram):
+        seen.append(gram)
+        return replace(ff.kernels.gram_svd()(gram), solver="own")
+
+    result, expected = (ff.fisher_spectrum(model, batch, kernel=kernel) for kernel in (own, None))
+    assert len(seen) == len(expected.blocks) + 1 and set(result.metadata["solver"].values()) == {"own"}
+    assert result.metadata["eigensolve_dtype"] is None
+    for label, spectrum in (expected.blocks | {"full": expected.full}).items():
+        got = (result.blocks | {"full": result.full})[label]
+        assert (got.num_units, got.num_params) == (spectrum.num_units, spectrum.num_params)
+        assert_close(got.eigenvalues, spectrum.eigenvalues, atol=1e-12 * float(expected.full.eigenvalues[0]), rtol=0)
+        assert_close(got.resolution, spectrum.resolution, rtol=1e-6, atol=0)
+
+
+def test_a_centred_kernel_is_the_option_center():
+    model, batch = build("mlp", dtype=torch.float64)
+    by_kernel = ff.fisher_spectrum(model, batch, kernel=ff.kernels.centred(ff.kernels.robust_eigh())).full
+    by_option = ff.fisher_spectrum(model, batch, center=True).full
+    assert by_kernel.solver == f"{by_option.solver} after centred"
+    assert_close(by_kernel.eigenvalues, by_option.eigenvalues, atol=1e-13 * float(by_option.eigenvalues[0]), rtol=0)
+    plain = ff.fisher_spectrum(model, batch).full.resolution  # from λ_max ≤ ‖ΣK‖_F, that of the kernel ≤ Σ‖K‖_F
+    assert (1 - 1e-6) * plain <= by_kernel.resolution <= (1 + 1e-6) * by_option.resolution
+
+
 def test_progress_counts_up_to_its_total():
     seen = []
     model, batch = build("gpt2")
@@ -237,6 +267,18 @@ def test_a_rule_that_fails_does_so_before_the_pass():
     [
         ({"eigensolve_device": "banana"}, ValueError, "eigensolve_device='banana' cannot be used"),
         ({"eigensolve_dtype": torch.int64}, ValueError, r"eigensolve_dtype expected torch\.float64 or torch\.float32"),
+        ({"kernel": torch.linalg.eigvalsh}, TypeError, r"linalg_eigvalsh' cannot be called as kernel\(gram\)"),
+        (
+            {"kernel": ff.kernels.svd()},
+            TypeError,
+            r"cannot be called as kernel\(gram\): it takes a matrix and \['num_tok",
+        ),
+        ({"kernel": "eigh"}, TypeError, "kernel expected a function Gram -> Spectrum, got 'eigh'"),
+        (
+            {"kernel": ff.kernels.gram_eigh(), "eigensolve_dtype": torch.float32},
+            ValueError,
+            r"kernel= got eigensolve_device='auto' and eigensolve_dtype=torch\.float32 beside it, .*robust_eigh\(dtype",
+        ),
         ({"loss": ff.losses.classification}, TypeError, r"call it: loss=ff\.losses\.classification\(\)"),
     ],
 )

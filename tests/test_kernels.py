@@ -1,5 +1,8 @@
 """Every kernel gives the same spectrum of F = (1/N) Gᵀ G, and obeys the same laws."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -8,7 +11,7 @@ from torch.func import jacrev, vmap
 from torch.testing import assert_close
 
 from fisherfunc.linalg import kernels, metrics
-from fisherfunc.linalg.gram import gram_of
+from fisherfunc.linalg.gram import centred, gram_of, of_rows
 from fisherfunc.testing import gradient_matrices, prescribed_spectra
 
 KERNELS = {
@@ -115,10 +118,45 @@ def test_the_routes_share_their_nonzero_spectrum(rows):
 
 
 @every_kernel
-def test_num_tokens_is_what_the_gram_is_divided_by(kernel):
+def test_num_units_is_what_the_gram_is_divided_by(kernel):
     rows = torch.eye(4, 6)
-    assert_close(kernel(rows, num_tokens=2).eigenvalues, torch.full((4,), 0.5).double(), atol=1e-15, rtol=0)
-    assert kernel(rows, num_tokens=2).num_tokens == 2 and kernel(rows).num_tokens == 4
+    for found in (kernel(rows, num_units=2), kernel(rows, num_tokens=2)):  # the name that it had before
+        assert_close(found.eigenvalues, torch.full((4,), 0.5).double(), atol=1e-15, rtol=0)
+        assert found.num_units == found.num_tokens == 2
+    assert kernel(rows).num_units == kernel(rows).num_tokens == 4
+
+
+@pytest.mark.parametrize("make", [kernels.gram_eigh, kernels.gram_svd, kernels.robust_eigh])
+@given(gradient_matrices(), st.booleans())
+def test_a_gram_is_what_its_matrix_and_its_fields_are(make, rows, center):
+    gram = replace(of_rows(rows), num_units=2 * len(rows), precision=torch.float32)
+    gram = centred(gram) if center else gram
+    one, other = make()(gram), make()(gram.matrix, num_units=2 * len(rows), **beside(gram))
+    old = make()(gram.matrix, num_tokens=2 * len(rows), **beside(gram))
+    for found in (other, old):
+        assert torch.equal(found.eigenvalues, one.eigenvalues) and torch.equal(found.resolution, one.resolution)
+        assert (found.num_units, found.num_params) == (one.num_units, one.num_params) == (2 * len(rows), rows.shape[1])
+
+
+def beside(gram):
+    return {"num_params": gram.num_params, "precision": gram.precision, "scale": gram.scale}
+
+
+@given(gradient_matrices())
+def test_a_centred_kernel_solves_the_covariance(rows):
+    got = kernels.centred(kernels.gram_eigh())(of_rows(rows))
+    scale = float(rows.square().sum())
+    assert_close(got.eigenvalues, KERNELS["svd"](rows - rows.mean(0)).eigenvalues, atol=1e-13 * scale, rtol=0)
+    # What cancelled counts: ‖K‖_F of before is at least its λ_max, each right to its own round-off.
+    assert got.resolution >= (1 - 1e-12) * kernels.gram_eigh()(of_rows(rows)).resolution
+
+
+def test_what_is_no_gram_is_named():
+    for kernel in (kernels.gram_eigh(), kernels.centred(kernels.robust_eigh()), kernels.checked(kernels.gram_svd())):
+        with pytest.raises(TypeError, match=r"expected an ff\.Gram \(or its matrix, a tensor\), got ndarray"):
+            kernel(np.eye(2))
+        with pytest.raises(TypeError, match=r"got an ff\.Gram and \['num_units'\] beside it; .* dataclasses\.replace"):
+            kernel(of_rows(torch.eye(2)), num_tokens=2)
 
 
 @every_kernel

@@ -22,7 +22,7 @@ def spectrum_of(eigenvalues, *, floor=FLOOR, num_params=20):
         eigenvalues=values,
         resolution=floor * values[0],
         negative_part=torch.zeros(()).double(),
-        num_tokens=10,
+        num_units=10,
         num_params=num_params,
         solver="given",
     )

@@ -35,7 +35,7 @@ def spectrum_of(eigenvalues, *, resolution=0.0):
         eigenvalues=values,
         resolution=torch.tensor(resolution).double(),
         negative_part=torch.zeros(()).double(),
-        num_tokens=len(values),
+        num_units=len(values),
         num_params=None,
         solver="given",
     )

@@ -36,8 +36,8 @@ def gram_by(function, rows=ROWS, **options):
 
 
 def spectrum_by(**changes):
-    def mine(gram, **context):
-        return replace(ff.kernels.gram_eigh()(gram, **context), solver="mine", **changes)
+    def mine(gram):
+        return replace(ff.kernels.gram_eigh()(gram), solver="mine", **changes)
 
     return lambda: of_grams(mine)
 
@@ -58,6 +58,11 @@ def test_eigenvalues_in_any_order_are_the_same_spectrum(rows, random):
 
 def eig(k):
     return torch.linalg.eigvalsh(k)
+
+
+def as_before(gram, *, num_tokens=None, num_params=None, precision=None, scale=None):
+    """What a kernel was before there was `ff.Gram`."""
+    return ff.kernels.gram_eigh()(gram, num_tokens=num_tokens, num_params=num_params, precision=precision, scale=scale)
 
 
 WRONG = {
@@ -81,7 +86,7 @@ WRONG = {
     "a right trace": (gram_by(lambda k: k.diagonal()), ValueError, r"'mine' have the Euclidean norm .*‖K‖/N"),
     "a right trace of rows": (rows_by(lambda g: g.square().sum(1)), ValueError, r"'mine' have the Euclidean norm"),
     "not divided": (spectrum_by(eigenvalues=12 * TRUTH), ValueError, "'mine' have the sum"),
-    "divided twice": (spectrum_by(num_tokens=144), ValueError, "'mine' .* of num_tokens=144, expected 12"),
+    "divided twice": (spectrum_by(num_units=144), ValueError, "'mine' .* of num_units=144, expected 12"),
     "other parameters": (spectrum_by(num_params=None), ValueError, "'mine' .* of num_params=None, expected 20"),
     "ascending": (spectrum_by(eigenvalues=TRUTH.flip(0)), ValueError, "'mine' are not in descending order"),
     "below zero": (spectrum_by(eigenvalues=TRUTH - 1), ValueError, "'mine' returned a negative eigenvalue"),
@@ -97,11 +102,38 @@ WRONG = {
         ValueError,
         r"'mine' returned 13 .*from 1 to min\(N, P\) = 12",
     ),
-    "a tensor": (lambda: of_grams(lambda gram, **_: eig(gram)), TypeError, "<lambda>' returned Tensor, expected an ff"),
-    "no options": (lambda: of_grams(lambda gram: eig(gram)), TypeError, "<lambda>' cannot be called as kernel"),
+    "a tensor": (
+        lambda: of_grams(lambda gram: eig(gram.matrix)),
+        TypeError,
+        "<lambda>' returned Tensor, expected an ff",
+    ),
+    "of a matrix": (
+        lambda: of_grams(lambda gram: eig(gram)),
+        TypeError,
+        "<lambda>' could not take an ff.Gram: .*matrix",
+    ),
+    "as a matrix": (
+        lambda: of_grams(lambda gram: eig(gram.double())),
+        TypeError,
+        "could not take an ff.Gram: .*matrix",
+    ),
+    "as before": (
+        lambda: of_grams(as_before),
+        TypeError,
+        r"takes a matrix and \['num_tokens', .* one ff.Gram, which has",
+    ),
+    "no argument": (
+        lambda: of_grams(lambda: None),
+        TypeError,
+        r"<lambda>' cannot be called as kernel\(gram\): too many",
+    ),
     "torch's": (lambda: of_grams(torch.linalg.eigvalsh), TypeError, "linalg_eigvalsh' cannot be called as kernel"),
-    "of rows": (lambda: of_grams(ff.kernels.svd()), TypeError, "cannot be called as kernel.*num_params"),
-    "cheapest": (lambda: of_grams(ff.kernels.cheapest()), TypeError, "cannot be called as kernel.*num_params"),
+    "of rows": (
+        lambda: of_grams(ff.kernels.svd()),
+        TypeError,
+        r"cannot be called as kernel\(gram\).*gradient matrices",
+    ),
+    "cheapest": (lambda: of_grams(ff.kernels.cheapest()), TypeError, r"cannot be called as kernel\(gram\).*gradient"),
     "of Grams": (
         lambda: of_rows(ff.kernels.gram_eigh()),
         ValueError,
@@ -120,6 +152,28 @@ def test_what_is_no_spectrum_of_the_matrix_is_refused_by_the_name_of_the_kernel(
     call, error, message = WRONG[what]
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (lambda found: {"eigenvalues": found.eigenvalues[None]}, ValueError, "'mine' expected the shape"),
+        (lambda found: {"eigenvalues": found.eigenvalues.flip(0)}, ValueError, "'mine' are not in descending order"),
+        (lambda found: {"eigenvalues": found.eigenvalues * float("nan")}, ValueError, "'mine' returned a NaN"),
+        (lambda found: {"negative_part": -found.eigenvalues[0]}, ValueError, "by kernel 'mine', below minus the resol"),
+        (lambda found: {"eigenvalues": 1.5 * found.eigenvalues}, ValueError, "'mine' have the sum .*tr K/N"),
+        (lambda found: {"num_units": found.num_units + 1}, ValueError, "'mine' .* of num_units=6, expected 5"),
+    ],
+)
+def test_the_main_function_believes_no_kernel(wrong, error, message):
+    def mine(gram):
+        found = ff.kernels.gram_eigh()(gram)
+        return replace(found, solver="mine", **wrong(found))
+
+    torch.manual_seed(0)
+    batch = (torch.randn(5, 2), torch.tensor([0, 1, 2, 0, 1]))
+    with pytest.raises(error, match=message):
+        ff.fisher_spectrum(torch.nn.Linear(2, 3), batch, kernel=mine)
 
 
 @pytest.mark.parametrize("wrap", [ff.kernels.checked, ff.kernels.fallback, lambda k: ff.kernels.fallback(k, k)])

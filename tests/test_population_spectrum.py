@@ -230,10 +230,10 @@ def test_where_all_eigenvalues_are_round_off_the_dimension_says_so():
     grams = grams_of({"w": rows}, sequence=sequence)
     largest = float(torch.linalg.eigvalsh(grams.block())[-1])
     coarse = replace(grams, precision=torch.bfloat16)  # 300 rows at 2^-7 each: more than the whole
-    for unresolved in (coarse, replace(grams, errors={"w": 0.9 * largest})):
+    for unresolved in (coarse, replace(grams, errors={"w": torch.tensor(0.9 * largest)})):
         found = ff.population.summary(unresolved)
         assert all("round-off" in entry.warning for entry in found.effective_dimension.estimates)
         assert found.effective_dimension.resolution >= 0.9 * largest / 300
-    measured = ff.population.summary(replace(coarse, errors={"w": 1e-6 * largest})).effective_dimension
+    measured = ff.population.summary(replace(coarse, errors={"w": torch.tensor(1e-6 * largest)})).effective_dimension
     assert not any("round-off" in (entry.warning or "") for entry in measured.estimates)
     assert measured.resolution == pytest.approx(1e-6 * largest / 300)

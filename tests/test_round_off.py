@@ -200,7 +200,7 @@ def test_the_pass_in_float64_measures_what_formed_gradients_do(name, route, monk
     def measured():
         found = ff.token_grams(fn, fn.params, batch, ff.losses.causal_lm(), blocks=ff.by_layer, route=route)
         assert found.metadata["round_off"]["measured"]
-        return found.errors
+        return {name: float(error) for name, error in found.errors.items()}
 
     formed = measured()
     monkeypatch.setattr("fisherfunc.gradients.grams.round_off", partial(round_off, formed=0))

@@ -81,7 +81,7 @@ def test_what_is_approximate_or_has_no_p_is_not_taken_for_its_length():
     alone = ff.kernels.gram_eigh()(rows @ rows.mT)
     found = sample_limits(alone)
     assert found.rank_ceiling == 40
-    several = replace(alone, num_params=90, num_tokens=10)  # four rows a token
+    several = replace(alone, num_params=90, num_units=10)  # four rows a token
     assert sample_limits(several).rank_ceiling == 40
 
 

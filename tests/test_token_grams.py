@@ -1,6 +1,7 @@
 """`TokenGrams`: blocks, selection, sequences and centring are those of the rows; files give back every bit."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -125,8 +126,22 @@ def test_the_scale_of_summed_rows_bounds_their_gram(tree):
     summed = grams_of(tree, sequence=sequence).by_sequence()
     for name, gram in summed.grams.items():
         assert float(torch.linalg.matrix_norm(gram)) <= float(summed.scale[name]) * (1 + 1e-12)
-    assert_close(summed.block_scale(), sum(summed.scale.values()), atol=0, rtol=1e-12)
-    assert grams_of(tree).block_scale() is None
+    assert_close(summed.summed().scale, sum(summed.scale.values()), atol=0, rtol=1e-12)
+    assert grams_of(tree).summed().scale is None
+
+
+@given(gradient_trees())
+def test_token_grams_are_a_mapping_of_grams(tree):
+    grams = grams_of(tree).center()
+    assert isinstance(grams, Mapping) and len(grams) == len(tree)
+    assert list(grams) == list(grams.keys()) == list(tree) == list(grams.grams)
+    for (name, gram), rows in zip(grams.items(), matrices(tree).values(), strict=True):
+        assert name in grams and gram.matrix is grams.grams[name] and gram.scale is grams.scale[name]
+        assert (gram.num_units, gram.num_params, gram.precision) == (*rows.shape, grams.precision)
+    with pytest.raises(KeyError, match=r"no Gram for \['none'\]; there are Grams for"):
+        grams["none"]
+    assert "none" not in grams and grams.get("none") is None
+    assert grams == grams != grams_of(tree).center()  # by identity, as records are
 
 
 @pytest.mark.parametrize("prepare", [lambda g: g, TokenGrams.center, TokenGrams.by_sequence])

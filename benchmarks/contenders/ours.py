@@ -12,16 +12,28 @@ from benchmarks.tasks import Task
 GIVES = {"tensor": "Grams by tensor", "layer": "Grams by layer", "whole": "Gram of the full matrix"}
 
 
-def prepare(task: Task, options: Options) -> Work:
-    """The factored route on a task."""
+def prepare(task: Task, options: Options, *, planned: bool = False) -> Work:
+    """The factored route on a task.
+
+    Args:
+        task: The task.
+        options: How.
+        planned: Whether the plan is made now, and is no part of the run.
+    """
     loss = loss_of(task)
     dtype = getattr(torch, options.dtype)
     labels = {name: label for label, names in task.blocks.items() for name in names}
     blocks = {"tensor": None, "layer": labels.__getitem__, "whole": ff.whole}[options.blocks]
+    plan = None
+    if planned:
+        how = {"memory_limit": options.memory_limit, "blocks": blocks, "dtype": dtype, "calibrate": False}
+        plan = ff.plan(task.model, task.batch, loss=loss, **how)
 
     def run() -> tuple[Any, Any]:
         fn = ff.functionalize(task.model).to(dtype=dtype)
-        grams = ff.token_grams(fn, fn.params, task.batch, loss, memory_limit=options.memory_limit, blocks=blocks)
+        grams = ff.token_grams(
+            fn, fn.params, task.batch, loss, memory_limit=options.memory_limit, blocks=blocks, plan=plan
+        )
         return grams, ff.spectrum_of_grams(grams) if options.spectra else None
 
     return Work(

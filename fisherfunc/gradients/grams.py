@@ -16,7 +16,7 @@ from fisherfunc.gradients.certificate import certified
 from fisherfunc.gradients.checkpoint import NOWHERE, Checkpoint, opened
 from fisherfunc.gradients.dense.route import dense_grams
 from fisherfunc.gradients.dense.slabs import DensePlan
-from fisherfunc.gradients.dense.subsample import EVERY, Coordinates, sample_coordinates
+from fisherfunc.gradients.dense.subsample import Coordinates
 from fisherfunc.gradients.factored.route import NotFactorable, factored_grams
 from fisherfunc.gradients.fingerprint import fingerprint, tokens_of
 from fisherfunc.gradients.losses.asked import AnyLoss
@@ -24,15 +24,15 @@ from fisherfunc.gradients.losses.identity import loss_id
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.nature import coarsest
 from fisherfunc.gradients.planning.outcome import watched
-from fisherfunc.gradients.planning.run_plan import dense_run, factored_run
-from fisherfunc.gradients.prepare import check_options, prepared
+from fisherfunc.gradients.planning.run_plan import RunPlan, dense_run, factored_run
 from fisherfunc.gradients.round_off import RoundOff, round_off
 from fisherfunc.gradients.sound import SoundPass, named, sound_pass
-from fisherfunc.gradients.targets import Targets, chosen
+from fisherfunc.gradients.start import started
+from fisherfunc.gradients.targets import Targets
 from fisherfunc.gradients.workload import PassOptions, Workload
 from fisherfunc.linalg.full_precision import full_precision
 from fisherfunc.linalg.token_grams import TokenGrams
-from fisherfunc.partitioning import labels_of, partition, rule_name
+from fisherfunc.partitioning import rule_name
 from fisherfunc.records.axes import Batch, Params, Progress
 from fisherfunc.records.dtypes import dtype_name
 from fisherfunc.records.versions import versions
@@ -60,6 +60,7 @@ def token_grams(
     drop_nonfinite: bool = False,
     self_check: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
+    plan: RunPlan | None = None,
     progress: Progress | None = None,
 ) -> TokenGrams:
     """The Gram matrix K_p = G_p G_pᵀ of every parameter tensor: unnormalised, exact.
@@ -91,6 +92,8 @@ def token_grams(
             costs about as much and sees less.
         checkpoint: A folder in which the pass keeps what it has done: the same call goes on from there, to the same
             bits, and after the end takes the Grams from there. Each run needs a folder of its own; nothing deletes it.
+        plan: From `ff.plan` with the same options, for this model or one of the same shapes, and a batch of the same
+            shapes: nothing is discovered again, and the check at the end is the same.
         progress: Called as `progress(done, total)`, in backward passes of one token.
 
     Returns:
@@ -100,38 +103,47 @@ def token_grams(
         ValueError: If no token is valid, an option is out of range, the memory limit is below the smallest chunk, a
             loss or gradient is not finite (the error names sequence, position and parameter), the checkpoint is of
             another run (it says what differs), the targets are not for this loss, this unit or this memory limit, the
-            samples of a batch depend on each other, or the self-check fails (it names block and sequences).
+            samples of a batch depend on each other, the plan was made for something else (a `PlanMismatchError`, it
+            names what), or the self-check fails (it names block and sequences).
         OSError: If the checkpoint cannot be written.
     """
-    check_options(num_tokens, chunk_size, memory_limit, route, unit)
-    targets = chosen(targets, unit=unit)
     params = fn.at(params)
     outcome = watched(next(iter(params.values())).device)
-    ready = prepared(fn, params, batch, loss, num_tokens=num_tokens, seed=seed, drop_nonfinite=drop_nonfinite)
-    num_params, loss = ready.work.num_params, ready.work.loss
-    coordinates = EVERY
-    if max_coordinates is not None:
-        parts = partition(params, coordinate_blocks or blocks or (lambda name: name))
-        coordinates = sample_coordinates(num_params, parts, max_coordinates=max_coordinates, seed=seed)
-    labels = None if blocks is None else labels_of(partition(params, blocks))
-    options = PassOptions(
+    start = started(
+        fn,
+        params,
+        batch,
+        loss,
+        targets=targets,
+        unit=unit,
+        num_tokens=num_tokens,
+        seed=seed,
+        route=route,
         chunk_size=chunk_size,
         memory_limit=memory_limit,
         gram_dtype=gram_dtype,
-        labels=labels,
-        checked=self_check,
+        blocks=blocks,
+        max_coordinates=max_coordinates,
+        coordinate_blocks=coordinate_blocks,
+        drop_nonfinite=drop_nonfinite,
+        self_check=self_check,
         progress=progress,
+        plan=plan,
     )
-
-    work = targets.rows(ready.work, options)
+    work, ready, options, coordinates = start.work, start.ready, start.options, start.coordinates
+    targets, loss, labels = start.targets, ready.work.loss, options.labels
     numbers = count()  # of the passes: there are more than one where rows are not finite
 
     def passed_by(
         way: str, note: str, refused: Mapping[str, str], rows: Workload
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        folder = None if checkpoint is None else Path(checkpoint, *[f"again-{n}" for n in [next(numbers)] if n])
-        kept = opened(folder, partial(fingerprint, rows, options, way, coordinates, targets.name))
-        grams, how = _passed(rows, replace(options, refused=refused), way, coordinates, kept, note)
+        number = next(numbers)
+        folder = None if checkpoint is None else Path(checkpoint, *([f"again-{number}"] if number else []))
+        kept = opened(folder, partial(fingerprint, rows, options, way, coordinates, start.targets.name))
+        first = number == 0  # what a check has refused, or some of the rows, is planned anew
+        note = note or (plan.reason if first and plan is not None and plan.reason else "")
+        here = replace(options, refused=refused, plan=options.plan if first else None)
+        grams, how = _passed(rows, here, way, coordinates, kept, note)
         return grams, how | ({"resumed": kept.resumed} if kept.resumed else {})
 
     def done_by(way: str, note: str, refused: Mapping[str, str]) -> SoundPass:
@@ -144,7 +156,8 @@ def token_grams(
         limit = options.limit(next(iter(params.values())).device)
         how: dict[str, Any] = {"labels": labels, "coordinates": coordinates, "limit": limit, "seed": seed}
         done, checked = certified(done, done_by, **how)
-        again = replace(options, memory_limit=limit // 4, tried=False, progress=None, refused=_refused(done.how))
+        again = replace(options, memory_limit=limit // 4, tried=False, progress=None, plan=None)
+        again = replace(again, refused=_refused(done.how))
         measured = round_off(
             done.grams,
             done.rows,
@@ -170,6 +183,7 @@ def token_grams(
         "self_check": None if checked is None else checked.to_dict(),
         "round_off": measured.to_dict(),
         "each_alone": loss.each_alone,
+        "plan_given": plan is not None,
         "approximations": [f"at most {max_coordinates} coordinates a block, seed {seed}"] if coordinates.index else [],
         "sampled_parameters": sorted(coordinates.index),
         "versions": versions(),
@@ -180,14 +194,18 @@ def token_grams(
         grams=done.grams,
         tokens=named(done.rows, unit),
         scale={},  # also for sequences: their rows are formed as sums, no Gram of single tokens cancels (by_sequence)
-        num_params=_by_label(num_params, options),
+        num_params=_by_label(work.num_params, options),
         unit=unit,
         centered=False,
         precision=coarsest(ready.work.nature.precision, *(p.dtype for p in params.values())),
         metadata=facts | ({"num_summed_tokens": done.num_tokens} if unit == "sequence" else {}),
         labels=labels,
-        errors=measured.errors,
+        errors=None if measured.errors is None else _like(done.grams, measured.errors),
     )
+
+
+def _like(grams: Mapping[str, Tensor], values: Mapping[str, float]) -> dict[str, Tensor]:
+    return {name: grams[name].new_tensor(value) for name, value in values.items()}
 
 
 def _refused(how: Mapping[str, Any]) -> dict[str, str]:
@@ -215,7 +233,7 @@ def _passed(
     limit = options.limit(next(iter(work.params.values())).device)
     if isinstance(checkpoint.plan, DensePlan):
         reason = checkpoint.note
-    elif route == "factored" and not coordinates.index:
+    elif route == "factored" and not coordinates.index and not isinstance(options.plan, DensePlan):
         try:
             grams, plan = factored_grams(work, options, checkpoint)
         except NotFactorable as unfit:

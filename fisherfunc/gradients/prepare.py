@@ -8,16 +8,30 @@ import torch
 from fisherfunc.gradients.losses.asked import AnyLoss, token_loss_of
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.pullback import check_reach
-from fisherfunc.gradients.readings import settled
+from fisherfunc.gradients.readings import Reading, reading_of, settled
 from fisherfunc.gradients.rows import losses_of
 from fisherfunc.gradients.sequences import split
-from fisherfunc.gradients.survey import survey
+from fisherfunc.gradients.survey import Look, survey
 from fisherfunc.gradients.workload import Workload
+from fisherfunc.linalg.mapped import check_not_transformed
 from fisherfunc.linalg.token_grams import Tokens
 from fisherfunc.records.axes import Batch, Params
 
 ROUTES = ("factored", "dense")
 UNITS = ("token", "sequence")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What is seen of a model on one batch, and not looked at again on another of the same shapes.
+
+    Attributes:
+        reading: How it reads targets; None where more of a batch was unclear, which is looked at each time.
+        look: How many sequences may run together, and the model's arithmetic.
+    """
+
+    reading: Reading | None
+    look: Look
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +42,13 @@ class Prepared:
         work: The chosen tokens.
         num_valid: How many tokens there were to choose from.
         num_dropped: Tokens left out as their losses are not finite.
+        seen: What was seen of the model.
     """
 
     work: Workload
     num_valid: int
     num_dropped: int
+    seen: Seen
 
 
 def prepared(
@@ -44,19 +60,39 @@ def prepared(
     num_tokens: int | None = None,
     seed: int = 0,
     drop_nonfinite: bool = False,
+    seen: Seen | None = None,
 ) -> Prepared:
     """Find the valid tokens by one forward pass of each sequence, and pick those wanted.
 
+    Where the model was seen on a batch of the same shapes, it is not looked at again, but for whether the sequences of
+    this one reach each other.
+
+    Args:
+        fn: The model.
+        params: What to differentiate by.
+        batch: A batch, or a list of them.
+        loss: The loss.
+        num_tokens: How many tokens, at most.
+        seed: Of their choice.
+        drop_nonfinite: Whether to leave out tokens whose loss is not finite.
+        seen: What was seen of the model on a batch of the same shapes.
+
     Raises:
         ValueError: If no token is valid, a loss is not finite, or gradients would miss something.
+        RuntimeError: If a transform of `torch.func` is around the parameters.
     """
-    params, loss = fn.at(params), token_loss_of(loss, batch)
-    fn, sequences = settled(fn, params, split(batch), loss)
-    found = survey(fn, params, sequences, loss, drop_nonfinite=drop_nonfinite)
+    instead = "loop over the parameters, then stack the Grams and map a kernel over them: docs/composing.md shows it"
+    check_not_transformed("a pass over the tokens", params.values(), instead=instead)
+    params, loss, given = fn.at(params), token_loss_of(loss, batch), split(batch)
+    reading, look = (None, None) if seen is None else (seen.reading, seen.look)
+    settled_fn, sequences = settled(fn, params, given, loss, known=reading)
+    found = survey(settled_fn, params, sequences, loss, drop_nonfinite=drop_nonfinite, known=look)
     tokens = _pick(found.tokens, num_tokens, seed)
-    check_reach(losses_of(fn, params, sequences, loss)(int(tokens.sequence[0])), params)
-    work = Workload(fn=fn, params=params, sequences=sequences, loss=loss, tokens=tokens, nature=found.nature)
-    return Prepared(work=work, num_valid=len(found.tokens.sequence), num_dropped=found.num_dropped)
+    if seen is None:
+        check_reach(losses_of(settled_fn, params, sequences, loss)(int(tokens.sequence[0])), params)
+        seen = Seen(reading=reading_of(fn, given, settled_fn), look=found.look)
+    work = Workload(fn=settled_fn, params=params, sequences=sequences, loss=loss, tokens=tokens, nature=found.nature)
+    return Prepared(work=work, num_valid=len(found.tokens.sequence), num_dropped=found.num_dropped, seen=seen)
 
 
 def check_options(num_tokens: int | None, chunk_size: int | None, memory_limit: Any, route: str, unit: str) -> None:

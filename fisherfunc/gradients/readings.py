@@ -10,7 +10,7 @@
 What stays unclear is refused, with both readings named.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -33,18 +33,54 @@ MOST_UNCLEAR = 4
 """How many entries of a batch may be unclear: all their readings together are tried."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a model reads the targets of a batch in which nothing else is unclear.
+
+    Attributes:
+        given: Whether they are given to it, where it need not have them.
+        sees_class: Whether its predictions depend on them.
+    """
+
+    given: bool
+    sees_class: bool
+
+
+def reading_of(fn: ModelFunction, sequences: Sequences, settled_as: ModelFunction) -> Reading | None:
+    """Return how the targets were read; None where more than that was unclear.
+
+    Args:
+        fn: The model.
+        sequences: The sequences, as they were split.
+        settled_as: The model as `settled` gave it.
+    """
+    if fn.time_first or any(part.unclear or part.bare for part in sequences.parts):
+        return None
+    return Reading(given=settled_as.call is fn.given_targets, sees_class=settled_as.sees_class)
+
+
+def _read_as(fn: ModelFunction, reading: Reading) -> ModelFunction:
+    if fn.given_targets is None:
+        return fn
+    without, *given = variants(fn)
+    chosen = given[0] if given and reading.given else without
+    return replace(chosen, given_targets=None, sees_class=reading.sees_class)
+
+
 def settled(
-    fn: ModelFunction, params: Params, sequences: Sequences, loss: TokenLoss
+    fn: ModelFunction, params: Params, sequences: Sequences, loss: TokenLoss, *, known: Reading | None = None
 ) -> tuple[ModelFunction, Sequences]:
     """The model and the sequences, with what can be read in two ways read as the model does.
 
-    Cost: nothing where nothing is unclear; four forward passes of a sequence where `forward` takes targets.
+    Cost: nothing where nothing is unclear, or where it is known; four forward passes of a sequence where `forward`
+    takes targets.
 
     Args:
         fn: The model.
         params: Where to evaluate it.
         sequences: One-sequence batches.
         loss: The token loss.
+        known: How the targets of a batch of the same shapes were read.
 
     Raises:
         ValueError: If both readings are possible and differ, or neither is.
@@ -52,6 +88,8 @@ def settled(
     if loss.distribution == "categorical":
         key = "decoder_attention_mask" if loss.name == "seq2seq_lm" else "attention_mask"
         check_masks([part.batch for part in sequences.parts], key)
+    if known is not None:
+        return _read_as(fn, known), sequences
     fn, sequences = _with_axis(fn, params, sequences, loss)
     sequences = _with_own_entries(fn, params, sequences, loss)
     fn = with_targets(fn, params, sequences, loss)

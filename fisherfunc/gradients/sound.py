@@ -11,7 +11,6 @@ from torch import Tensor
 from fisherfunc.gradients.rows import raise_nonfinite
 from fisherfunc.gradients.summed import summed
 from fisherfunc.gradients.workload import Workload
-from fisherfunc.linalg.gram import selected
 from fisherfunc.linalg.token_grams import Tokens
 
 Pass = Callable[[Workload], tuple[dict[str, Tensor], dict[str, Any]]]
@@ -63,7 +62,7 @@ def sound_pass(work: Workload, passed: Pass, *, unit: str, drop_nonfinite: bool,
         return sound_pass(_without_unsound(work, rows, sound, passed), passed, unit=unit, drop_nonfinite=True)
     kept = _whole(sound, work).nonzero().squeeze(-1)
     _check_any(len(kept), work)
-    grams = {name: selected(gram, kept) for name, gram in grams.items()}
+    grams = {name: gram[kept][:, kept] for name, gram in grams.items()}
     rows = rows.select(kept)
     return SoundPass(rows=rows, grams=grams, how=how, num_tokens=_num_tokens(rows))
 

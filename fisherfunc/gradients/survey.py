@@ -40,18 +40,36 @@ _OFFSETS = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class Look:
+    """What a survey sees of the model beside its losses.
+
+    Attributes:
+        width: How many sequences may run together.
+        nature: The model's arithmetic.
+    """
+
+    width: int
+    nature: Nature
+
+
+@dataclass(frozen=True, kw_only=True)
 class Surveyed:
     """What there is to pass over.
 
     Attributes:
         tokens: The valid tokens, in the order of sequence and position.
         num_dropped: Tokens left out as their losses are not finite.
-        nature: What was seen of the model's arithmetic.
+        look: What was seen of the model, and holds for any batch of the same shapes.
     """
 
     tokens: Tokens
     num_dropped: int
-    nature: Nature
+    look: Look
+
+    @property
+    def nature(self) -> Nature:
+        """What was seen of the model's arithmetic."""
+        return self.look.nature
 
 
 def survey(
@@ -61,8 +79,9 @@ def survey(
     loss: TokenLoss,
     *,
     drop_nonfinite: bool = False,
+    known: Look | None = None,
 ) -> Surveyed:
-    """Find the valid tokens and their losses. Cost: two forward passes.
+    """Find the valid tokens and their losses. Cost: two forward passes; one and a half where the model is known.
 
     Args:
         fn: The model.
@@ -70,37 +89,51 @@ def survey(
         sequences: One-sequence batches.
         loss: The token loss.
         drop_nonfinite: Whether to leave out tokens whose loss is not finite, rather than raise.
+        known: What was seen of the model on a batch of the same shapes.
 
     Raises:
         ValueError: If no token is valid, shapes differ, a target is out of range, a loss is not finite, or sequences
             that run together have other losses than each alone.
     """
-    with Observed(coarsest(*(p.dtype for p in params.values()))) as seen:
-        first = _tokens(fn, params, sequences[0], loss, 0)
-    tokens = concatenated(_surveyed(fn, params, sequences, loss, first, seen.nature))
+    first = None
+    if known is None:
+        with Observed(coarsest(*(p.dtype for p in params.values()))) as seen:
+            first = _tokens(fn, params, sequences[0], loss, 0)
+        look = Look(width=_width(fn, params, sequences, loss), nature=seen.nature)
+    else:
+        look = known
+    tokens = concatenated(_surveyed(fn, params, sequences, loss, first, look))
     if tokens.loss.numel() == 0:
         raise ValueError(
             f"no valid token in {len(sequences)} sequences: a token counts if its target is not -100 and its position "
             "and its target's position are attended to; a causal model needs at least two tokens a sequence"
         )
     tokens, dropped = _finite(tokens, drop_nonfinite)
-    return Surveyed(tokens=tokens, num_dropped=dropped, nature=seen.nature)
+    return Surveyed(tokens=tokens, num_dropped=dropped, look=look)
 
 
 def _surveyed(
-    fn: ModelFunction, params: Params, sequences: Sequences, loss: TokenLoss, first: Tokens, nature: Nature
+    fn: ModelFunction, params: Params, sequences: Sequences, loss: TokenLoss, first: Tokens | None, look: Look
 ) -> list[Tokens]:
-    """Sequence by sequence; many small ones of one shape together, where that gives the losses that each has alone."""
+    """Sequence by sequence; many small ones of one shape together, where that gives the losses that each has alone.
+
+    Of a model that is known, `first` is None: then any number of them runs together, if half of them give the same.
+    """
     found: list[Tokens] = []
-    for group in neighbours(range(len(sequences)), sequences, _width(fn, params, sequences, loss)):
+    nature = look.nature
+    for group in neighbours(range(len(sequences)), sequences, look.width):
         together = None
         if len(group) > 1 and not (loss.each_alone or nature.draws):
             together = _together(fn, params, sequences, loss, group)
-        many = together is not None and len(group) >= FEWEST_TOGETHER
-        if together is not None and many and _is_sound(fn, params, sequences, loss, group, together, nature):
+        holds = _is_sound if first is not None else _holds_in_half
+        many = len(group) >= FEWEST_TOGETHER or first is None
+        if together is not None and many and holds(fn, params, sequences, loss, group, together, nature):
             found.append(together)
             continue
-        each = [first if index == 0 else _tokens(fn, params, sequences[index], loss, index) for index in group]
+        each = [
+            first if index == 0 and first is not None else _tokens(fn, params, sequences[index], loss, index)
+            for index in group
+        ]
         if together is not None:
             _check_apart(concatenated(each), together, loss, nature, group)
         found += each
@@ -159,6 +192,25 @@ def _is_sound(
     each = concatenated(others)
     losses = each.loss[each.sequence.argsort(stable=True)]
     return _same(losses, together.loss, nature) and _same(alone.loss, together.loss[: len(alone.loss)], nature)
+
+
+def _holds_in_half(
+    fn: ModelFunction,
+    params: Params,
+    sequences: Sequences,
+    loss: TokenLoss,
+    group: Sequence[int],
+    together: Tokens,
+    nature: Nature,
+) -> bool:
+    """Whether a random half of a group has the same losses without the other: a batch may couple what others do not."""
+    order = torch.randperm(len(group), generator=torch.Generator().manual_seed(group[0]), device="cpu")
+    part = [group[i] for i in order[: len(group) // 2].sort().values.tolist()]
+    half = _together(fn, params, sequences, loss, part)
+    if half is None:
+        return False
+    rows = torch.isin(together.sequence, torch.tensor(part, device=together.sequence.device))
+    return _same(half.loss, together.loss[rows], nature)
 
 
 def _check_apart(each: Tokens, together: Tokens, loss: TokenLoss, nature: Nature, group: Sequence[int]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,6 +73,7 @@ class PassOptions:
         gram_dtype: What Grams are accumulated in.
         labels: {parameter: the label that its Gram is added under}; each has a Gram of its own where None.
         checked: Whether the Grams will be held against ordinary backward passes (certificate.py).
+        plan: That of a route, made for another batch of the same shapes; the route plans where None.
         tried: Whether a long pass is tried on a few tokens before it begins.
         refused: {exploit, or parameter that is not to be factored: why}; what a check has failed for.
         progress: Called with the token passes done and their total.
@@ -82,6 +84,7 @@ class PassOptions:
     gram_dtype: torch.dtype = torch.float64
     labels: Mapping[str, str] | None = None
     checked: bool = True
+    plan: Any = None
     tried: bool = True
     refused: Mapping[str, str] = field(default_factory=dict)
     progress: Progress | None = None

@@ -14,7 +14,7 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherfunc.linalg.gram import centred
+from fisherfunc.linalg.gram import centred_matrix
 
 
 def centred_alignment(grams: Float[Tensor, "r n n"]) -> Float[Tensor, "r r"]:
@@ -25,7 +25,7 @@ def centred_alignment(grams: Float[Tensor, "r n n"]) -> Float[Tensor, "r r"]:
     Args:
         grams: One a result.
     """
-    centre = centred(grams.double())
+    centre = centred_matrix(grams.double())
     norms = torch.linalg.matrix_norm(centre)
     floor = grams.shape[-1] * torch.finfo(grams.dtype).eps * torch.linalg.matrix_norm(grams.double())
     norms = torch.where(norms > floor, norms, torch.nan)

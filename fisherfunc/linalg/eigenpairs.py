@@ -12,7 +12,7 @@ from fisherfunc.linalg.token_grams import TokenGrams, Tokens
 from fisherfunc.records.record import record
 
 
-@record(static=("label", "metadata"))
+@record(static=("label",), notes=("metadata",))
 class Eigenpairs:
     """The leading eigenvalues of F, or of one of its blocks, and what each token contributes to them.
 
@@ -51,9 +51,9 @@ def leading_pairs(
     """
     if num < 1:
         raise ValueError(f"num expected at least 1, got num={num}")
-    names = list(names)
-    values, vectors = torch.linalg.eigh(grams.block(names).double())
-    found = solved(gram_kernel(lambda _: values.flip(-1), solver="eigh"), grams, names)
+    gram = grams.summed(names)
+    values, vectors = torch.linalg.eigh(gram.matrix.double())
+    found = solved(gram_kernel(lambda _: values.flip(-1), solver="eigh"), gram)
     resolved = int((found.eigenvalues > found.resolution).sum())
     if num > resolved:
         raise ValueError(

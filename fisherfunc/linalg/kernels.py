@@ -1,19 +1,24 @@
-"""Spectral kernels: a Gram K = G Gᵀ, or a gradient matrix G itself, in; the `Spectrum` of F = (1/N) Gᵀ G out.
+"""Spectral kernels: a `Gram`, or a gradient matrix G itself, in; the `Spectrum` of F = (1/N) Gᵀ G out.
 
 Factories bind the options, kernels take the data, combinators wrap kernels. A method says only how it gets
 the eigenvalues of K; lifting.py makes a `Spectrum` of them. All survive `vmap`, and `jacrev` where the
 spectrum is simple. Axis order: a Gram is `(n, n)`, a gradient matrix `(n, p)`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from fisherfunc.linalg.gram import gram_of
-from fisherfunc.linalg.lifting import Dtype, GramKernel, RowKernel, gram_kernel, rounding_floor, row_kernel
-from fisherfunc.linalg.sound_spectrum import asked, is_mapped, moments_of_gram
+from fisherfunc.linalg import gram as algebra
+from fisherfunc.linalg.gram import Gram, as_gram, gram_of
+from fisherfunc.linalg.lifting import After, Dtype, GramKernel, RowKernel, gram_kernel, rounding_floor, row_kernel
+from fisherfunc.linalg.mapped import is_mapped
+from fisherfunc.linalg.sound_spectrum import asked, moments_of_gram
+from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.records.dtypes import dtype_name
 
 Device = torch.device | str | None
@@ -28,7 +33,7 @@ def gram_eigh(*, dtype: Dtype = torch.float64, device: Device = None) -> GramKer
 
     Example:
         >>> kernel = gram_eigh()
-        >>> kernel(torch.tensor([[4.0, 0.0], [0.0, 2.0]])).eigenvalues
+        >>> kernel(Gram(matrix=torch.tensor([[4.0, 0.0], [0.0, 2.0]]), num_units=2)).eigenvalues
         tensor([2., 1.], dtype=torch.float64)
         >>> torch.func.vmap(kernel)(torch.eye(2).expand(3, 2, 2)).eigenvalues.shape
         torch.Size([3, 2])
@@ -56,9 +61,10 @@ def gram_svd(*, dtype: Dtype = torch.float64, device: Device = None) -> GramKern
 
     unsigned = gram_kernel(singular_values, solver=f"gram_svd({dtype_name(dtype)})")
 
-    def kernel(gram, **context):
-        spectrum = unsigned(gram, **context)
-        trace = gram.to(dtype).diagonal(dim1=-2, dim2=-1).sum(dim=-1) / spectrum.num_tokens
+    def kernel(gram: Gram | Tensor, **context: Any) -> Spectrum:
+        gram = as_gram(gram, **context)
+        spectrum = unsigned(gram)
+        trace = gram.matrix.to(dtype).diagonal(dim1=-2, dim2=-1).sum(dim=-1) / spectrum.num_units
         negative = (trace - spectrum.eigenvalues.sum(dim=-1)) / 2
         return replace(spectrum, negative_part=negative.clamp(max=0))
 
@@ -130,9 +136,9 @@ def svd_lowrank(
     approximate = row_kernel(leading, solver=f"svd_lowrank({described})", exact=False, by_singular_values=True)
     exact = svd(dtype=dtype)
 
-    def kernel(rows, *, num_tokens=None, precision=None, scale=None):
+    def kernel(rows, *, num_units=None, num_tokens=None, precision=None, scale=None):
         chosen = approximate if sketch < min(rows.shape[-2:]) else exact
-        return chosen(rows, num_tokens=num_tokens, precision=precision, scale=scale)
+        return chosen(rows, num_units=num_units or num_tokens, precision=precision, scale=scale)
 
     return kernel
 
@@ -145,10 +151,10 @@ def of_rows(inner: GramKernel, *, dtype: Dtype = torch.float64) -> RowKernel:
         dtype: The dtype to accumulate the Gram in.
     """
 
-    def kernel(rows, *, num_tokens=None, precision=None, scale=None):
-        context = {"num_tokens": num_tokens, "num_params": rows.shape[-1], "scale": scale}
-        found = inner(gram_of(rows, dtype=dtype), precision=dtype, **context)
-        rounding = rounding_floor(rows, precision=precision, scale=scale) / found.num_tokens
+    def kernel(rows, *, num_units=None, num_tokens=None, precision=None, scale=None):
+        gram = replace(algebra.of_rows(rows, dtype=dtype), precision=dtype, scale=scale)
+        found = inner(replace(gram, num_units=num_units or num_tokens or gram.num_units))
+        rounding = rounding_floor(rows, precision=precision, scale=scale) / found.num_units
         return replace(found, resolution=found.resolution + rounding.to(found.resolution))
 
     return kernel
@@ -162,11 +168,35 @@ def cheapest(*, dtype: Dtype = torch.float64) -> RowKernel:
     """
     by_gram, by_covariance = of_rows(gram_eigh(dtype=dtype), dtype=dtype), covariance_eigh(dtype=dtype)
 
-    def kernel(rows, *, num_tokens=None, precision=None, scale=None):
+    def kernel(rows, *, num_units=None, num_tokens=None, precision=None, scale=None):
         chosen = by_covariance if rows.shape[-1] < rows.shape[-2] else by_gram
-        return chosen(rows, num_tokens=num_tokens, precision=precision, scale=scale)
+        return chosen(rows, num_units=num_units or num_tokens, precision=precision, scale=scale)
 
     return kernel
+
+
+def after(change: Callable[[Gram], Gram], inner: GramKernel) -> GramKernel:
+    """Solve another Gram in place of K, such as one of `ff.gram`; the result says so.
+
+    Args:
+        change: Gram → Gram.
+        inner: The kernel that solves.
+
+    Example:
+        >>> first_two = after(lambda gram: algebra.selected(gram, [0, 1]), gram_eigh())
+        >>> first_two(algebra.of_rows(torch.eye(3))).eigenvalues
+        tensor([0.5000, 0.5000], dtype=torch.float64)
+    """
+    return After(change=change, inner=inner)
+
+
+def centred(inner: GramKernel) -> GramKernel:
+    """Solve H K H in place of K, the rows less their mean: the spectrum of the gradient covariance.
+
+    Args:
+        inner: The kernel that solves.
+    """
+    return after(algebra.centred, inner)
 
 
 def jittered(inner: GramKernel, *, relative: float = 1e-10, dtype: Dtype = torch.float64) -> GramKernel:
@@ -178,11 +208,12 @@ def jittered(inner: GramKernel, *, relative: float = 1e-10, dtype: Dtype = torch
         dtype: The dtype to add the jitter in; one that holds 1 + `relative`.
     """
 
-    def kernel(gram, *, precision=None, **context):
-        jitter = relative * gram.to(dtype).diagonal(dim1=-2, dim2=-1).mean(dim=-1)
-        lifted = gram + torch.diag_embed(jitter[..., None].expand(gram.shape[:-1]))
-        spectrum = inner(lifted, precision=precision or gram.dtype, **context)
-        shift = jitter / spectrum.num_tokens
+    def kernel(gram: Gram | Tensor, **context: Any) -> Spectrum:
+        gram = as_gram(gram, **context)
+        jitter = relative * gram.matrix.to(dtype).diagonal(dim1=-2, dim2=-1).mean(dim=-1)
+        lifted = gram.matrix + torch.diag_embed(jitter[..., None].expand(gram.matrix.shape[:-1]))
+        spectrum = inner(replace(gram, matrix=lifted, precision=gram.rows_in))
+        shift = jitter / spectrum.num_units
         shifted = spectrum.eigenvalues - shift[..., None]
         seen = spectrum.negative_part < 0  # else the least of the lifted eigenvalues is the one to look at
         return replace(
@@ -205,17 +236,18 @@ def fallback(*kernels: GramKernel) -> GramKernel:
         *kernels: In order of preference.
     """
 
-    def kernel(gram, **context):
+    def kernel(gram: Gram | Tensor, **context: Any) -> Spectrum:
+        gram = as_gram(gram, **context)
         failures: list[str] = []
-        for inner in kernels if is_mapped(gram) else map(checked, kernels):
+        for inner in kernels if is_mapped(gram.matrix) else map(checked, kernels):
             try:
-                spectrum = inner(gram, **context)
+                spectrum = inner(gram)
             except RuntimeError as error:  # LinAlgError, out of memory and GPU errors are all this
                 failures.append(f"{type(error).__name__}: {error}".splitlines()[0])
             else:
                 return replace(spectrum, fallback="; ".join(failures) or None)
         raise torch.linalg.LinAlgError(
-            f"all {len(kernels)} eigensolvers failed on a Gram of shape {tuple(gram.shape)}: "
+            f"all {len(kernels)} eigensolvers failed on a Gram of shape {tuple(gram.matrix.shape)}: "
             f"{'; '.join(failures)}; check the gradients for NaN or Inf (drop_nonfinite=True leaves them out)"
         )
 
@@ -231,10 +263,12 @@ def checked(inner: GramKernel) -> GramKernel:
     Args:
         inner: The kernel to check.
     """
+    if isinstance(inner, After):
+        return after(inner.change, checked(inner.inner))
 
-    def kernel(gram, **context):
-        moments, num_params = moments_of_gram(gram), context.get("num_params")
-        return asked(inner, gram, context, moments=moments, num_params=num_params)
+    def kernel(gram: Gram | Tensor, **context: Any) -> Spectrum:
+        gram = as_gram(gram, **context)
+        return asked(inner, gram, moments=moments_of_gram(gram.matrix))
 
     return kernel
 

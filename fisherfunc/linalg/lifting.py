@@ -10,43 +10,32 @@ Axis order: a Gram is `(n, n)`, a gradient matrix `(n, p)`; leading axes are sta
 """
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import replace
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherfunc.linalg.gram import Gram, as_gram
 from fisherfunc.linalg.spectrum import Spectrum
-from fisherfunc.linalg.token_grams import TokenGrams
 
 Dtype = torch.dtype
 Eigenvalues = Callable[[Tensor], Tensor]
-"""A Gram, or a gradient matrix → the eigenvalues of K in any order, round-off and all."""
+"""The matrix of a Gram, or a gradient matrix → the eigenvalues of K in any order, round-off and all."""
 
 
 @runtime_checkable
 class GramKernel(Protocol):
-    """K → Spectrum."""
+    """Gram → Spectrum."""
 
-    def __call__(
-        self,
-        gram: Float[Tensor, "*stack n n"],
-        *,
-        num_tokens: int | None = None,
-        num_params: int | None = None,
-        precision: Dtype | None = None,
-        scale: Float[Tensor, "*stack"] | None = None,
-    ) -> Spectrum:
+    def __call__(self, gram: Gram) -> Spectrum:
         """Solve.
 
         Args:
-            gram: The unnormalised Gram K = G Gᵀ.
-            num_tokens: N, to divide by; the size of the Gram where None.
-            num_params: P; where given, only the min(N, P) eigenvalues that can be nonzero are kept.
-            precision: The dtype in which G was computed; that of the Gram where None. It sets the resolution.
-            scale: The norm of K before a cancellation (centring, summing), where round-off entered.
+            gram: K, the N to divide by, and what sets the resolution. Kernels of this package also take a plain matrix,
+                with the other fields of a `Gram` as keyword arguments.
         """
 
 
@@ -58,6 +47,7 @@ class RowKernel(Protocol):
         self,
         rows: Float[Tensor, "*stack n p"],
         *,
+        num_units: int | None = None,
         num_tokens: int | None = None,
         precision: Dtype | None = None,
         scale: Float[Tensor, "*stack"] | None = None,
@@ -66,10 +56,32 @@ class RowKernel(Protocol):
 
         Args:
             rows: The gradient matrix G.
-            num_tokens: N, to divide by; the number of rows where None.
+            num_units: N, to divide by; the number of rows where None.
+            num_tokens: The same, by the name that it had before.
             precision: The dtype that the entries of G were rounded to; that of G where None.
             scale: The norm of K = G Gᵀ before a cancellation (centring), where round-off entered.
         """
+
+
+@dataclass(frozen=True, kw_only=True)
+class After:
+    """The kernel that solves another Gram: `inner` after `change`. A spectrum is held against the Gram that it is of.
+
+    Attributes:
+        change: Gram → Gram.
+        inner: Gram → spectrum.
+    """
+
+    change: Callable[[Gram], Gram]
+    inner: GramKernel
+
+    def __call__(self, gram: Gram | Tensor, **context: Any) -> Spectrum:
+        """Solve."""
+        return self.named(self.inner(self.change(as_gram(gram, **context))))
+
+    def named(self, found: Spectrum) -> Spectrum:
+        """The spectrum, with a solver that says what was solved."""
+        return replace(found, solver=f"{found.solver} after {getattr(self.change, '__name__', 'a change')}")
 
 
 def gram_kernel(eigenvalues: Eigenvalues, *, solver: str, exact: bool = True) -> GramKernel:
@@ -82,20 +94,17 @@ def gram_kernel(eigenvalues: Eigenvalues, *, solver: str, exact: bool = True) ->
 
     Example:
         >>> ascending = gram_kernel(torch.linalg.eigvalsh, solver="eigvalsh")
-        >>> ascending(torch.tensor([[2.0, 0.0], [0.0, 6.0]])).eigenvalues
+        >>> ascending(Gram(matrix=torch.tensor([[2.0, 0.0], [0.0, 6.0]]), num_units=2)).eigenvalues
         tensor([3., 1.])
     """
 
-    def kernel(gram, *, num_tokens=None, num_params=None, precision=None, scale=None):
-        if gram.shape[-1] != gram.shape[-2]:
-            raise ValueError(
-                f"{solver} expected a square Gram (n, n), got a matrix of shape {tuple(gram.shape)}; a gradient matrix "
-                "goes into kernels.of_rows(kernel), or into a kernel of rows such as kernels.svd()"
-            )
-        values = _descending(eigenvalues(gram), gram, at_most=gram.shape[-1], solver=solver)
-        size = (gram.shape[-1], num_params)
-        floor = relative_floor(size, rows_in=precision or gram.dtype, sums_in=(gram.dtype, values.dtype))
-        return replace(_spectrum(values, size, floor * _norm(values, scale), num_tokens, solver), exact=exact)
+    def kernel(gram: Gram | Tensor, **context: Any) -> Spectrum:
+        gram = as_gram(gram, **context)
+        matrix, num_rows = gram.matrix, gram.matrix.shape[-1]
+        values = _descending(eigenvalues(matrix), matrix, at_most=num_rows, solver=solver)
+        size = (num_rows, gram.num_params)
+        floor = relative_floor(size, rows_in=gram.rows_in, sums_in=(matrix.dtype, values.dtype))
+        return replace(_spectrum(values, size, floor * _norm(values, gram.scale), gram.num_units, solver), exact=exact)
 
     return kernel
 
@@ -112,12 +121,13 @@ def row_kernel(
         by_singular_values: Whether they are squares of singular values of G, which are right to eps' of the largest.
     """
 
-    def kernel(rows, *, num_tokens=None, precision=None, scale=None):
+    def kernel(rows, *, num_units=None, num_tokens=None, precision=None, scale=None):
         values = _descending(eigenvalues(rows), rows, at_most=max(rows.shape[-2:]), solver=solver)
         size = (rows.shape[-2], rows.shape[-1])
         floor = relative_floor(size, rows_in=values.dtype, sums_in=(values.dtype,)) ** (2 if by_singular_values else 1)
         rounding = rounding_floor(rows, precision=precision, scale=scale).to(values)
-        found = _spectrum(values, size, floor * _norm(values, scale) + rounding, num_tokens, solver)
+        count = rows.shape[-2] if num_units is None and num_tokens is None else num_units or num_tokens
+        found = _spectrum(values, size, floor * _norm(values, scale) + rounding, count, solver)
         return replace(found, exact=exact)
 
     return kernel
@@ -140,43 +150,25 @@ def rounding_floor(
     return torch.finfo(precision or rows.dtype).eps ** 2 * trace
 
 
-def solved(kernel: GramKernel, grams: TokenGrams, names: Iterable[str] | None = None) -> Spectrum:
-    """The spectrum of a block, whose resolution is what was measured of its Gram where it was.
-
-    Args:
-        kernel: Gram → spectrum.
-        grams: The Grams of a pass.
-        names: Those that make up the block; all where None.
-    """
-    names = list(grams.grams if names is None else names)
-    gram, scale = grams.block(names), grams.block_scale(names)
-    found = kernel(
-        gram,
-        num_tokens=grams.num_units,
-        num_params=sum(grams.num_params[name] for name in names),
-        precision=grams.precision,
-        scale=scale,
-    )
-    return with_error(found, gram, grams.block_error(names), scale)
-
-
-def with_error(found: Spectrum, gram: Float[Tensor, "n n"], error: float | None, scale: Tensor | None) -> Spectrum:
-    """The spectrum of a Gram whose error was measured; as it was where that is None.
+def solved(kernel: GramKernel, gram: Gram) -> Spectrum:
+    """The spectrum of a Gram, whose resolution is what was measured of its error where it was.
 
     An eigenvalue of K below zero shows its error as well.
 
     Args:
-        found: The spectrum.
+        kernel: Gram → spectrum.
         gram: K.
-        error: Of K, in the spectral norm.
-        scale: The norm of K before a cancellation.
     """
-    if error is None:
+    if isinstance(kernel, After):
+        return kernel.named(solved(kernel.inner, kernel.change(gram)))
+    found = kernel(gram)
+    if gram.error is None:
         return found
-    size = (gram.shape[-1], found.num_params)
-    floor = relative_floor(size, rows_in=gram.dtype, sums_in=(gram.dtype, found.eigenvalues.dtype))
-    solver = floor * _norm(found.eigenvalues * found.num_tokens, scale) / found.num_tokens
-    return replace(found, resolution=torch.maximum(solver + error / found.num_tokens, -found.negative_part))
+    size = (gram.matrix.shape[-1], found.num_params)
+    floor = relative_floor(size, rows_in=gram.matrix.dtype, sums_in=(gram.matrix.dtype, found.eigenvalues.dtype))
+    solver = floor * _norm(found.eigenvalues * found.num_units, gram.scale) / found.num_units
+    error = gram.error.to(solver) / found.num_units
+    return replace(found, resolution=torch.maximum(solver + error, -found.negative_part))
 
 
 def _descending(values, matrix: Tensor, *, at_most: int, solver: str) -> Tensor:
@@ -215,15 +207,14 @@ def _norm(values: Tensor, scale: Tensor | None) -> Tensor:
     return norm if scale is None else torch.maximum(norm, scale.to(values))
 
 
-def _spectrum(values, size, floor, num_tokens, solver) -> Spectrum:
+def _spectrum(values, size, floor, num_units, solver) -> Spectrum:
     num_rows, num_params = size
-    num_tokens = num_rows if num_tokens is None else num_tokens
     rank_bound = num_rows if num_params is None else min(num_rows, num_params)
     return Spectrum(
-        eigenvalues=values[..., :rank_bound].clamp(min=0) / num_tokens,
-        resolution=floor / num_tokens,
-        negative_part=values[..., -1].clamp(max=0) / num_tokens,
-        num_tokens=num_tokens,
+        eigenvalues=values[..., :rank_bound].clamp(min=0) / num_units,
+        resolution=floor / num_units,
+        negative_part=values[..., -1].clamp(max=0) / num_units,
+        num_units=num_units,
         num_params=num_params,
         solver=solver,
     )

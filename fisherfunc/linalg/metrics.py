@@ -118,7 +118,7 @@ def summary(spectrum: Spectrum) -> dict[str, float | int | str | bool | None]:
     """Every metric of one spectrum as plain Python values; one that does not exist is None."""
     values = {name: _plain(metric(spectrum).item()) for name, metric in SUMMARY.items()}
     return {
-        "num_tokens": spectrum.num_tokens,
+        "num_tokens": spectrum.num_units,
         "num_params": spectrum.num_params,
         **values,
         "resolution": _plain(spectrum.resolution.item()),

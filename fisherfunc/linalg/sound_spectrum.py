@@ -10,20 +10,23 @@ Values are looked at, so nothing here is for `vmap`. Axis order: eigenvalues `(*
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherfunc.linalg.gram import gram_norm
+from fisherfunc.linalg.gram import Gram, gram_norm
+from fisherfunc.linalg.mapped import check_not_mapped
 from fisherfunc.linalg.spectrum import Spectrum
 
 _HOW = (
     "make a kernel with ff.kernels.gram_kernel(eigenvalues, solver=name), of a function Gram -> eigenvalues, or with "
     "ff.kernels.row_kernel for gradient matrices"
 )
+_FORMER = ("num_tokens", "num_units", "num_params", "precision", "scale")
+"""What kernels took beside a matrix before there was `ff.Gram`, and what kernels of rows take."""
 
 
 class SolverError(torch.linalg.LinAlgError, ValueError):
@@ -52,59 +55,79 @@ def moments_of_rows(rows: Float[Tensor, "n p"]) -> Moments:
     return Moments(trace, gram_norm(rows.double() / _nonzero(trace).sqrt()))
 
 
-def asked(
-    kernel: Callable[..., Any],
-    matrix: Float[Tensor, "*stack n m"],
-    context: Mapping[str, Any],
-    *,
-    moments: Moments,
-    num_params: int | None,
-) -> Spectrum:
-    """Call a kernel, and return the spectrum that it found if it can be that of the matrix.
+def asked(kernel: Callable[..., Any], given: Gram | Tensor, *, moments: Moments, **context: Any) -> Spectrum:
+    """Call a kernel, and return the spectrum that it found if it can be that of what it was given.
 
     Args:
         kernel: A Gram kernel or a row kernel.
-        matrix: The Gram K, or the gradient matrix G.
-        context: The other arguments of the kernel.
+        given: The Gram, or the gradient matrix G `(n, p)`.
         moments: Of K.
-        num_params: P, where it is known.
+        **context: The other arguments of a row kernel.
 
     Raises:
         TypeError: If it cannot be called like a kernel, or returns no `Spectrum` of real numbers.
         ValueError: If number, shape, order or signs are not those of a spectrum, or it is of another N or P.
         SolverError: If a value is not finite, or the eigenvalues are not those of the matrix.
+        RuntimeError: If `vmap` maps over the matrix.
     """
-    name = getattr(kernel, "__qualname__", type(kernel).__name__)
-    try:
-        inspect.signature(kernel).bind(matrix, **context)
-    except (TypeError, ValueError) as error:  # ValueError: a function in C that does not say what it takes
-        expected = ", ".join(f"{key}=" for key in context)
-        raise TypeError(f"kernel {name!r} cannot be called as kernel(matrix, {expected}): {error}; {_HOW}") from error
+    name = _name(kernel)
+    _check_signature(kernel, name, given, context)
+    matrix = given.matrix if isinstance(given, Gram) else given
+    check_not_mapped("the check of a kernel", [matrix], instead="map the kernel itself, and check stacks as they are")
     before = 0 if matrix.is_inference() else matrix._version
-    found = kernel(matrix, **context)
+    try:
+        found = kernel(given, **context)
+    except (TypeError, AttributeError) as error:
+        if "Gram" not in str(error):
+            raise
+        raise TypeError(f"kernel {name!r} could not take an ff.Gram: {error}; its matrix is gram.matrix") from error
     if not isinstance(found, Spectrum):
         raise TypeError(f"kernel {name!r} returned {type(found).__name__}, expected an ff.Spectrum; {_HOW}")
     if not matrix.is_inference() and matrix._version != before:
         raise ValueError(
             f"kernel {found.solver!r} wrote to the matrix that it was given; let it work on matrix.clone()"
         )
-    num_rows, num_tokens = matrix.shape[-2], context.get("num_tokens")
     _check_kind(found, matrix.shape[:-2])
-    _check_counts(found, num_rows, num_rows if num_tokens is None else num_tokens, num_params)
+    of = (given.num_units, given.num_params) if isinstance(given, Gram) else tuple(matrix.shape)
+    _check_counts(found, matrix.shape[-2], *of)
     _check_values(found)
     if found.exact:
-        _check_moments(found, moments, num_rows)
+        _check_moments(found, moments, matrix.shape[-2])
     return found
 
 
-def is_mapped(tensor: Tensor) -> bool:
-    """Whether `vmap` maps over it: then it has no one value that could be looked at."""
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(tensor):
-        if functorch.is_batchedtensor(tensor):
-            return True
-        tensor = functorch.get_unwrapped(tensor)  # jacrev, grad: the value is there
-    return False
+def check_kernel(kernel: Any) -> None:
+    """Raise where something can be seen, without a Gram, to be no kernel of Grams: before a pass, not after it.
+
+    Raises:
+        TypeError: If it cannot be called as kernel(gram).
+    """
+    if not callable(kernel):
+        raise TypeError(f"kernel expected a function Gram -> Spectrum, got {kernel!r}; {_HOW}")
+    gram = Gram(matrix=torch.eye(1, device="cpu"), num_units=1)
+    _check_signature(kernel, _name(kernel), gram, {})
+
+
+def _name(kernel: Callable[..., Any]) -> str:
+    return getattr(kernel, "__qualname__", type(kernel).__name__)
+
+
+def _check_signature(kernel: Callable[..., Any], name: str, given: Gram | Tensor, context: dict[str, Any]) -> None:
+    """Raise a TypeError where a kernel does not take what it is about to be given."""
+    kind = "gram" if isinstance(given, Gram) else "rows"
+    expected = ", ".join([kind, *(f"{key}=" for key in context)])
+    try:
+        signature = inspect.signature(kernel)
+        signature.bind(given, **context)
+    except (TypeError, ValueError) as error:  # ValueError: a function in C that does not say what it takes
+        raise TypeError(f"kernel {name!r} cannot be called as kernel({expected}): {error}; {_HOW}") from error
+    beside = [key for key in _FORMER if key in signature.parameters]
+    if kind == "gram" and beside:
+        raise TypeError(
+            f"kernel {name!r} cannot be called as kernel(gram): it takes a matrix and {beside} beside it; a kernel of "
+            "Grams takes one ff.Gram, which has .matrix, .num_units, .num_params, .precision and .scale, and one of "
+            "gradient matrices goes into spectrum_of_gradients"
+        )
 
 
 def _check_kind(found: Spectrum, stack: torch.Size) -> None:
@@ -122,8 +145,8 @@ def _check_kind(found: Spectrum, stack: torch.Size) -> None:
             )
 
 
-def _check_counts(found: Spectrum, num_rows: int, num_tokens: int, num_params: int | None) -> None:
-    for field, expected_size in {"num_tokens": num_tokens, "num_params": num_params}.items():
+def _check_counts(found: Spectrum, num_rows: int, num_units: int, num_params: int | None) -> None:
+    for field, expected_size in {"num_units": num_units, "num_params": num_params}.items():
         if getattr(found, field) != expected_size:
             raise ValueError(
                 f"kernel {found.solver!r} returned a spectrum of {field}={getattr(found, field)}, expected "
@@ -176,8 +199,8 @@ def _check_moments(found: Spectrum, moments: Moments, num_rows: int) -> None:
     solver = num_rows * torch.finfo(found.eigenvalues.dtype).eps * values[..., 0]
     each = torch.maximum(found.resolution.double(), solver)
     off = (4 * math.sqrt(num_rows) + dropped) * each - 2 * num_rows * found.negative_part.double()
-    scale = _nonzero(moments.trace) / found.num_tokens
-    pairs = {"sum": (values.sum(dim=-1), moments.trace / found.num_tokens, "tr K/N")}
+    scale = _nonzero(moments.trace) / found.num_units
+    pairs = {"sum": (values.sum(dim=-1), moments.trace / found.num_units, "tr K/N")}
     if moments.relative_norm is not None:
         norm = torch.linalg.vector_norm(values / scale[..., None].to(values.device), dim=-1) * scale.to(values.device)
         pairs["Euclidean norm"] = (norm, moments.relative_norm * scale, "‖K‖/N")

@@ -7,7 +7,7 @@ from fisherfunc.records.record import record
 from fisherfunc.records.sheet import Sheet, as_html, as_text, figure, number_of
 
 
-@record(static=("num_tokens", "num_params", "solver", "fallback", "exact"))
+@record(static=("num_units", "num_params", "solver", "fallback", "exact"))
 class Spectrum:
     """Eigenvalues of F = (1/N) Gᵀ G, largest first; those beyond min(n, P) are zero and left out, for n rows of G.
 
@@ -19,7 +19,7 @@ class Spectrum:
             of the sums over P, which neither bounds nor estimates an error; where rows were centred or summed, with the
             norm before that in place of λ_max. Of rows as given: what rounding them makes of zero (linalg/lifting.py).
         negative_part: The most negative eigenvalue before round-off was set to zero; 0 where there was none.
-        num_tokens: N, what the Gram was divided by; n, but where a token has several targets (targets.py).
+        num_units: N, what the Gram was divided by; n, but where a token has several targets (targets.py).
         num_params: P, or None where only a Gram was given.
         solver: What computed the eigenvalues.
         fallback: Why an earlier solver was given up, or None.
@@ -29,11 +29,16 @@ class Spectrum:
     eigenvalues: Float[Tensor, "*stack k"]
     resolution: Float[Tensor, "*stack"]
     negative_part: Float[Tensor, "*stack"]
-    num_tokens: int
+    num_units: int
     num_params: int | None
     solver: str
     fallback: str | None = None
     exact: bool = True
+
+    @property
+    def num_tokens(self) -> int:
+        """The same as `num_units`, by the name that it had before: of rows of other units not a number of tokens."""
+        return self.num_units
 
     def __repr__(self) -> str:
         """Show it in two lines."""
@@ -46,7 +51,7 @@ class Spectrum:
 
 def _sheet(spectrum: Spectrum) -> Sheet:
     values, floor = spectrum.eigenvalues, number_of(spectrum.resolution)
-    count, size = f"N = {spectrum.num_tokens}", f"P = {spectrum.num_params or 'unknown'}"
+    count, size = f"N = {spectrum.num_units}", f"P = {spectrum.num_params or 'unknown'}"
     if floor is None or values.ndim != 1:  # a stack of them, or under vmap
         shape = tuple(getattr(values, "shape", ()))
         return Sheet(title=f"Spectra of F, eigenvalues of shape {shape}, {count}, {size}, by {spectrum.solver}")

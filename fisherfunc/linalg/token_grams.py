@@ -1,12 +1,12 @@
 """The sufficient statistic: one Gram K_p = G_p G_pᵀ per parameter tensor, and which token each row is.
 
-Grams add over parameters, and every unit, selection and centring is algebra on them (gram.py). They are
-unnormalised: the spectral kernels divide by N. Axis order `(n, m)`, rows in the order of `tokens`.
+Grams add over parameters, and every unit, selection and centring is algebra on them (gram.py), applied to all alike.
+They are unnormalised: the spectral kernels divide by N. Axis order `(n, m)`, rows in the order of `tokens`.
 """
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fisherfunc.linalg import gram as algebra
+from fisherfunc.linalg.gram import Gram
+from fisherfunc.linalg.mapped import check_not_mapped
 from fisherfunc.linalg.tokens import Tokens, check_whole, summed_tokens
 from fisherfunc.linalg.which_fisher import EMPIRICAL, check_center, check_sums
 from fisherfunc.linalg.which_tokens import which_tokens
@@ -30,12 +32,15 @@ from fisherfunc.records.tensor_files import apart
 FORMAT = "fisherfunc.token_grams.1"
 
 
-@record(static=("num_params", "unit", "centered", "precision", "metadata", "labels", "errors"))
-class TokenGrams:
-    """Unnormalised Grams {name: (n, n)} of the gradients of N units, of T rows each: n = N T, and T = 1 as a rule.
+@record(static=("num_params", "unit", "centered", "precision", "labels"), notes=("metadata",))
+class TokenGrams(Mapping[str, Gram]):
+    """Unnormalised Grams of the gradients of N units, of T rows each: n = N T, and T = 1 as a rule.
+
+    A mapping: `grams[name]` is the `Gram` of a parameter, with all that a kernel needs; `grams.summed(names)` that of
+    several. The fields hold them by column.
 
     Attributes:
-        grams: K_p for each parameter tensor p, or K_b for each label b.
+        grams: {name: (n, n)}: K_p for each parameter tensor p, or K_b for each label b.
         tokens: Which unit each row is.
         scale: The norm of K_p before a cancellation (centring, summing over tokens); empty where none was.
         num_params: {name: P_p}, for the names of `grams`.
@@ -46,18 +51,48 @@ class TokenGrams:
         labels: {parameter: the label that its Gram was added under}; None where each has a Gram of its own.
         errors: {name: an upper estimate of ‖K̂ − K‖ for K̂ as computed}, for the names of `grams`; None where it was not
             measured (see gradients/round_off.py).
+
+    Example:
+        >>> import fisherfunc as ff
+        >>> fn = ff.functionalize(torch.nn.Linear(2, 3))
+        >>> batch = (torch.randn(5, 2), torch.tensor([0, 1, 2, 0, 1]))
+        >>> grams = ff.token_grams(fn, fn.params, batch, ff.losses.classification())
+        >>> list(grams), grams["bias"].num_units, ff.kernels.gram_eigh()(grams["bias"]).eigenvalues.shape
+        (['weight', 'bias'], 5, torch.Size([3]))
     """
 
-    grams: dict[str, Float[Tensor, "n n"]]
+    grams: dict[str, Float[Tensor, "*stack n n"]]
     tokens: Tokens
-    scale: dict[str, Float[Tensor, ""]]
+    scale: dict[str, Float[Tensor, "*stack"]]
     num_params: Mapping[str, int]
     unit: str
     centered: bool
     precision: torch.dtype
     metadata: Mapping[str, Any]
     labels: Mapping[str, str] | None = None
-    errors: Mapping[str, float] | None = None
+    errors: Mapping[str, Float[Tensor, "*stack"]] | None = None
+
+    __eq__ = object.__eq__  # as every record: not by content, as a mapping would
+    __hash__ = object.__hash__
+
+    def __getitem__(self, name: str) -> Gram:
+        return Gram(
+            matrix=self.grams[self._known([name])[0]],
+            num_units=self.num_units,
+            num_params=self.num_params[name],
+            precision=self.precision,
+            scale=self.scale.get(name),
+            error=None if self.errors is None else self.errors[name],
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.grams)
+
+    def __len__(self) -> int:
+        return len(self.grams)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.grams
 
     def __repr__(self) -> str:
         """Show it on one screen: a row per Gram."""
@@ -70,7 +105,7 @@ class TokenGrams:
     @property
     def num_rows(self) -> int:
         """The number of rows: N, or N T where each unit has T targets."""
-        return self.tokens.sequence.shape[0]
+        return self.tokens.sequence.shape[-1]
 
     @property
     def num_units(self) -> int:
@@ -92,42 +127,38 @@ class TokenGrams:
         known = which_tokens(self.tokens.sequence, self.tokens.position, num_units=self.num_units)
         return short_hash([facts["batch"], facts.get("summed_tokens"), known]) if "batch" in facts else None
 
-    def block(self, names: Iterable[str] | None = None) -> Float[Tensor, "n n"]:
-        """K_b = Σ_{p∈b} K_p, the Gram of a block of parameters; of all of them where `names` is None.
+    def summed(self, names: Iterable[str] | None = None) -> Gram:
+        """Return the Gram of a block of parameters, K_b = Σ_{p∈b} K_p; of all of them where `names` is None.
 
         Raises:
             KeyError: If a name has no Gram.
             ValueError: If there are no names.
         """
-        chosen = self._known(names)
-        total = self.grams[chosen[0]].clone()
-        for name in chosen[1:]:
-            total += self.grams[name]
-        return total
+        return algebra.summed(self[name] for name in self._known(names))
 
-    def block_scale(self, names: Iterable[str] | None = None) -> Float[Tensor, ""] | None:
-        """The scale of a block's round-off, Σ_p scale_p; None where nothing cancelled."""
-        if not self.scale:
+    def block(self, names: Iterable[str] | None = None) -> Float[Tensor, "*stack n n"]:
+        """Return the matrix of `summed(names)`, in memory of its own.
+
+        Raises:
+            KeyError: If a name has no Gram.
+            ValueError: If there are no names.
+        """
+        return self.summed(names).matrix
+
+    def block_error(self, names: Iterable[str] | None = None) -> Float[Tensor, "*stack"] | None:
+        """Return the error of a block's Gram, at most Σ_p error_p; None where it was not measured."""
+        if self.errors is None:
             return None
-        return sum((self.scale[name] for name in self._known(names)), start=torch.tensor(0.0, device="cpu"))
-
-    def block_error(self, names: Iterable[str] | None = None) -> float | None:
-        """The error of a block's Gram, at most Σ_p error_p; None where it was not measured."""
-        return None if self.errors is None else sum(self.errors[name] for name in self._known(names))
+        return torch.stack([self.errors[name] for name in self._known(names)]).sum(dim=0)  # no matrix is summed
 
     def center(self) -> "TokenGrams":
-        """Subtract the mean row: H K H, the Gram behind the gradient covariance.
+        """Subtract the mean row: H K H, the Gram behind the gradient covariance; nothing where that was done.
 
         Raises:
             ValueError: If targets are not the observed ones: the expected row is zero exactly then.
         """
         check_center(self.fisher)
-        return replace(
-            self,
-            grams={name: algebra.centred(k) for name, k in self.grams.items()},
-            scale=self.scale or {name: torch.linalg.matrix_norm(k) for name, k in self.grams.items()},
-            centered=True,
-        )
+        return self if self.centered else self._changed(algebra.centred, centered=True)
 
     def select(self, index: Tensor | Iterable[int]) -> "TokenGrams":
         """The Grams of chosen rows (an index, or a mask of all rows): a submatrix; N becomes the number of their units.
@@ -139,11 +170,7 @@ class TokenGrams:
         """
         index = self._as_index(index)
         check_whole(self.tokens, index)
-        return replace(
-            self,
-            grams={name: algebra.selected(k, index) for name, k in self.grams.items()},
-            tokens=self.tokens.select(index),
-        )
+        return self._changed(lambda gram: algebra.selected(gram, index), tokens=self.tokens.select(index))
 
     def by_sequence(self) -> "TokenGrams":
         """Sum the rows of each sequence: M K Mᵀ. The unit becomes the sequence.
@@ -155,6 +182,11 @@ class TokenGrams:
             ValueError: If the rows are sequences already, or centred (sum first, then centre), or of all classes.
         """
         check_sums(self.fisher)
+        check_not_mapped(
+            "TokenGrams.by_sequence",
+            [self.tokens.sequence],
+            instead="sum before you stack, or use ff.gram.regrouped with the groups",
+        )
         if self.unit != "token" or self.centered:
             raise ValueError(
                 f"by_sequence expected uncentred rows of unit 'token', got unit={self.unit!r}, "
@@ -162,13 +194,8 @@ class TokenGrams:
             )
         summed, group = summed_tokens(self.tokens)
         count = len(summed.sequence)
-        longest = torch.bincount(group).max()  # ‖M K Mᵀ‖ is at most so many times ‖K‖
-        errors = self.errors and {name: int(longest) * error for name, error in self.errors.items()}
-        return replace(
-            self,
-            grams={name: algebra.regrouped(k, group, count) for name, k in self.grams.items()},
-            scale={name: longest * torch.linalg.matrix_norm(k) for name, k in self.grams.items()},
-            errors=errors,
+        return self._changed(
+            lambda gram: algebra.regrouped(gram, group, count),
             tokens=summed,
             unit="sequence",
             metadata={
@@ -195,7 +222,7 @@ class TokenGrams:
             "precision": dtype_name(self.precision),
             "metadata": dict(self.metadata),
             "labels": None if self.labels is None else dict(self.labels),
-            "errors": None if self.errors is None else dict(self.errors),
+            "errors": None if self.errors is None else {name: float(error) for name, error in self.errors.items()},
         }
         with replacing(path) as temporary:
             save_file(apart(tensors), temporary, metadata={"format": FORMAT, "header": json.dumps(header)})
@@ -221,13 +248,24 @@ class TokenGrams:
             )
         header = json.loads(info["header"])
         columns = {key.removeprefix("tokens/"): t for key, t in tensors.items() if key.startswith("tokens/")}
+        grams = {name: tensors[f"gram/{name}"] for name in header["num_params"]}
+        errors = header.pop("errors", None)
         return TokenGrams(
-            grams={name: tensors[f"gram/{name}"] for name in header["num_params"]},
+            grams=grams,
+            errors=None if errors is None else {name: grams[name].new_tensor(error) for name, error in errors.items()},
             scale={name: tensors[f"scale/{name}"] for name in header["num_params"] if f"scale/{name}" in tensors},
             tokens=Tokens(**columns, num_targets=header.pop("num_targets", 1)),
             precision=getattr(torch, header.pop("precision")),
             **header,
         )
+
+    def _changed(self, change: Callable[[Gram], Gram], **others: Any) -> "TokenGrams":
+        """The same change of every Gram, and of other fields."""
+        found = {name: change(self[name]) for name in self}
+        scales = {name: gram.scale for name, gram in found.items() if gram.scale is not None}
+        errors = {name: gram.error for name, gram in found.items() if gram.error is not None}
+        columns: dict[str, Any] = {"grams": {name: gram.matrix for name, gram in found.items()}, "scale": scales}
+        return replace(self, **columns, errors=errors if self.errors is not None else None, **others)
 
     def _known(self, names: Iterable[str] | None) -> list[str]:
         chosen = list(self.grams if names is None else names)

@@ -18,7 +18,7 @@ def union(blocks: Mapping[str, Spectrum]) -> Spectrum:
         eigenvalues=torch.cat([s.eigenvalues for s in spectra], dim=-1).sort(dim=-1, descending=True).values,
         resolution=torch.stack([s.resolution for s in spectra]).amax(dim=0),
         negative_part=torch.stack([s.negative_part for s in spectra]).amin(dim=0),
-        num_tokens=spectra[0].num_tokens,
+        num_units=spectra[0].num_units,
         num_params=None if None in sizes else sum(size for size in sizes if size is not None),
         solver=f"union of {len(spectra)} blocks",
         fallback="; ".join(f"{label}: {s.fallback}" for label, s in blocks.items() if s.fallback) or None,

@@ -13,11 +13,13 @@ from fisherfunc.gradients.batches import cast
 from fisherfunc.gradients.grams import token_grams
 from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.losses.asked import token_loss_of
-from fisherfunc.gradients.planning.run_plan import eigensolve_operations, solver_bytes
+from fisherfunc.gradients.planning.run_plan import RunPlan, eigensolve_operations, solver_bytes
 from fisherfunc.gradients.sequences import split
 from fisherfunc.gradients.targets import Targets, chosen
 from fisherfunc.linalg.full_precision import full_precision
 from fisherfunc.linalg.kernels import robust_eigh
+from fisherfunc.linalg.lifting import GramKernel
+from fisherfunc.linalg.sound_spectrum import check_kernel
 from fisherfunc.models.functionalize import Selection, functionalize
 from fisherfunc.partitioning import by_layer, partition
 from fisherfunc.pipeline.inferred_loss import inferred_loss
@@ -42,6 +44,8 @@ def fisher_spectrum(
     unit: str = "token",
     num_tokens: int | None = None,
     seed: int = 0,
+    kernel: GramKernel | None = None,
+    plan: RunPlan | None = None,
     route: str = "factored",
     parameters: Selection = "trainable",
     dtype: torch.dtype | None = None,
@@ -77,6 +81,10 @@ def fisher_spectrum(
         unit: "token", or "sequence": one row, and one backward pass, a sequence, the sum over its tokens.
         num_tokens: At most this many tokens, picked by seed.
         seed: Of whatever is picked.
+        plan: From `ff.plan` with the arguments of this call, for this batch or one of the same shapes: nothing is then
+            discovered again, and the check at the end is the same. What does not touch the pass may differ: `kernel`,
+            `center`, `intervals`, `population`, `clusters`, `checkpoint`, `progress`; the loss may be left out.
+        kernel: Gram → spectrum, of `ff.kernels` or your own; what it returns is checked. `robust_eigh` where None.
         route: How the Grams are computed, exactly either way: "factored", or "dense" (see `token_grams`).
         parameters: "trainable", "all", names or glob patterns, or a predicate (see `functionalize`).
         dtype: What the pass runs in; that of the model where None.
@@ -101,11 +109,13 @@ def fisher_spectrum(
 
     Raises:
         ValueError: If an option or the batch is unusable, or a loss or gradient is not finite; it says what and where.
+            If the plan was made for something else: a `PlanMismatchError`, which names it.
             If targets are others than the observed ones: also for a loss without a predictive distribution, `center`,
             `all_classes` of sequences, or more classes than the memory limit has room for.
-        TypeError: If the model or the batch is of a kind that it cannot be.
+        TypeError: If the model or the batch is of a kind that it cannot be, or the kernel does not take a Gram or
+            returns no spectrum.
         OSError: If the checkpoint cannot be written.
-        torch.linalg.LinAlgError: If every eigensolver failed.
+        torch.linalg.LinAlgError: If every eigensolver failed, or the kernel returned no spectrum of the Gram.
 
     Example:
         >>> result = fisher_spectrum(nn.Linear(2, 3), (torch.randn(5, 2), torch.tensor([0, 1, 2, 0, 1])))
@@ -118,15 +128,15 @@ def fisher_spectrum(
     fn = functionalize(model, parameters=parameters).to(dtype=dtype, device=device)
     targets = chosen(targets, unit=unit, center=center)
     partition(fn.params, blocks)  # what fails does so before the pass
-    _check_eigensolver(eigensolve_device, eigensolve_dtype)
+    check_eigensolver(kernel, eigensolve_device, eigensolve_dtype)
     like = next(iter(fn.params.values()))
     batch = cast(batch, dtype=input_dtype(fn), device=like.device)
-    _check_intervals(intervals, batch)
+    check_intervals(intervals, batch)
     grams = token_grams(
         fn,
         fn.params,
         batch,
-        token_loss(loss, model, batch),
+        token_loss(loss, model, batch, plan),
         targets=targets,
         unit=unit,
         num_tokens=num_tokens,
@@ -139,15 +149,16 @@ def fisher_spectrum(
         drop_nonfinite=drop_nonfinite,
         self_check=self_check,
         checkpoint=checkpoint,
+        plan=plan,
         progress=progress,
     )
-    kernel = robust_eigh(dtype=eigensolve_dtype, device=_eigensolve_device(eigensolve_device, like.device))
+    own = robust_eigh(dtype=eigensolve_dtype, device=_eigensolve_device(eigensolve_device, like.device))
     result = spectrum_of_grams(
         grams,
         blocks=blocks,
         center=center,
         unit=unit,
-        kernel=kernel,
+        kernel=kernel or own,
         intervals=intervals,
         population=population,
         clusters=clusters,
@@ -157,7 +168,7 @@ def fisher_spectrum(
         "mode": "evaluation",
         "num_frozen_params": sum(p.numel() for p in fn.frozen.values()),
         "plan": _with_eigensolve(result.metadata["plan"], len(result.blocks)),
-        "eigensolve_dtype": dtype_name(eigensolve_dtype),
+        "eigensolve_dtype": None if kernel else dtype_name(eigensolve_dtype),
         "wall_time_s": perf_counter() - begin,
     }
     return replace(result, metadata={**result.metadata, **facts})
@@ -171,17 +182,20 @@ def _with_eigensolve(plan: dict[str, Any], num_blocks: int) -> dict[str, Any]:
     return {**plan, "operations": operations, "peak_bytes": peak}
 
 
-def token_loss(loss: Any, model: nn.Module, batch: Batch) -> TokenLoss:
-    """Read a loss as a token loss; without one, infer what the model was made for.
+def token_loss(loss: Any, model: nn.Module, batch: Batch, plan: RunPlan | None = None) -> TokenLoss:
+    """Read a loss as a token loss; without one, take the plan's, or infer what the model was made for.
 
     Raises:
         TypeError: If it is no loss.
         ValueError: If what is inferred is not the model's own loss.
     """
+    if loss is None and plan is not None and plan.made_for is not None:
+        return plan.made_for.loss
     return inferred_loss(model, batch) if loss is None else token_loss_of(loss, batch)
 
 
-def _check_intervals(intervals: IntervalMethod, batch: Batch) -> None:
+def check_intervals(intervals: IntervalMethod, batch: Batch) -> None:
+    """Raise a ValueError where there are to be intervals, and the batch is of one sequence."""
     if interval_method(intervals) is not None and len(split(batch)) == 1:
         raise ValueError(
             f"intervals={intervals!r} needs at least 2 sequences, and the batch has one: the tokens of a sequence "
@@ -189,7 +203,16 @@ def _check_intervals(intervals: IntervalMethod, batch: Batch) -> None:
         )
 
 
-def _check_eigensolver(device: torch.device | str, dtype: torch.dtype) -> None:
+def check_eigensolver(kernel: GramKernel | None, device: torch.device | str, dtype: torch.dtype) -> None:
+    """Raise where a kernel takes no Gram, or the options for one of ours are unusable, before the pass."""
+    if kernel is not None:
+        check_kernel(kernel)
+        if str(device) != "auto" or dtype != torch.float64:
+            raise ValueError(
+                f"kernel= got eigensolve_device={str(device)!r} and eigensolve_dtype={dtype} beside it, which it does "
+                "not see; make it with its own: ff.kernels.robust_eigh(dtype=..., device=...)"
+            )
+        return
     if dtype not in (torch.float64, torch.float32):
         raise ValueError(f"eigensolve_dtype expected torch.float64 or torch.float32, got {dtype}")
     if str(device) != "auto":

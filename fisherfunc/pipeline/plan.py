@@ -1,6 +1,8 @@
 """`plan`: what `fisher_spectrum` would do with a model and a batch, and what it would take; no token is passed over."""
 
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -12,17 +14,21 @@ from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.planning.calibrate import least_seconds
 from fisherfunc.gradients.planning.forecast import forecast
 from fisherfunc.gradients.planning.run_plan import RunPlan, timed, with_eigensolve
-from fisherfunc.gradients.prepare import check_options, prepared
+from fisherfunc.gradients.prepare import check_options
+from fisherfunc.gradients.start import started
 from fisherfunc.gradients.summed import summed
 from fisherfunc.gradients.targets import Targets, chosen
-from fisherfunc.gradients.workload import PassOptions
 from fisherfunc.linalg.full_precision import full_precision
+from fisherfunc.linalg.gram import of_rows
 from fisherfunc.linalg.kernels import robust_eigh
+from fisherfunc.linalg.lifting import GramKernel
 from fisherfunc.models.functionalize import Selection, functionalize
-from fisherfunc.partitioning import by_layer, labels_of, partition
-from fisherfunc.pipeline.fisher import token_loss
+from fisherfunc.partitioning import by_layer, partition
+from fisherfunc.pipeline.fisher import check_eigensolver, check_intervals, token_loss
 from fisherfunc.pipeline.inputs import input_dtype
-from fisherfunc.records.axes import Batch
+from fisherfunc.pipeline.solve import IntervalMethod
+from fisherfunc.population.clusters import ClusterLabels
+from fisherfunc.records.axes import Batch, Progress
 
 SOLVED = 768
 """The largest matrix that the calibration solves."""
@@ -39,16 +45,27 @@ def plan(
     loss: TokenLoss | Callable[[Any, Batch], torch.Tensor] | None = None,
     targets: Targets | None = None,
     blocks: Callable[[str], str] = by_layer,
+    center: bool = False,
     unit: str = "token",
     num_tokens: int | None = None,
     seed: int = 0,
+    kernel: GramKernel | None = None,
     route: str = "factored",
     parameters: Selection = "trainable",
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     memory_limit: int | None = None,
     chunk_size: int | None = None,
+    eigensolve_device: torch.device | str = "auto",
     eigensolve_dtype: torch.dtype = torch.float64,
+    max_coordinates: int | None = None,
+    drop_nonfinite: bool = False,
+    self_check: bool = True,
+    checkpoint: str | os.PathLike[str] | None = None,
+    intervals: IntervalMethod = None,
+    population: bool = True,
+    clusters: ClusterLabels = None,
+    progress: Progress | None = None,
     calibrate: bool = True,
 ) -> RunPlan:
     """What `fisher_spectrum` would do with the same arguments, and what it would take.
@@ -60,23 +77,35 @@ def plan(
     Args:
         model: Any module; it is left as it was.
         batch: As for `fisher_spectrum`.
-        loss: A token loss, or a function (output, batch) → losses; inferred where None.
-        targets: As for `fisher_spectrum`.
+        loss: As for `fisher_spectrum`, as is all but the last; what does not touch the pass is looked at for errors.
+        targets: Which Fisher.
         blocks: Parameter name → block label.
+        center: Whether to subtract the mean gradient.
         unit: "token" or "sequence".
         num_tokens: At most this many tokens, picked by seed.
         seed: Of whatever is picked.
+        kernel: Gram → spectrum.
         route: "factored" or "dense".
         parameters: "trainable", "all", names or glob patterns, or a predicate.
         dtype: What the pass would run in.
         device: Where it would run.
         memory_limit: In bytes, beyond the model; half of what is free where None.
         chunk_size: Tokens a batched backward pass.
-        eigensolve_dtype: What eigenvalues would be solved in.
+        eigensolve_device: Where eigenvalues would be solved.
+        eigensolve_dtype: What they would be solved in.
+        max_coordinates: How many gradient coordinates a block, where not all.
+        drop_nonfinite: Whether tokens that are not finite would be left out.
+        self_check: Whether the Grams would be checked.
+        checkpoint: The folder of the run; nothing is written to it.
+        intervals: Confidence intervals.
+        population: Whether to estimate what holds of the population.
+        clusters: A label per sequence.
+        progress: Not called.
         calibrate: Whether to predict seconds.
 
     Returns:
-        Passes, routes, operations, seconds and bytes, predicted.
+        Passes, routes, operations, seconds and bytes, predicted. `fisher_spectrum(…, plan=)` runs it, for this batch or
+        any other of the same shapes, and then discovers nothing again.
 
     Raises:
         ValueError: If an option or the batch is unusable, as `fisher_spectrum` does.
@@ -87,23 +116,41 @@ def plan(
         >>> found.num_units, found.num_passes, found.parameters["bias"].route
         (5, 1, 'elementwise')
     """
-    check_options(num_tokens, chunk_size, memory_limit, route, unit)
     begin = perf_counter()
+    check_options(num_tokens, chunk_size, memory_limit, route, unit)
+    check_eigensolver(kernel, eigensolve_device, eigensolve_dtype)
     fn = functionalize(model, parameters=parameters).to(dtype=dtype, device=device)
-    labels = partition(fn.params, blocks)
+    targets = chosen(targets, unit=unit, center=center)
     like = next(iter(fn.params.values()))
     batch = cast(batch, dtype=input_dtype(fn), device=like.device)
-    loss = token_loss(loss, model, batch)
-    targets = chosen(targets, unit=unit)
-    options = PassOptions(chunk_size=chunk_size, memory_limit=memory_limit, labels=labels_of(labels))
-    work = targets.rows(prepared(fn, fn.params, batch, loss, num_tokens=num_tokens, seed=seed).work, options)
-    work = summed(work) if unit == "sequence" else work
+    check_intervals(intervals, batch)
+    start = started(
+        fn,
+        fn.at(fn.params),
+        batch,
+        token_loss(loss, model, batch),
+        targets=targets,
+        unit=unit,
+        num_tokens=num_tokens,
+        seed=seed,
+        route=route,
+        chunk_size=chunk_size,
+        memory_limit=memory_limit,
+        blocks=blocks,
+        max_coordinates=max_coordinates,
+        drop_nonfinite=drop_nonfinite,
+        self_check=self_check,
+        for_plan=True,
+    )
+    work = summed(start.work) if unit == "sequence" else start.work
     spent = perf_counter() - begin
-    found = forecast(work, options, route=route, calibrate=calibrate)
+    found = forecast(work, start.options, route=route, coordinates=start.coordinates, calibrate=calibrate)
+    found = replace(found, made_for=start.made_for)
+    num_blocks = len(partition(fn.params, blocks))
     if not calibrate:
-        return with_eigensolve(found, len(labels))
+        return with_eigensolve(found, num_blocks)
     found = timed(found, preparation=found.seconds["preparation"] + spent)
-    return with_eigensolve(found, len(labels), _eigensolve_rate(work.num_tokens, eigensolve_dtype, like.device))
+    return with_eigensolve(found, num_blocks, _eigensolve_rate(work.num_tokens, eigensolve_dtype, like.device))
 
 
 def _eigensolve_rate(num_units: int, dtype: torch.dtype, device: torch.device) -> float:
@@ -121,5 +168,5 @@ def _eigensolve_rate(num_units: int, dtype: torch.dtype, device: torch.device) -
 
 def _solving_seconds(size: int, dtype: torch.dtype, device: torch.device) -> float:
     rows = torch.randn(size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu")
-    gram, kernel = (rows @ rows.mT).to(device), robust_eigh(dtype=dtype, device=device)
-    return least_seconds(lambda: kernel(gram, num_params=size, precision=torch.float32), device)
+    gram, kernel = of_rows(rows.to(device)), robust_eigh(dtype=dtype, device=device)
+    return least_seconds(lambda: kernel(gram), device)

@@ -15,6 +15,7 @@ from fisherfunc.linalg.full_precision import full_precision
 from fisherfunc.linalg.gram import gram_norm, raise_vanished, squares_vanish
 from fisherfunc.linalg.kernels import cheapest, checked, robust_eigh
 from fisherfunc.linalg.lifting import GramKernel, RowKernel, solved
+from fisherfunc.linalg.mapped import check_not_mapped
 from fisherfunc.linalg.sound_spectrum import asked, moments_of_rows
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.linalg.token_grams import TokenGrams
@@ -73,20 +74,22 @@ def spectrum_of_grams(
         TypeError: If the kernel cannot be called like one, or returned something else than a `Spectrum`.
         torch.linalg.LinAlgError: If every eigensolver failed.
     """
+    instead = "map a kernel over the stack, as vmap(lambda grams: ff.kernels.robust_eigh()(grams.summed()))(stack)"
+    check_not_mapped("spectrum_of_grams", grams.grams.values(), instead=instead)
     between = interval_method(intervals)
     grams = _in_unit(grams, unit)
-    grams = grams.center() if center and not grams.centered else grams
+    grams = grams.center() if center else grams
     kernel = robust_eigh() if kernel is None else checked(kernel)
     blocks = blocks or (by_layer if grams.labels is None else None)
     labels = gathered(grams, blocks)
     sampled = {(grams.labels or {}).get(name, name) for name in grams.metadata.get("sampled_parameters", ())}
 
     def solve(names: Sequence[str]) -> Spectrum:
-        spectrum = solved(kernel, grams, names)
+        spectrum = solved(kernel, grams.summed(names))
         return replace(spectrum, exact=spectrum.exact and sampled.isdisjoint(names))
 
     spectra = {label: solve(names) for label, names in labels.items()}
-    full = next(iter(spectra.values())) if len(spectra) == 1 else solve(list(grams.grams))
+    full = next(iter(spectra.values())) if len(spectra) == 1 else solve(list(grams))
     estimated, reason = _population(grams, blocks, clusters) if population else (None, None)
     facts = _facts(grams, blocks) | ({} if reason is None else {"population": reason})
     return replace(
@@ -154,19 +157,19 @@ def spectrum_of_gradients(
         tensor([12.5000], dtype=torch.float64)
     """
     rows = {name: rearrange(g, "n ... -> n (...)") for name, g in _stacked(gradients).items()}
-    if squares_vanish(sum(float(g.double().square().sum()) for g in rows.values())):
+    if squares_vanish(sum(float(g.detach().double().square().sum()) for g in rows.values())):
         raise_vanished(max(float(g.abs().max()) for g in rows.values()))
 
     def asked_for(matrix: Tensor, **context: Any) -> Spectrum:
         if kernel is None:
             return cheapest()(matrix, **context)
-        return asked(kernel, matrix, context, moments=moments_of_rows(matrix), num_params=matrix.shape[-1])
+        return asked(kernel, matrix, moments=moments_of_rows(matrix), **context)
 
     def solve(names: Iterable[str]) -> Spectrum:
         block = [rows[name] for name in names]
         if not center:
             return asked_for(torch.cat(block, dim=-1))
-        scale = torch.stack([gram_norm(g) for g in block]).sum()  # as TokenGrams.block_scale has it
+        scale = torch.stack([gram_norm(g) for g in block]).sum()  # as ff.gram.summed has it
         return asked_for(torch.cat([g - g.mean(dim=0) for g in block], dim=-1), scale=scale)
 
     spectra = {label: solve(names) for label, names in partition(rows, blocks).items()}
@@ -228,6 +231,8 @@ def _stacked(gradients: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]]) -
         gradients = _stack_samples(list(gradients))
     if not gradients:
         raise ValueError("gradients expected at least one parameter, got none")
+    instead = "map a kernel of rows over the stack, as vmap(ff.kernels.svd())(stack)"
+    check_not_mapped("spectrum_of_gradients", gradients.values(), instead=instead)
     lengths = {name: (g.shape[0] if g.ndim else None) for name, g in gradients.items()}
     if len(set(lengths.values())) > 1 or not all(lengths.values()):
         raise ValueError(f"gradients expected (N, *shape) with one N >= 1 for all, got N={lengths}")

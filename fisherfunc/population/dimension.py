@@ -359,7 +359,7 @@ def dimension_of(
         raise ValueError(f"kappas expected positive dampings, got {min(kappas)!r} among them")
     largest = float(eigenpairs[0][-1])
     measured = grams.block_error()
-    round_off = len(gram) * torch.finfo(grams.precision).eps * largest if measured is None else measured
+    round_off = len(gram) * torch.finfo(grams.precision).eps * largest if measured is None else float(measured)
     floor = min(max(round_off, len(gram) * torch.finfo(torch.float64).eps * largest), largest / 2)
     if largest <= 0:
         zero = Estimate(estimate=0.0, low=0.0, high=0.0, level=level, num_clusters=clusters.num_clusters, method=METHOD)

@@ -1,7 +1,8 @@
 """Frozen result records that are pytrees: tensors are leaves, everything else is static.
 
-`torch.func.vmap`, `jacrev` and `torch.utils._pytree.tree_map` see through a record. Static fields travel
-in the tree's context, so two records with different static fields have different tree structures.
+`torch.func.vmap`, `jacrev` and `torch.utils._pytree.tree_map` see through a record. Static fields travel in the tree's
+context, so two records with different static fields have different tree structures; a tensor that is absent (None) is
+static too. Notes travel there as well and make no difference: a stack of what several runs gave has those of the first.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,11 +15,12 @@ _Record = TypeVar("_Record")
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False)
-def record(*, static: Iterable[str] = ()) -> Callable[[type[_Record]], type[_Record]]:
+def record(*, static: Iterable[str] = (), notes: Iterable[str] = ()) -> Callable[[type[_Record]], type[_Record]]:
     """Make a class a frozen, keyword-only dataclass and register it as a pytree.
 
     Args:
-        static: Fields that are not tensors (counts, names, metadata); all others are leaves or subtrees.
+        static: Fields that are not tensors (counts, names); all others are leaves or subtrees, or None where absent.
+        notes: Of the static fields, those that only say how a value came about (metadata): no part of its structure.
 
     Returns:
         A class decorator. Equality is identity: tensors have no truth value to compare by.
@@ -33,28 +35,49 @@ def record(*, static: Iterable[str] = ()) -> Callable[[type[_Record]], type[_Rec
         >>> moved.position.item(), moved.name
         (1.0, 'a')
     """
-    static_names = tuple(static)
+    remarks = tuple(notes)
+    known = tuple(name for name in static if name not in remarks)
 
     def decorate(cls: type[_Record]) -> type[_Record]:
         frozen: Any = dataclass(frozen=True, kw_only=True, eq=False)(cls)
         names = [field.name for field in fields(frozen)]
-        _register(frozen, [n for n in names if n not in static_names], static_names)
+        _register(frozen, [n for n in names if n not in known and n not in remarks], known, remarks)
         return frozen
 
     return decorate
 
 
-def _register(cls: type, leaves: list[str], static: tuple[str, ...]) -> None:
+class _Notes(tuple):
+    """What makes no difference between two structures."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Notes)
+
+    def __ne__(self, other: object) -> bool:
+        return not isinstance(other, _Notes)
+
+    def __hash__(self) -> int:
+        return hash(_Notes)
+
+
+def _register(cls: type, tensors: list[str], static: tuple[str, ...], notes: tuple[str, ...]) -> None:
     def flatten(value: Any) -> tuple[list[Any], Any]:
-        return [getattr(value, n) for n in leaves], tuple(getattr(value, n) for n in static)
+        present = tuple(n for n in tensors if getattr(value, n) is not None)
+        known = tuple(getattr(value, n) for n in static)
+        return [getattr(value, n) for n in present], (present, known, _Notes(getattr(value, n) for n in notes))
 
     def flatten_with_keys(value: Any) -> tuple[list[tuple[Any, Any]], Any]:
         children, context = flatten(value)
-        return [(pytree.GetAttrKey(n), c) for n, c in zip(leaves, children, strict=True)], context
+        return [(pytree.GetAttrKey(n), c) for n, c in zip(context[0], children, strict=True)], context
 
     def unflatten(children: Iterable[Any], context: Any) -> Any:
+        present, known, remarks = context
         value: Any = object.__new__(cls)  # past any validation: under vmap a leaf need not be a tensor
-        for name, child in [*zip(leaves, children, strict=True), *zip(static, context, strict=True)]:
+        content = dict.fromkeys(tensors) | dict(zip(present, children, strict=True))
+        content |= dict(zip(static, known, strict=True)) | dict(zip(notes, remarks, strict=True))
+        for name, child in content.items():
             object.__setattr__(value, name, child)
         return value
 

@@ -86,7 +86,7 @@ def block_coupling(grams: TokenGrams, *, blocks: BlockRule = None, center: bool 
         >>> found.labels, 0 < found.block_diagonal_error < 1
         (('layer.0', 'layer.1'), True)
     """
-    grams = grams.center() if center and not grams.centered else grams
+    grams = grams.center() if center else grams
     labels = gathered(grams, blocks)
     total = torch.zeros(len(labels), len(labels), dtype=torch.float64, device="cpu")
     for rows in torch.arange(len(grams.tokens.sequence), device="cpu").split(TILE):  # no second copy of all Grams

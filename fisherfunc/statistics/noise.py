@@ -7,7 +7,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherfunc.linalg.gram import regrouped
+from fisherfunc.linalg.gram import regrouped_matrix
 from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.linalg.which_fisher import EMPIRICAL, matrix
 from fisherfunc.statistics.block_grams import several_sequences
@@ -94,7 +94,7 @@ def gradient_noise_scale(grams: TokenGrams, names: Iterable[str] | None = None) 
     _check_uncentred(grams)
     sequences = several_sequences(grams, "the gradient noise scale")
     gram, count = grams.block(names).double(), grams.num_units
-    between = regrouped(gram, sequences.group, sequences.num_sequences)
+    between = regrouped_matrix(gram, sequences.group, sequences.num_sequences)
     pairs = sequences.sizes.sum().square() - sequences.sizes.square().sum()
     squared_mean = ((between.sum() - between.trace()) / pairs).item()
     plug_in = max(0.0, gram.sum().item()) / count**2

@@ -43,10 +43,10 @@ def replicate_spectra(
     rows = _row_weights(sequences, weights.to(sequences.sizes))
 
     def solve(names: tuple[str, ...]) -> Spectrum:
-        gram = grams.block(names).double()
-        count = num_params(grams, names)
-        values = _eigenvalues(gram, rows, num_params=count, center=grams.centered) / grams.num_units
-        return _stacked(solved(gram_eigh(), grams, names), values)
+        gram = grams.summed(names)
+        own = gram.matrix.double()
+        values = _eigenvalues(own, rows, num_params=num_params(grams, names), center=grams.centered) / gram.num_units
+        return _stacked(solved(gram_eigh(), gram), values)
 
     spectra = {label: solve(names) for label, names in blocks.items()}
     full = next(iter(spectra.values())) if len(spectra) == 1 else solve(tuple(grams.grams))

@@ -72,8 +72,8 @@ def _num_rows(spectrum: Spectrum) -> int:
     """A unit may have several rows; an exact spectrum has an eigenvalue for each, where these are fewer than P."""
     count = len(spectrum.eigenvalues)
     if not spectrum.exact:
-        return spectrum.num_tokens
-    return count if spectrum.num_params is None or count < spectrum.num_params else max(count, spectrum.num_tokens)
+        return spectrum.num_units
+    return count if spectrum.num_params is None or count < spectrum.num_params else max(count, spectrum.num_units)
 
 
 def _warnings(spectrum: Spectrum, ceiling: int) -> dict[tuple[str, ...], str]:

@@ -1,12 +1,14 @@
 """Do two halves of the sequences show the same spectrum, and the same leading directions? From the Grams alone."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherfunc.linalg.lifting import GramKernel, gram_kernel, with_error
+from fisherfunc.linalg.gram import Gram, selected
+from fisherfunc.linalg.lifting import GramKernel, gram_kernel, solved
 from fisherfunc.linalg.metrics import numerical_rank
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.linalg.token_grams import TokenGrams
@@ -76,38 +78,31 @@ def split_halves(grams: TokenGrams, *, blocks: BlockRule = None, num_leading: in
     in_first = torch.zeros(sequences.num_sequences, dtype=torch.bool, device="cpu")
     in_first[order[: sequences.num_sequences // 2]] = True
     chosen = in_first.to(sequences.group.device)[sequences.group]
-    units = float(sequences.sizes[in_first.to(sequences.sizes.device)].sum())
-    counts = round(units), grams.num_units - round(units)
 
     def halves(names: tuple[str, ...]) -> Halves:
-        return _halves(grams, names, chosen, counts, num_leading)
+        gram = grams.summed(names)
+        matrix = gram.matrix.double()
+        matrix = _centred_apart(matrix, chosen) if grams.centered else matrix
+        return _halves(replace(gram, matrix=matrix), chosen, num_leading, num_params(grams, names))
 
     return SplitHalves(
         blocks={label: halves(names) for label, names in gathered(grams, blocks).items()},
-        full=halves(tuple(grams.grams)),
+        full=halves(tuple(grams)),
     )
 
 
-def _halves(
-    grams: TokenGrams, names: tuple[str, ...], chosen: Tensor, counts: tuple[int, int], num_leading: int
-) -> Halves:
-    gram, count = grams.block(names).double(), num_params(grams, names)
-    if grams.centered:
-        gram = _centred_apart(gram, chosen)
-    solved = []
-    for mask, units in zip((chosen, ~chosen), counts, strict=True):
-        own = gram[mask][:, mask]
-        values, vectors = (part.flip(-1) for part in torch.linalg.eigh(own))
-        scale = grams.block_scale(names)
-        spectrum = _lifted(values)(own, num_tokens=units, num_params=count, precision=grams.precision, scale=scale)
-        spectrum = with_error(spectrum, own, grams.block_error(names), scale)
-        solved.append((spectrum, values, vectors))
-    (first, values_1, vectors_1), (second, values_2, vectors_2) = solved
+def _halves(gram: Gram, chosen: Tensor, num_leading: int, size: int) -> Halves:
+    found = []
+    for mask in (chosen, ~chosen):
+        own = selected(gram, mask)
+        values, vectors = (part.flip(-1) for part in torch.linalg.eigh(own.matrix))
+        found.append((solved(_lifted(values), own), values, vectors))
+    (first, values_1, vectors_1), (second, values_2, vectors_2) = found
     k = min(num_leading, int(numerical_rank(first)), int(numerical_rank(second)))
-    cross = vectors_1[:, :k].mT @ gram[chosen][:, ~chosen] @ vectors_2[:, :k]
+    cross = vectors_1[:, :k].mT @ gram.matrix[chosen][:, ~chosen] @ vectors_2[:, :k]
     between = cross / (values_1[:k, None] * values_2[:k]).sqrt()
-    overlap = between.square().sum() / k if k else torch.full_like(gram[0, 0], torch.nan)
-    return Halves(first=first, second=second, overlap=overlap, num_leading=k, num_params=count)
+    overlap = between.square().sum() / k if k else torch.full_like(gram.matrix[0, 0], torch.nan)
+    return Halves(first=first, second=second, overlap=overlap, num_leading=k, num_params=size)
 
 
 def _lifted(values: Tensor) -> GramKernel:

@@ -163,7 +163,7 @@ def _result(content: Mapping[str, Any]) -> FisherSpectrum:
             eigenvalues=torch.tensor(eigenvalues, dtype=dtype, device="cpu"),
             resolution=torch.tensor(facts["resolution"], dtype=dtype, device="cpu"),
             negative_part=torch.tensor(facts["negative_part"], dtype=dtype, device="cpu"),
-            num_tokens=facts["num_tokens"],
+            num_units=facts["num_tokens"],
             num_params=facts["num_params"],
             solver=facts["solver"],
             fallback=facts["fallback"],

@@ -16,7 +16,7 @@ def population_notes(result: FisherSpectrum) -> list[str]:
     found = result.population
     if found is None:
         reason = result.metadata.get("population")
-        return [] if reason is None else [f"All numbers are of these {result.full.num_tokens:,} rows: {reason}"]
+        return [] if reason is None else [f"All numbers are of these {result.full.num_units:,} rows: {reason}"]
     level = found.leading_eigenvalue.level
     curve = found.effective_dimension
     resolved = next(

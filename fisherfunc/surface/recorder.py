@@ -18,8 +18,11 @@ from typing import Any
 
 from torch import nn
 
+from fisherfunc.gradients.planning.made_for import PlanMismatchError
+from fisherfunc.gradients.planning.run_plan import RunPlan
 from fisherfunc.models.unwrap import unwrapped
 from fisherfunc.pipeline.fisher import fisher_spectrum
+from fisherfunc.pipeline.plan import plan
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.pipeline.undisturbed import undisturbed
 from fisherfunc.records.axes import Batch
@@ -35,7 +38,8 @@ class SpectrumRecorder:
     Training goes on to the same bits as without it: random generators, weights, `.grad`, mode and `requires_grad` are
     after a call what they were before, anywhere in a step. Data parallelism and `torch.compile` are seen through, and
     mixed precision is off: gradients are taken in the dtype of the weights, in evaluation mode. In a run of several
-    processes, call it in one. Cost: `fisher_spectrum`, each time.
+    processes, call it in one. Cost: `fisher_spectrum`, each time; what it discovers of the model is discovered at the
+    first step (`ff.plan`), and again where the model has changed its shapes, or a check has failed.
 
     Args:
         batch: The probe: the same tokens each time, so that results compare.
@@ -77,6 +81,7 @@ class SpectrumRecorder:
         self.batch, self.every, self.options, self.on_error = batch, every, options, on_error
         self.folder = None if folder is None else Path(folder)
         self.results: dict[int, FisherSpectrum] = {}
+        self._plan: RunPlan | None = None
 
     def __call__(self, model: nn.Module, step: int) -> FisherSpectrum | None:
         """The spectrum where the step is to be recorded, else None. A step recorded again replaces its result.
@@ -128,5 +133,20 @@ class SpectrumRecorder:
         if device is None:
             raise ValueError(f"{type(inner).__name__} has no parameter to differentiate by")
         with undisturbed(device):
-            result = fisher_spectrum(inner, self.batch, **self.options)
+            result = self._passed(inner)
         return replace(result, metadata={**result.metadata, "step": step})
+
+    def _passed(self, model: nn.Module) -> FisherSpectrum:
+        if self.options.get("plan") is not None:
+            return fisher_spectrum(model, self.batch, **self.options)
+        options = {name: value for name, value in self.options.items() if name != "plan"}
+        self._plan = self._plan or plan(model, self.batch, calibrate=False, **options)
+        try:
+            result = fisher_spectrum(model, self.batch, plan=self._plan, **options)
+        except PlanMismatchError:  # a layer that was added, say
+            self._plan = plan(model, self.batch, calibrate=False, **options)
+            result = fisher_spectrum(model, self.batch, plan=self._plan, **options)
+        facts = result.metadata
+        if (facts["route"], facts.get("given_up", {})) != (self._plan.route, self._plan.given_up):
+            self._plan = None  # what it exploits is not what the model is now: another look at the next step
+        return result

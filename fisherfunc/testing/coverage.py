@@ -100,7 +100,7 @@ def _truth(eigenvalues: Sequence[float]) -> dict[str, float]:
         eigenvalues=torch.tensor(eigenvalues, dtype=torch.float64, device="cpu"),
         resolution=torch.zeros((), dtype=torch.float64, device="cpu"),
         negative_part=torch.zeros((), dtype=torch.float64, device="cpu"),
-        num_tokens=1,
+        num_units=1,
         num_params=len(eigenvalues),
         solver="given",
     )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fisherfunc.gradients.losses.token_losses import causal_lm
+from fisherfunc.linalg.gram import Gram
 from fisherfunc.linalg.kernels import gram_eigh
 from fisherfunc.linalg.metrics import trace
 from fisherfunc.linalg.spectrum import Spectrum
@@ -60,16 +61,17 @@ def _kernel(change: Callable[[Tensor, Spectrum], Tensor]) -> Callable[..., Spect
     """`gram_eigh` with other eigenvalues."""
     right = gram_eigh()
 
-    def kernel(gram: Any, **context: Any) -> Spectrum:
-        found = right(gram, **context)
+    def kernel(gram: Gram) -> Spectrum:
+        found = right(gram)
         return replace(found, eigenvalues=change(found.eigenvalues, found))
 
     return kernel
 
 
-def _first_row(gram: Any, **context: Any) -> Spectrum:
-    found = gram_eigh()(gram, **context)
-    return replace(found, eigenvalues=found.eigenvalues * (1 + 1e-6 * (gram[0, 0] / gram.trace().clamp(min=1e-300))))
+def _first_row(gram: Gram) -> Spectrum:
+    found, matrix = gram_eigh()(gram), gram.matrix
+    share = matrix[0, 0] / matrix.trace().clamp(min=1e-300)
+    return replace(found, eigenvalues=found.eigenvalues * (1 + 1e-6 * share))
 
 
 def _noisy() -> Callable[..., Spectrum]:
@@ -77,8 +79,8 @@ def _noisy() -> Callable[..., Spectrum]:
     return _kernel(lambda values, _: values * (1 + 1e-15 * (next(calls) % 7)))
 
 
-def _by_rows(gram: Any, **context: Any) -> Spectrum:
-    return gram_eigh()(gram, **{**context, "num_tokens": len(gram)})
+def _by_rows(gram: Gram) -> Spectrum:
+    return gram_eigh()(replace(gram, num_units=len(gram.matrix)))
 
 
 def _numbered() -> Callable[[str], str]:
@@ -159,7 +161,7 @@ mutants = tuple(
         name=name, fault=fault, applies_to=applies_to, killed_by=killed_by, part=part, examples=next(iter(rest), None)
     )
     for applies_to, name, fault, killed_by, part, *rest in (
-        ("kernel", "N-dropped", "not divided by N", "known", _kernel(lambda v, s: v * s.num_tokens)),
+        ("kernel", "N-dropped", "not divided by N", "known", _kernel(lambda v, s: v * s.num_units)),
         ("kernel", "N-of-rows", "divided by the number of rows, not of units", "normalisation", _by_rows),
         ("kernel", "ascending", "smallest first", "ordered", _kernel(lambda v, _: v.flip(-1))),
         ("kernel", "to-one", "divided by their sum", "scale", _kernel(lambda v, _: v / v.sum().clamp(min=1e-300))),
@@ -167,7 +169,7 @@ mutants = tuple(
         ("kernel", "first-row", "weighted by the first row", "permutation", _first_row),
         ("kernel", "noisy", "another last bit at each call", "repeatable", _noisy()),
         ("metric", "mean", "a mean for a sum", "zeros", lambda s: s.eigenvalues.mean(dim=-1)),
-        ("metric", "N-again", "divided by N once more", "facts", lambda s: trace(s) / s.num_tokens),
+        ("metric", "N-again", "divided by N once more", "facts", lambda s: trace(s) / s.num_units),
         ("metric", "damped", "with a damping of 1", "homogeneous", lambda s: (1 + s.eigenvalues).log().sum(dim=-1)),
         ("metric", "over-all", "over a whole stack", "stacked", lambda s: s.eigenvalues.max()),
         ("loss", "mean", "a mean over the batch", "alone", _averaged),

@@ -11,7 +11,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fisherfunc.linalg.gram import gram_of
+from fisherfunc.linalg.gram import Gram, gram_of
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.testing.gradients import prescribed_spectra
 from fisherfunc.testing.law import BrokenPartError, Law, Report, check_laws, relative
@@ -40,7 +40,7 @@ def spectrum_function(kernel: Callable[..., Any], *, of: str = "gram") -> Spectr
         given = gram_of(rows) if of == "gram" else rows.clone()
         before = given.clone()
         if of == "gram":
-            found = kernel(given, num_tokens=num_units, num_params=rows.shape[-1])
+            found = kernel(Gram(matrix=given, num_units=num_units, num_params=rows.shape[-1]))
         else:
             found = kernel(given, num_tokens=num_units)
         if not isinstance(found, Spectrum):
@@ -125,7 +125,7 @@ def spectra(*, max_size: int = 6) -> st.SearchStrategy[Spectrum]:
     def spectrum(values: list[float]) -> Spectrum:
         eigenvalues = torch.tensor(sorted(values, reverse=True), dtype=torch.float64)
         none = torch.zeros((), dtype=torch.float64)
-        facts: dict[str, Any] = {"num_tokens": 8, "num_params": 8, "solver": "drawn"}
+        facts: dict[str, Any] = {"num_units": 8, "num_params": 8, "solver": "drawn"}
         return Spectrum(eigenvalues=eigenvalues, resolution=1e-14 * eigenvalues[0], negative_part=none, **facts)
 
     return st.lists(eigenvalue, min_size=2, max_size=max_size).map(spectrum)
@@ -237,7 +237,7 @@ def _lengthened(part: Callable[..., Any], spectrum: Spectrum) -> float:
 
 
 def _renamed(part: Callable[..., Any], spectrum: Spectrum) -> float:
-    return _same(part(replace(spectrum, num_tokens=24, solver="another")), part(spectrum))
+    return _same(part(replace(spectrum, num_units=24, solver="another")), part(spectrum))
 
 
 def _stacked(part: Callable[..., Any], spectrum: Spectrum) -> float:

@@ -117,7 +117,7 @@ def dense_grams(
         ValueError: If the memory limit is below the smallest chunk.
     """
     losses = losses_of(work.fn, work.params, work.sequences, work.loss)
-    plan = checkpoint.plan if isinstance(checkpoint.plan, DensePlan) else None
+    plan = next((one for one in (checkpoint.plan, options.plan) if isinstance(one, DensePlan)), None)
     plan = plan or plan_dense(work, options, coordinates=coordinates)
     checkpoint.begin(plan, note)
     count = work.num_tokens

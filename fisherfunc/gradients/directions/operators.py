@@ -121,7 +121,7 @@ def damped_inverse(
         raise ValueError(f"gamma expected a positive number, got gamma={gamma!r}; F alone has no inverse where P > N")
     work = rows_of(grams, fn, params, batch, loss)
     names = grams_of_parameters(grams, work.params)
-    gram, spectrum = grams.block(names), solved(gram_eigh(), grams, names)
+    gram, spectrum = grams.block(names), solved(gram_eigh(), grams.summed(names))
     if gamma < spectrum.resolution:
         raise ValueError(
             f"gamma={gamma!r} is below the resolution {spectrum.resolution.item():.1e} of these Grams: the inverse "

@@ -33,7 +33,7 @@ from fisherfunc.records.record import record
 _FACTS = ("fisher", "targets", "loss", "seed", "dtype")
 
 
-@record(static=("label", "metadata"))
+@record(static=("label",), notes=("metadata",))
 class Eigenvectors(Eigenpairs):
     """The leading eigenvectors of F, or of one of its blocks, in parameter space.
 

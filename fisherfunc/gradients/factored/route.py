@@ -45,7 +45,7 @@ def factored_grams(
         NotFactorable: If the model, or the memory limit, is one that this route is not for; with the reason.
         ValueError: If the memory limit is below what the dense route needs for the largest tensor.
     """
-    plan = checkpoint.plan if isinstance(checkpoint.plan, FactoredPlan) else None
+    plan = next((one for one in (checkpoint.plan, options.plan) if isinstance(one, FactoredPlan)), None)
     plan = plan or planned(work, options)  # not made anew where there is one: another amount of memory may be free
     while True:
         if not plan.groups:

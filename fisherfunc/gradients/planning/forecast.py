@@ -12,6 +12,7 @@ import torch
 from fisherfunc.gradients import pullback
 from fisherfunc.gradients.dense.route import plan_dense
 from fisherfunc.gradients.dense.slabs import DensePlan
+from fisherfunc.gradients.dense.subsample import EVERY, Coordinates
 from fisherfunc.gradients.factored.estimate import Cost
 from fisherfunc.gradients.factored.loads import tally_of
 from fisherfunc.gradients.factored.pieces import factor_dtype
@@ -34,7 +35,9 @@ from fisherfunc.gradients.rows import gradient_chunks, losses_of
 from fisherfunc.gradients.workload import PassOptions, Workload
 
 
-def forecast(work: Workload, options: PassOptions, *, route: str, calibrate: bool = True) -> RunPlan:
+def forecast(
+    work: Workload, options: PassOptions, *, route: str, coordinates: Coordinates = EVERY, calibrate: bool = True
+) -> RunPlan:
     """The plan of a pass.
 
     Cost: a probe and a check on a few rows, as at the start of the pass itself; and about a second of calibration.
@@ -43,6 +46,7 @@ def forecast(work: Workload, options: PassOptions, *, route: str, calibrate: boo
         work: What would be passed over.
         options: How.
         route: "factored" or "dense".
+        coordinates: The columns to keep; the dense route alone can do that.
         calibrate: Whether to predict seconds.
 
     Raises:
@@ -51,8 +55,8 @@ def forecast(work: Workload, options: PassOptions, *, route: str, calibrate: boo
     begin = perf_counter()
     limit = options.limit(next(iter(work.params.values())).device)
     options = replace(options, memory_limit=limit, progress=None)
-    reason, structure = "asked for", None
-    while route == "factored":
+    reason, structure = "asked for" if route == "dense" else "coordinates are sampled", None
+    while route == "factored" and not coordinates.index:
         try:
             plan = _factored(work, options, structure)
             run = factored_run(plan, work, memory_limit=limit)
@@ -63,7 +67,7 @@ def forecast(work: Workload, options: PassOptions, *, route: str, calibrate: boo
         except NotFactorable as unfit:
             reason = str(unfit)
             break
-    dense = plan_dense(work, options)
+    dense = plan_dense(work, options, coordinates=coordinates)
     run = dense_run(dense, work, reason=reason, memory_limit=limit)
     spent = perf_counter() - begin
     return _dense_seconds(run, dense, work, options, spent) if calibrate else run

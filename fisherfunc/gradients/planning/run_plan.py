@@ -7,6 +7,7 @@ from typing import Any
 from fisherfunc.gradients.dense.slabs import DensePlan
 from fisherfunc.gradients.factored.estimate import Cost
 from fisherfunc.gradients.factored.plan import FactoredPlan
+from fisherfunc.gradients.planning.made_for import MadeFor
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.records.sheet import Sheet, as_html, as_text, figure
 
@@ -37,6 +38,8 @@ class RunPlan:
             nothing was calibrated.
         rates: What they were predicted from, in operations a second.
         num_targets: T.
+        of_route: What the route itself goes by; None in a plan that was read.
+        made_for: What it can be run for, by `fisher_spectrum(..., plan=)`; None in a plan that `ff.plan` did not make.
     """
 
     route: str
@@ -55,6 +58,8 @@ class RunPlan:
     seconds: Mapping[str, float] = field(default_factory=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
     num_targets: int = 1
+    of_route: FactoredPlan | DensePlan | None = field(default=None, repr=False)
+    made_for: MadeFor | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         """Show it on one screen: a row per parameter."""
@@ -69,11 +74,17 @@ class RunPlan:
         """How often all rows are passed over."""
         return len(self.groups)
 
+    @property
+    def given_up(self) -> dict[str, str]:
+        """{exploit: why the factored route does without it}."""
+        return dict(self.of_route.structure.refused) if isinstance(self.of_route, FactoredPlan) else {}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values."""
         shown = {name: _plain(cost) for name, cost in self.parameters.items()}
+        plain = {key: value for key, value in vars(self).items() if key not in ("of_route", "made_for")}
         return {
-            **{key: value for key, value in vars(self).items() if not isinstance(value, Mapping | tuple)},
+            **{key: value for key, value in plain.items() if not isinstance(value, Mapping | tuple)},
             "num_passes": self.num_passes,
             "groups": [list(group) for group in self.groups],
             "parameters": shown,
@@ -119,6 +130,7 @@ def factored_run(plan: FactoredPlan, work: Workload, *, memory_limit: int) -> Ru
         peak_bytes=plan.peak_bytes,
         num_segments=plan.num_segments,
         num_targets=work.tokens.num_targets,
+        of_route=plan,
     )
 
 
@@ -152,6 +164,7 @@ def dense_run(plan: DensePlan, work: Workload, *, reason: str, memory_limit: int
         memory_limit=memory_limit,
         peak_bytes=plan.peak_bytes,
         num_targets=work.tokens.num_targets,
+        of_route=plan,
     )
 
 
