@@ -19,7 +19,18 @@ import fisherfunc as ff
 
 PACKAGE = Path(ff.__file__).parent
 REPOSITORY = Path(__file__).parents[1]
-LAYERS = ("records", "linalg", "partitioning", "statistics", "population", "gradients", "models", "pipeline", "surface")
+LAYERS = (
+    "records",
+    "linalg",
+    "partitioning",
+    "statistics",
+    "population",
+    "gradients",
+    "operators",
+    "models",
+    "pipeline",
+)
+LAYERS += ("surface",)
 EXTRAS = ("transformers", "tokenizers", "accelerate", "matplotlib", "click", "rich", "hypothesis")
 WITH_EXTRAS = ("surface", "testing", "assets")
 WITH_EFFECTS = ("surface.", "records.storage.", "__main__.")
@@ -27,14 +38,15 @@ WITH_EFFECTS += ("records.tensor_files.", "records.spill.")
 LINES = 500
 MAKERS = {f"torch.{function.__name__}" for function in _device_constructors()}
 SPACES = (ff.directions, ff.kernels, ff.losses, ff.metrics, ff.population, ff.statistics, ff.targets, ff.testing)
-SPACES += (ff.tokens,)
+SPACES += (ff.operators, ff.tokens)
 CONTRACT = {
     "": "fisher_spectrum plan RunPlan FisherSpectrum Spectrum functionalize ModelFunction per_token_gradients "
-    "fisher_eigenvectors token_grams TokenGrams partition by_layer by_module by_parameter whole deterministic "
+    "gradient_norms fisher_eigenvectors token_grams TokenGrams partition by_layer by_module by_parameter whole deterministic "
     "SpectrumRecorder trainer_callback compare Comparison",
     "losses": "causal_lm masked_lm seq2seq_lm classification regression infer",
     "targets": "observed sampled all_classes",
-    "kernels": "gram_eigh covariance_eigh svd svd_lowrank",
+    "kernels": "gram_eigh covariance_eigh svd svd_lowrank lanczos lanczos_quadrature",
+    "operators": "fisher FisherOperator TokenOperator gram_operator LeadingEigenvalues SpectralQuadrature Estimate",
     "directions": "eigenvectors eigenpairs Eigenvectors Eigenpairs fisher_vector_product damped_inverse project "
     "subspace_overlap leading_tokens LeadingToken",
     "tokens": "by_position by_loss_quantile targets",

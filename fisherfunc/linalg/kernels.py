@@ -12,9 +12,27 @@ from dataclasses import replace
 import torch
 
 from fisherfunc.linalg.gram import gram_of
+from fisherfunc.linalg.lanczos import lanczos
 from fisherfunc.linalg.lifting import Dtype, GramKernel, RowKernel, gram_kernel, rounding_floor, row_kernel
+from fisherfunc.linalg.quadrature import lanczos_quadrature
 from fisherfunc.linalg.sound_spectrum import asked, is_mapped, moments_of_gram
 from fisherfunc.records.dtypes import dtype_name
+
+__all__ = [
+    "cheapest",
+    "checked",
+    "covariance_eigh",
+    "fallback",
+    "gram_eigh",
+    "gram_svd",
+    "jittered",
+    "lanczos",
+    "lanczos_quadrature",
+    "of_rows",
+    "robust_eigh",
+    "svd",
+    "svd_lowrank",
+]
 
 Device = torch.device | str | None
 

@@ -1,0 +1,262 @@
+"""F = (1/N) Gᵀ G as an operator on both of its sides: over the rows of G (tokens), and over the parameters."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fisherfunc.gradients.directions.matching import names_of_block, restricted
+from fisherfunc.gradients.directions.passes import Passes, groups_of, passes_over
+from fisherfunc.gradients.losses.asked import AnyLoss
+from fisherfunc.gradients.model_function import ModelFunction
+from fisherfunc.gradients.prepare import check_options, prepared
+from fisherfunc.gradients.sequences import Sequences
+from fisherfunc.gradients.summed import summed
+from fisherfunc.gradients.targets import Targets, chosen
+from fisherfunc.gradients.workload import PassOptions, Workload
+from fisherfunc.linalg.full_precision import full_precision
+from fisherfunc.linalg.token_operator import TokenOperator
+from fisherfunc.linalg.tokens import Tokens
+from fisherfunc.linalg.trees import check_alike
+from fisherfunc.operators.sweeps import (
+    CENTRAL_DIFFERENCE,
+    DERIVATIVES,
+    FORWARD_MODE,
+    Difference,
+    chosen_difference,
+    derivatives,
+    gradient_along,
+    norm,
+    weighted_gradient,
+)
+from fisherfunc.partitioning import by_layer
+from fisherfunc.records.axes import Batch, Params
+from fisherfunc.records.containers import mapped
+
+ANYTHING = 2**62
+"""No limit of memory: rows are never held here."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FisherOperator(TokenOperator):
+    """Products with F over its rows and over parameters; nothing of size N² or N · P is held.
+
+    Attributes:
+        token_product: u → K u/N, of a float64 vector over the rows, as a float64 vector.
+        reference_product: The same with the model in float64; in float64 itself, `token_product`, or with a central
+            difference of twice the step. The round-off of certificates is measured by it.
+        num_rows: n, the rows of G: tokens, or sequences, once for each of their targets.
+        num_tokens: N, what K is divided by.
+        num_params: P.
+        device: Where vectors lie.
+        trace: tr F, where it is known.
+        squared_norm: ‖F‖_F², where it is known.
+        name: The model, and the block.
+        parameter_product: v → F v, of a tree of the shape of the parameters, in their dtype or float32 if narrower.
+        weighted_gradient: u → Gᵀ u, the gradient of Σ uₙ ℓₙ; Gᵀy/√(λN) is an eigenvector of F, y one of K of norm 1.
+        derivatives: v → G v, the derivative of each loss along v, in float64.
+        params: Where F is, and by what.
+        tokens: Which token (or sequence) each row is.
+        derivative: How derivatives are taken: "forward mode", exact but for round-off, or "central difference".
+        reference: What round-off is measured against, in words.
+    """
+
+    parameter_product: Callable[[Params], dict[str, Tensor]]
+    weighted_gradient: Callable[[Float[Tensor, " n"]], dict[str, Tensor]]
+    derivatives: Callable[[Params], Float[Tensor, " n"]]
+    params: dict[str, Tensor]
+    tokens: Tokens
+    derivative: str
+    reference: str
+
+    def to_scipy(self, space: str = "token") -> Any:
+        """Return a SciPy LinearOperator, symmetric and in float64: `(n, n)` over rows, or `(P, P)` over parameters.
+
+        Args:
+            space: "token", or "parameter": the entries of all tensors, flattened one after the other.
+
+        Raises:
+            ValueError: If the space is neither.
+        """
+        from scipy.sparse.linalg import LinearOperator
+
+        if space not in ("token", "parameter"):
+            raise ValueError(f"to_scipy expected space 'token' or 'parameter', got space={space!r}")
+        sizes = [p.numel() for p in self.params.values()]
+
+        def over_tokens(x: Any) -> Any:
+            u = torch.tensor(x, dtype=torch.float64, device=self.device).reshape(-1)
+            return self.token_product(u).cpu().numpy()
+
+        def over_parameters(x: Any) -> Any:
+            flat = torch.tensor(x, dtype=torch.float64, device=self.device).reshape(-1).split(sizes)
+            tree = {name: v.reshape(p.shape) for (name, p), v in zip(self.params.items(), flat, strict=True)}
+            found = self.parameter_product(tree)
+            return torch.cat([found[name].double().flatten() for name in self.params]).cpu().numpy()
+
+        size, product = (self.num_rows, over_tokens) if space == "token" else (sum(sizes), over_parameters)
+        return LinearOperator((size, size), matvec=product, rmatvec=product, dtype="float64")
+
+
+@full_precision()
+@torch.inference_mode(mode=False)
+def fisher(
+    fn: ModelFunction,
+    params: Params,
+    batches: Batch,
+    loss: AnyLoss,
+    *,
+    targets: Targets | None = None,
+    block: str | None = None,
+    blocks: Callable[[str], str] = by_layer,
+    unit: str = "token",
+    num_tokens: int | None = None,
+    seed: int = 0,
+    derivative: str = "auto",
+    trace: float | None = None,
+) -> FisherOperator:
+    """Return F, the same as that of `token_grams` with the same arguments, as an operator over rows and parameters.
+
+    A product over rows is a backward pass of the u-weighted sum of the losses over the batches, then a derivative along
+    what it gave: about six forward passes, five by central differences. A product over parameters is one sweep, about
+    five. At once: some eight forward passes, by which tokens are found, and sequences that run together are held
+    against each alone.
+
+    Args:
+        fn: The model as a pure function.
+        params: Where to differentiate, and by what.
+        batches: A batch, or a list of them; they are passed over in each product.
+        loss: The token loss: one of `ff.losses`, a loss of torch, or a function (output, batch) → losses.
+        targets: Which Fisher: `ff.targets.observed()`, also where None, `sampled(num_draws)` or `all_classes()`.
+        block: The label of a block of parameters, whose diagonal block of F it is; all of `params` where None.
+        blocks: Parameter name → label.
+        unit: What a row of G is: "token" or "sequence".
+        num_tokens: At most this many tokens, picked by seed.
+        seed: Of whatever is picked.
+        derivative: "forward mode", "central difference" of two forward passes, or "auto": forward mode where the model
+            has it, and its derivatives are adjoint to the backward pass. The error of a central difference is measured
+            with the round-off, and is in every certificate.
+        trace: tr F, where it is known: `ff.gradient_norms(…).sum() / N`.
+
+    Raises:
+        ValueError: If no token is valid, there is no such block, an option is out of range, or a loss is not finite.
+
+    Example:
+        >>> import fisherfunc as ff
+        >>> fn = ff.functionalize(torch.nn.Linear(1, 1, bias=False))
+        >>> batch = (torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [0.0]]))
+        >>> operator = fisher(fn, {"weight": torch.tensor([[3.0]])}, batch, ff.losses.regression())
+        >>> operator.token_product(torch.tensor([1.0, 0.0], dtype=torch.float64))  # the rows of G are 3 and 12
+        tensor([ 4.5000, 18.0000], dtype=torch.float64)
+        >>> operator.parameter_product({"weight": torch.tensor([[1.0]])})
+        {'weight': tensor([[76.5000]])}
+
+    Source: Pearlmutter, "Fast exact multiplication by the Hessian", Neural Computation 1994; Schraudolph, "Fast
+    curvature matrix-vector products for second-order gradient descent", Neural Computation 2002.
+    """
+    check_options(num_tokens, None, None, "factored", unit)
+    if derivative not in DERIVATIVES:
+        raise ValueError(f"derivative expected one of {DERIVATIVES}, got derivative={derivative!r}")
+    targets = chosen(targets, unit=unit)
+    some = restricted(params, names_of_block(params, block, blocks))
+    ready = prepared(fn, {**params}, batches, loss, num_tokens=num_tokens, seed=seed)
+    work = replace(ready.work, params={name: ready.work.params[name] for name in some})
+    work = targets.rows(work, PassOptions(memory_limit=ANYTHING))
+    work = summed(work) if unit == "sequence" else work
+    groups = groups_of(work)
+    passes = passes_over(work, groups)
+    difference = chosen_difference(passes, derivative)
+    device = next(iter(work.params.values())).device
+    num_units = work.num_tokens // work.tokens.num_targets
+    product = _token_product(passes, num_units, difference)
+    reference, described = _reference(work, groups, num_units, difference)
+
+    @full_precision()
+    @torch.inference_mode(mode=False)
+    def parameter_product(tree: Params) -> dict[str, Tensor]:
+        check_alike(tree, {name: p.shape for name, p in work.params.items()}, what="the tree")
+        return {name: g / num_units for name, g in gradient_along(passes, tree, difference).items()}
+
+    @full_precision()
+    @torch.inference_mode(mode=False)
+    def along(tree: Params) -> Tensor:
+        check_alike(tree, {name: p.shape for name, p in work.params.items()}, what="the tree")
+        return derivatives(passes, tree, difference)
+
+    @full_precision()
+    @torch.inference_mode(mode=False)
+    def gradient(u: Tensor) -> dict[str, Tensor]:
+        _check_weights(u, passes.num_rows)
+        return weighted_gradient(passes, u)
+
+    return FisherOperator(
+        token_product=product,
+        reference_product=reference or product,
+        num_rows=work.num_tokens,
+        num_tokens=num_units,
+        num_params=sum(work.num_params.values()),
+        device=device,
+        trace=trace,
+        name=fn.name if block is None else f"{fn.name}, block {block}",
+        parameter_product=parameter_product,
+        weighted_gradient=gradient,
+        derivatives=along,
+        params=dict(work.params),
+        tokens=work.tokens,
+        derivative=FORWARD_MODE if difference is None else CENTRAL_DIFFERENCE,
+        reference=described,
+    )
+
+
+def _token_product(
+    passes: Passes, num_units: int, difference: Difference | None
+) -> Callable[[Float[Tensor, " n"]], Float[Tensor, " n"]]:
+    @full_precision()
+    @torch.inference_mode(mode=False)
+    def product(u: Tensor) -> Tensor:
+        _check_weights(u, passes.num_rows)
+        gradient = weighted_gradient(passes, u)
+        slope = norm(gradient) ** 2 / (float(u.norm()) or 1.0) / passes.num_rows**0.5
+        return derivatives(passes, gradient, difference, slope=slope) / num_units
+
+    return product
+
+
+def _check_weights(u: Tensor, num_rows: int) -> None:
+    if u.shape != (num_rows,):
+        raise ValueError(f"u expected a weight for each of {num_rows} rows, got shape {tuple(u.shape)}")
+
+
+def _reference(
+    work: Workload, groups: list[list[int]], num_units: int, difference: Difference | None
+) -> tuple[Callable[[Tensor], Tensor] | None, str]:
+    """The product by the most precise arithmetic that there is, and what that is; None where it is the operator's."""
+    params = work.params.values()
+    wide = all(p.dtype == torch.float64 for p in params)
+    if wide or next(iter(params)).device.type == "mps":
+        if difference is not None:
+            twice = replace(difference, change=2 * difference.change)
+            doubled = _token_product(passes_over(work, groups), num_units, twice)
+            return doubled, "a central difference of twice the step"
+        return None, "products of sums"
+
+    def product(u: Tensor) -> Tensor:
+        parts = [replace(part, batch=mapped(_widened, part.batch)) for part in work.sequences.parts]
+        exact = replace(
+            work,
+            fn=work.fn.to(dtype=torch.float64),
+            params={name: p.double() for name, p in work.params.items()},
+            sequences=Sequences(parts),
+        )
+        passes = passes_over(exact, groups)
+        by = None if difference is None else chosen_difference(passes, CENTRAL_DIFFERENCE)
+        return _token_product(passes, num_units, by)(u)
+
+    return product, "float64"
+
+
+def _widened(leaf: Any) -> Any:
+    return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
