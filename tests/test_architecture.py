@@ -41,8 +41,8 @@ SPACES = (ff.directions, ff.kernels, ff.losses, ff.metrics, ff.population, ff.st
 SPACES += (ff.operators, ff.tokens)
 CONTRACT = {
     "": "fisher_spectrum plan RunPlan FisherSpectrum Spectrum functionalize ModelFunction per_token_gradients "
-    "gradient_norms fisher_eigenvectors token_grams TokenGrams partition by_layer by_module by_parameter whole deterministic "
-    "SpectrumRecorder trainer_callback compare Comparison",
+    "gradient_norms fisher_eigenvectors token_grams TokenGrams partition by_layer by_module by_parameter whole "
+    "deterministic SpectrumRecorder trainer_callback compare Comparison",
     "losses": "causal_lm masked_lm seq2seq_lm classification regression infer",
     "targets": "observed sampled all_classes",
     "kernels": "gram_eigh covariance_eigh svd svd_lowrank lanczos lanczos_quadrature",

@@ -24,6 +24,7 @@ from fisherfunc.gradients.losses.identity import loss_id
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.nature import coarsest
 from fisherfunc.gradients.planning.outcome import watched
+from fisherfunc.gradients.planning.room import check_room
 from fisherfunc.gradients.planning.run_plan import dense_run, factored_run
 from fisherfunc.gradients.prepare import check_options, prepared
 from fisherfunc.gradients.round_off import RoundOff, round_off
@@ -105,6 +106,7 @@ def token_grams(
             loss or gradient is not finite (the error names sequence, position and parameter), the checkpoint is of
             another run (it says what differs), the targets are not for this loss, this unit or this memory limit, the
             samples of a batch depend on each other, or the self-check fails (it names block and sequences).
+        MemoryError: If the Grams alone take more than the memory that is free.
         OSError: If the checkpoint or the spill folder cannot be written.
     """
     check_options(num_tokens, chunk_size, memory_limit, route, unit)
@@ -129,6 +131,7 @@ def token_grams(
     )
 
     work = targets.rows(ready.work, options)
+    check_room(work, options)
     numbers = count()  # of the passes: there are more than one where rows are not finite
 
     def passed_by(

@@ -9,14 +9,15 @@ log(1 + x/γ) and −x log x. For the number of eigenvalues above t the rules wi
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherfunc.linalg.krylov import FEW_ROWS, Krylov, grown, measured_round_off
+from fisherfunc.linalg.krylov import FEW_ROWS, Krylov, Step, grown, measured_round_off
 from fisherfunc.linalg.token_operator import TokenOperator
 from fisherfunc.records.axes import Progress
 
@@ -41,6 +42,10 @@ class Estimate:
     standard_error: float
     low: float
     high: float
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Plain Python values; None where there is no number."""
+        return {name: value if math.isfinite(value) else None for name, value in vars(self).items()}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -117,7 +122,7 @@ class SpectralQuadrature:
 
     def entropy(self) -> Estimate:
         """−Σ p log p of the shares p = λ/Σλ, in nats."""
-        bounds, first = self._bounds(torch.special.entr), self._first()
+        bounds, first = self.bounds(torch.special.entr), self._first()
         middle = torch.tensor([(a + b) / 2 for a, b in bounds], dtype=torch.float64, device="cpu")
         along = torch.tensor(first, dtype=torch.float64, device="cpu")
         total = float(along.mean()) if self.exact_trace is None else self.exact_trace
@@ -127,7 +132,7 @@ class SpectralQuadrature:
         each = middle / total
         if self.exact_trace is None:  # the delta method: the sum and the trace come from the same probes
             each = each + (1 / total - float(middle.mean()) / total**2) * along
-        half = sum(b - a for a, b in bounds) / (2 * len(bounds)) + self._rounding(torch.special.entr)
+        half = sum(b - a for a, b in bounds) / (2 * len(bounds)) + self.rounding(torch.special.entr)
         return _estimate(value, half / total, each)
 
     def effective_rank(self) -> Estimate:
@@ -190,10 +195,14 @@ class SpectralQuadrature:
         return strictly * self.num_rows, at_least * self.num_rows
 
     def _sum(self, function: Callable[[Tensor], Tensor]) -> Estimate:
-        return self._between(self._bounds(function), self._rounding(function))
+        return self._between(self.bounds(function), self.rounding(function))
 
-    def _bounds(self, function: Callable[[Tensor], Tensor]) -> list[tuple[float, float]]:
-        """The lower and upper bound of uᵀ f(A) u of each probe."""
+    def bounds(self, function: Callable[[Tensor], Tensor]) -> list[tuple[float, float]]:
+        """Bound uᵀ f(A) u of each probe from below and above, up to `rounding`.
+
+        Args:
+            function: f, whose derivatives have the signs that the file's docstring names.
+        """
 
         def by(nodes: Tensor, weights: Tensor) -> float:
             return float((function(nodes.clamp(min=0)) * weights).sum()) * self.num_rows
@@ -201,8 +210,11 @@ class SpectralQuadrature:
         pairs = [(by(*rule.radau(0.0)), by(*rule.gauss())) for rule in self.rules]
         return [(min(pair), max(pair)) for pair in pairs]
 
-    def _rounding(self, function: Callable[[Tensor], Tensor]) -> float:
-        """What round-off may add: ‖f(A + E) − f(A)‖ ≤ f(‖E‖) for operator monotone f with f(0) = 0 (Ando 1988)."""
+    def rounding(self, function: Callable[[Tensor], Tensor]) -> float:
+        """What round-off may add: ‖f(A + E) − f(A)‖ ≤ f(‖E‖) for operator monotone f with f(0) = 0 (Ando 1988).
+
+        −x log x is not monotone; it is taken to change by no more than it does from 0, where it is steepest.
+        """
         return self.num_rows * abs(float(function(torch.tensor(self.round_off, dtype=torch.float64, device="cpu"))))
 
     def _first(self) -> list[float]:
@@ -224,7 +236,8 @@ def lanczos_quadrature(*, num_probes: int = 8, num_steps: int = 40, seed: int = 
     """Return operator → `SpectralQuadrature`: sums over the whole spectrum, each with an error of both kinds.
 
     Cost: `num_probes` · `num_steps` products, and one to measure their round-off; memory 8 N a step. The kernel takes
-    an operator, and `progress` as a keyword.
+    an operator, and as keywords `steps`, {probe: those of an earlier call to go on from}, `keep`, called with the probe
+    and each new step, and `progress`, called with the products done and their number.
 
     Args:
         num_probes: How many random vectors of signs; the standard error falls with the root of it.
@@ -244,17 +257,23 @@ def lanczos_quadrature(*, num_probes: int = 8, num_steps: int = 40, seed: int = 
         if value < least:
             raise ValueError(f"lanczos_quadrature expected {name} >= {least}, got {name}={value}")
 
-    def kernel(operator: TokenOperator, *, progress: Progress | None = None) -> SpectralQuadrature:
+    def kernel(
+        operator: TokenOperator,
+        *,
+        steps: Mapping[int, Iterable[Step]] | None = None,
+        keep: Callable[[int, Step], None] | None = None,
+        progress: Progress | None = None,
+    ) -> SpectralQuadrature:
         rules: list[Rule] = []
         total = num_probes * min(num_steps, operator.num_rows) + 1
         products, measured, round_off = 0, 0, 0.0
         for probe in range(num_probes):
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + probe)
-            signs = torch.randint(0, 2, (operator.num_rows,), generator=generator, device="cpu")
-            start = (2.0 * signs - 1).double().to(operator.device)
+            start = probe_vector(operator.num_rows, seed, probe).to(operator.device)
             rule = space = None
-            for space in grown(operator, start, num_steps=num_steps, seed=seed):
-                products += 1
+            before, each = products, None if keep is None else partial(keep, probe)
+            known = (steps or {}).get(probe, ())
+            for space in grown(operator, start, num_steps=num_steps, seed=seed, steps=known, keep=each):
+                products = before + space.num_steps
                 if progress is not None:
                     progress(products, total)
                 rule = _rule(space)
@@ -278,6 +297,12 @@ def lanczos_quadrature(*, num_probes: int = 8, num_steps: int = 40, seed: int = 
         )
 
     return kernel
+
+
+def probe_vector(num_rows: int, seed: int, probe: int) -> Float[Tensor, " n"]:
+    """Draw the random signs of a probe, on the CPU."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + probe)
+    return (2.0 * torch.randint(0, 2, (num_rows,), generator=generator, device="cpu") - 1).double()
 
 
 def _rule(space: Krylov) -> Rule:

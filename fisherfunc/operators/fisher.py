@@ -1,6 +1,6 @@
 """F = (1/N) Gᵀ G as an operator on both of its sides: over the rows of G (tokens), and over the parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,9 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherfunc.gradients.dense.subsample import EVERY
 from fisherfunc.gradients.directions.matching import names_of_block, restricted
 from fisherfunc.gradients.directions.passes import Passes, groups_of, passes_over
+from fisherfunc.gradients.fingerprint import fingerprint, tokens_of
 from fisherfunc.gradients.losses.asked import AnyLoss
+from fisherfunc.gradients.losses.identity import loss_id
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.prepare import check_options, prepared
 from fisherfunc.gradients.sequences import Sequences
@@ -35,6 +38,8 @@ from fisherfunc.operators.sweeps import (
 from fisherfunc.partitioning import by_layer
 from fisherfunc.records.axes import Batch, Params
 from fisherfunc.records.containers import mapped
+from fisherfunc.records.dtypes import dtype_name
+from fisherfunc.records.versions import versions
 
 ANYTHING = 2**62
 """No limit of memory: rows are never held here."""
@@ -62,6 +67,8 @@ class FisherOperator(TokenOperator):
         tokens: Which token (or sequence) each row is.
         derivative: How derivatives are taken: "forward mode", exact but for round-off, or "central difference".
         reference: What round-off is measured against, in words.
+        metadata: What F this is: loss, targets, unit, dtype, device; plain values, as those of `token_grams`.
+        fingerprint: () → what every product depends on, in a few lines of text.
     """
 
     parameter_product: Callable[[Params], dict[str, Tensor]]
@@ -71,6 +78,8 @@ class FisherOperator(TokenOperator):
     tokens: Tokens
     derivative: str
     reference: str
+    metadata: Mapping[str, Any]
+    fingerprint: Callable[[], Mapping[str, str]]
 
     def to_scipy(self, space: str = "token") -> Any:
         """Return a SciPy LinearOperator, symmetric and in float64: `(n, n)` over rows, or `(P, P)` over parameters.
@@ -170,6 +179,7 @@ def fisher(
     passes = passes_over(work, groups)
     difference = chosen_difference(passes, derivative)
     device = next(iter(work.params.values())).device
+    method = FORWARD_MODE if difference is None else CENTRAL_DIFFERENCE
     num_units = work.num_tokens // work.tokens.num_targets
     product = _token_product(passes, num_units, difference)
     reference, described = _reference(work, groups, num_units, difference)
@@ -206,8 +216,29 @@ def fisher(
         derivatives=along,
         params=dict(work.params),
         tokens=work.tokens,
-        derivative=FORWARD_MODE if difference is None else CENTRAL_DIFFERENCE,
+        derivative=method,
         reference=described,
+        metadata={
+            "fisher": targets.fisher,
+            "targets": targets.name,
+            "loss": ready.work.loss.name,
+            "loss_id": loss_id(ready.work.loss),
+            "shift": ready.work.loss.shift,
+            "unit": unit,
+            **tokens_of(replace(ready.work, params=work.params), work, unit=unit),
+            "num_valid_tokens": ready.num_valid,
+            "num_tokens": num_units,
+            "num_rows": work.num_tokens,
+            "mean_loss": float(ready.work.tokens.loss.double().mean()),
+            "seed": int(seed),
+            "dtype": "+".join(sorted({dtype_name(p.dtype) for p in work.params.values()})),
+            "device": str(device),
+            "each_alone": ready.work.loss.each_alone,
+            "derivative": method,
+            "round_off_measured_by": described,
+            "versions": versions(),
+        },
+        fingerprint=lambda: fingerprint(work, PassOptions(), f"operator, {method}", EVERY, targets.name),
     )
 
 
