@@ -92,9 +92,7 @@ def _message(error: BaseException) -> str:
     if "--method lanczos" in str(error):
         return str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-        return (
-            f"out of memory ({_first_line(error)}); give a smaller --memory or fewer --tokens"
-        )
+        return f"out of memory ({_first_line(error)}); give a smaller --memory or fewer --tokens"
     return in_options(str(error)) or type(error).__name__
 
 
