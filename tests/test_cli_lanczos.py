@@ -47,7 +47,7 @@ def test_leading_eigenvalues_are_those_of_the_exact_run_within_their_bounds(hub,
 
 def test_the_trace_is_exact_where_asked_for(hub, here):
     task = [*tiny(hub), "--tokens", 20, "--context", 8]
-    assert run(*task, *LANCZOS, "--exact-trace", "--out", "a").exit_code == 0
+    assert run(*task, *LANCZOS, "--trace", "exact", "--out", "a").exit_code == 0
     assert run(*task, "--out", "b").exit_code == 0
     found, trace = read(here / "a"), read(here / "b")["full"]["trace"]
     assert found["estimates"]["trace"]["value"] == pytest.approx(trace, rel=1e-5)  # both of float32 gradients
@@ -110,7 +110,7 @@ def test_an_interrupted_command_says_how_to_go_on(hub, here, monkeypatch):
     ("options", "message"),
     [
         (["--leading", 3], "--leading is of --method lanczos"),
-        (["--exact-trace"], "--exact-trace is of --method lanczos"),
+        (["--trace", "exact"], "--trace is of --method lanczos"),
         (["--method", "lanczos", "--center"], "--center is of --method exact"),
         (["--method", "lanczos", "--blocks", "module"], "--blocks module is of --method exact"),
         (["--method", "lanczos", "--intervals", "jackknife"], "--intervals is of --method exact"),

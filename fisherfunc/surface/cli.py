@@ -152,7 +152,12 @@ _METHOD = (
         metavar="R",
         help="Of lanczos: random vectors that estimate trace, effective rank and more; 0 for none.  [default: 4]",
     ),
-    click.option("--exact-trace", is_flag=True, help="Of lanczos: the trace exactly, at a backward pass a token more."),
+    click.option(
+        "--trace",
+        "trace",
+        type=click.Choice(["estimated", "exact"]),
+        help="Of lanczos: by probes, or exactly, at a backward pass a token more.  [default: estimated]",
+    ),
 )
 _DEBUG = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 
@@ -253,19 +258,23 @@ def _check_checkpoint(checkpoint: str | None, options: Mapping[str, Any]) -> Non
 
 def _of_lanczos(method: str, options: dict[str, Any]) -> dict[str, Any] | None:
     """Take the options of Lanczos out of those of a command; None where the method is another."""
-    defaults = {"leading": 20, "tolerance": 1e-2, "probes": 4, "exact_trace": False}
+    defaults: dict[str, Any] = {"leading": 20, "tolerance": 1e-2, "probes": 4, "trace": "estimated"}
     given = {name: options.pop(name) for name in defaults}
     if method == "exact":
         for name, value in given.items():
-            if value not in (None, False):
-                raise click.UsageError(f"--{name.replace('_', '-')} is of --method lanczos; give that, or leave it out")
+            if value is not None:
+                raise click.UsageError(f"--{name} is of --method lanczos; give that, or leave it out")
         return None
     context = click.get_current_context()
     if context.get_parameter_source("blocks") is click.core.ParameterSource.DEFAULT:
         options["blocks"] = "whole"
     chosen = {name: defaults[name] if value is None else value for name, value in given.items()}
-    renamed = {"leading": "num_leading", "probes": "num_probes"}
-    return {renamed.get(name, name): value for name, value in chosen.items()}
+    return {
+        "num_leading": chosen["leading"],
+        "tolerance": chosen["tolerance"],
+        "num_probes": chosen["probes"],
+        "exact_trace": chosen["trace"] == "exact",
+    }
 
 
 def _show(result: Any, form: str) -> None:

@@ -18,7 +18,7 @@ Examples:
   fisherfunc spectrum --targets sampled --draws 4 --tokens 128
   fisherfunc spectrum --format json | jq .full.effective_rank
   fisherfunc spectrum --model ./large --text book.txt --resume ./kept
-  fisherfunc spectrum --method lanczos --leading 20 --text book.txt --tokens 100000
+  fisherfunc spectrum --method lanczos --text book.txt --tokens 100000
 
 \b
 Columns of the table:
