@@ -46,7 +46,8 @@ CONTRACT = {
     "losses": "causal_lm masked_lm seq2seq_lm classification regression infer",
     "targets": "observed sampled all_classes",
     "kernels": "gram_eigh covariance_eigh svd svd_lowrank lanczos lanczos_quadrature",
-    "operators": "fisher FisherOperator TokenOperator gram_operator LeadingEigenvalues SpectralQuadrature Estimate",
+    "operators": "fisher FisherOperator TokenOperator gram_operator over_ranks LeadingEigenvalues SpectralQuadrature "
+    "Estimate",
     "directions": "eigenvectors eigenpairs Eigenvectors Eigenpairs fisher_vector_product damped_inverse project "
     "subspace_overlap leading_tokens LeadingToken",
     "tokens": "by_position by_loss_quantile targets",

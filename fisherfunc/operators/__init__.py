@@ -4,6 +4,7 @@ from fisherfunc.linalg.lanczos import LeadingEigenvalues
 from fisherfunc.linalg.quadrature import Estimate, SpectralQuadrature
 from fisherfunc.linalg.token_operator import TokenOperator, gram_operator
 from fisherfunc.operators.fisher import FisherOperator, fisher
+from fisherfunc.operators.ranks import over_ranks
 
 __all__ = [
     "Estimate",
@@ -13,4 +14,5 @@ __all__ = [
     "TokenOperator",
     "fisher",
     "gram_operator",
+    "over_ranks",
 ]

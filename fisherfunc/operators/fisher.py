@@ -16,6 +16,7 @@ from fisherfunc.gradients.losses.asked import AnyLoss
 from fisherfunc.gradients.losses.identity import loss_id
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.prepare import check_options, prepared
+from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.gradients.sequences import Sequences
 from fisherfunc.gradients.summed import summed
 from fisherfunc.gradients.targets import Targets, chosen
@@ -49,6 +50,19 @@ backward pass does (measured on the embedded model)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Sides:
+    """The two halves of every product.
+
+    Attributes:
+        weighted_gradient: u → Gᵀ u.
+        derivatives: (v, ‖G v‖/√n where it is known) → G v.
+    """
+
+    weighted_gradient: Callable[[Float[Tensor, " n"]], dict[str, Tensor]]
+    derivatives: Callable[[Params, float | None], Float[Tensor, " n"]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class FisherOperator(TokenOperator):
     """Products with F over its rows and over parameters; nothing of size N² or N · P is held.
 
@@ -64,8 +78,8 @@ class FisherOperator(TokenOperator):
         squared_norm: ‖F‖_F², where it is known.
         name: The model, and the block.
         parameter_product: v → F v, of a tree of the shape of the parameters, in their dtype or float32 if narrower.
-        weighted_gradient: u → Gᵀ u, the gradient of Σ uₙ ℓₙ; Gᵀy/√(λN) is an eigenvector of F, y one of K of norm 1.
-        derivatives: v → G v, the derivative of each loss along v, in float64.
+        sides: The two halves of a product.
+        reference_sides: () → those of the reference product.
         params: Where F is, and by what.
         tokens: Which token (or sequence) each row is.
         derivative: How derivatives are taken: "forward mode", exact but for round-off, or "central difference".
@@ -75,14 +89,22 @@ class FisherOperator(TokenOperator):
     """
 
     parameter_product: Callable[[Params], dict[str, Tensor]]
-    weighted_gradient: Callable[[Float[Tensor, " n"]], dict[str, Tensor]]
-    derivatives: Callable[[Params], Float[Tensor, " n"]]
+    sides: Sides
+    reference_sides: Callable[[], Sides]
     params: dict[str, Tensor]
     tokens: Tokens
     derivative: str
     reference: str
     metadata: Mapping[str, Any]
     fingerprint: Callable[[], Mapping[str, str]]
+
+    def weighted_gradient(self, u: Float[Tensor, " n"]) -> dict[str, Tensor]:
+        """Gᵀ u, the gradient of Σ uₙ ℓₙ; Gᵀy/√(λN) is an eigenvector of F for an eigenvector y of K of norm 1."""
+        return self.sides.weighted_gradient(u)
+
+    def derivatives(self, v: Params) -> Float[Tensor, " n"]:
+        """G v, the derivative of each loss along v, in float64."""
+        return self.sides.derivatives(v, None)
 
     def to_scipy(self, space: str = "token") -> Any:
         """Return a SciPy LinearOperator, symmetric and in float64: `(n, n)` over rows, or `(P, P)` over parameters.
@@ -186,8 +208,8 @@ def fisher(
     device = next(iter(work.params.values())).device
     method = FORWARD_MODE if difference is None else CENTRAL_DIFFERENCE
     num_units = work.num_tokens // work.tokens.num_targets
-    product = _token_product(passes, num_units, difference)
-    reference, described = _reference(work, groups, num_units, difference)
+    sides = _sides(passes, difference)
+    reference_sides, described = _reference(work, groups, passes, difference)
 
     @full_precision()
     @torch.inference_mode(mode=False)
@@ -196,21 +218,9 @@ def fisher(
         swept = passes if difference is not None else divided
         return {name: g / num_units for name, g in gradient_along(swept, tree, difference).items()}
 
-    @full_precision()
-    @torch.inference_mode(mode=False)
-    def along(tree: Params) -> Tensor:
-        check_alike(tree, {name: p.shape for name, p in work.params.items()}, what="the tree")
-        return derivatives(passes, tree, difference)
-
-    @full_precision()
-    @torch.inference_mode(mode=False)
-    def gradient(u: Tensor) -> dict[str, Tensor]:
-        _check_weights(u, passes.num_rows)
-        return weighted_gradient(passes, u)
-
     return FisherOperator(
-        token_product=product,
-        reference_product=reference or product,
+        token_product=token_product_of(lambda: sides, num_units, work.num_tokens),
+        reference_product=token_product_of(reference_sides, num_units, work.num_tokens),
         num_rows=work.num_tokens,
         num_tokens=num_units,
         num_params=sum(work.num_params.values()),
@@ -218,8 +228,8 @@ def fisher(
         trace=trace,
         name=fn.name if block is None else f"{fn.name}, block {block}",
         parameter_product=parameter_product,
-        weighted_gradient=gradient,
-        derivatives=along,
+        sides=sides,
+        reference_sides=reference_sides,
         params=dict(work.params),
         tokens=work.tokens,
         derivative=method,
@@ -248,51 +258,88 @@ def fisher(
     )
 
 
-def _token_product(
-    passes: Passes, num_units: int, difference: Difference | None
+def token_product_of(
+    sides: Callable[[], Sides], num_units: int, num_rows: int
 ) -> Callable[[Float[Tensor, " n"]], Float[Tensor, " n"]]:
-    @full_precision()
-    @torch.inference_mode(mode=False)
+    """U → K u/N from two halves.
+
+    Args:
+        sides: () → the halves.
+        num_units: N.
+        num_rows: n.
+    """
+
     def product(u: Tensor) -> Tensor:
-        _check_weights(u, passes.num_rows)
-        gradient = weighted_gradient(passes, u)
-        slope = norm(gradient) ** 2 / (float(u.norm()) or 1.0) / passes.num_rows**0.5
-        return derivatives(passes, gradient, difference, slope=slope) / num_units
+        both = sides()
+        gradient = both.weighted_gradient(u)
+        slope = norm(gradient) ** 2 / (float(u.norm()) or 1.0) / num_rows**0.5
+        return both.derivatives(gradient, slope) / num_units
 
     return product
 
 
-def _check_weights(u: Tensor, num_rows: int) -> None:
-    if u.shape != (num_rows,):
-        raise ValueError(f"u expected a weight for each of {num_rows} rows, got shape {tuple(u.shape)}")
+def _sides(passes: Passes, difference: Difference | None) -> Sides:
+    @full_precision()
+    @torch.inference_mode(mode=False)
+    def gradient(u: Tensor) -> dict[str, Tensor]:
+        if u.shape != (passes.num_rows,):
+            raise ValueError(f"u expected a weight for each of {passes.num_rows} rows, got shape {tuple(u.shape)}")
+        return weighted_gradient(passes, u)
+
+    @full_precision()
+    @torch.inference_mode(mode=False)
+    def along(tree: Params, slope: float | None) -> Tensor:
+        check_alike(tree, {name: p.shape for name, p in passes.params.items()}, what="the tree")
+        return derivatives(passes, tree, difference, slope=slope)
+
+    return Sides(weighted_gradient=gradient, derivatives=along)
 
 
 def _reference(
-    work: Workload, groups: list[list[int]], num_units: int, difference: Difference | None
-) -> tuple[Callable[[Tensor], Tensor] | None, str]:
-    """The product by the most precise arithmetic that there is, and what that is; None where it is the operator's."""
-    params = work.params.values()
-    wide = all(p.dtype == torch.float64 for p in params)
-    if wide or next(iter(params)).device.type == "mps":
-        if difference is not None:
-            twice = replace(difference, change=2 * difference.change)
-            doubled = _token_product(passes_over(work, groups), num_units, twice)
-            return doubled, "a central difference of twice the step"
-        return None, "products of sums"
+    work: Workload, groups: list[list[int]], passes: Passes, difference: Difference | None
+) -> tuple[Callable[[], Sides], str]:
+    """The halves of a product by the most precise arithmetic that there is, and what that is."""
 
-    def product(u: Tensor) -> Tensor:
-        parts = [replace(part, batch=mapped(_widened, part.batch)) for part in work.sequences.parts]
-        exact = replace(
-            work,
-            fn=work.fn.to(dtype=torch.float64),
-            params={name: p.double() for name, p in work.params.items()},
-            sequences=Sequences(parts),
-        )
-        passes = passes_over(exact, groups)
-        by = None if difference is None else chosen_difference(passes, CENTRAL_DIFFERENCE)
-        return _token_product(passes, num_units, by)(u)
+    def in_float64() -> Sides:
+        exact = _exact_passes(work, groups)
+        return _sides(exact, None if difference is None else chosen_difference(exact, CENTRAL_DIFFERENCE))
 
-    return product, "float64"
+    if all(p.dtype == torch.float64 for p in work.params.values()):
+        reason = ""
+    else:
+        reason = _why_not_float64(work, groups)
+        if not reason:
+            return in_float64, "float64"
+    if difference is not None:
+        twice = replace(difference, change=2 * difference.change)
+        return lambda: _sides(passes, twice), f"a central difference of twice the step{reason}"
+    return lambda: _sides(passes, None), f"products of sums{reason}"
+
+
+def _why_not_float64(work: Workload, groups: list[list[int]]) -> str:
+    """Why there is no product in float64, found out by one forward pass; empty where there is one."""
+    if next(iter(work.params.values())).device.type == "mps":
+        return ", as the device has no float64"
+    exact = _exact_passes(work, groups[:1])
+    try:
+        with torch.no_grad():
+            exact.each[0].ordinary(exact.params, ())[1]()
+    except torch.OutOfMemoryError:
+        raise
+    except REFUSALS as error:
+        return f", as the model does not run in float64 ({type(error).__name__}: {error})".splitlines()[0]
+    return ""
+
+
+def _exact_passes(work: Workload, groups: list[list[int]]) -> Passes:
+    parts = [replace(part, batch=mapped(_widened, part.batch)) for part in work.sequences.parts]
+    exact = replace(
+        work,
+        fn=work.fn.to(dtype=torch.float64),
+        params={name: p.double() for name, p in work.params.items()},
+        sequences=Sequences(parts),
+    )
+    return passes_over(exact, groups)
 
 
 def _widened(leaf: Any) -> Any:
