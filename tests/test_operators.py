@@ -198,3 +198,39 @@ def test_squared_norms_are_the_diagonal_of_the_gram_whatever_the_memory():
     torch.testing.assert_close(ff.gradient_norms(fn, fn.params, batch, loss, unit="sequence"), sums, rtol=1e-10, atol=0)
     with pytest.raises(ValueError, match="memory_limit=10 has no room for the gradient of one token"):
         ff.gradient_norms(fn, fn.params, batch, loss, memory_limit=10)
+
+
+def test_sparse_gradients_and_several_passes_are_summed():
+    """Sequences of two lengths run in two passes, whose gradients of a sparse embedding add up."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(9, 4, sparse=True), nn.Flatten(0, 1), nn.Linear(4, 9)).double()
+    batches = [
+        (torch.tensor([[1, 2, 3]]), torch.tensor([[4, 1, 0]])),
+        (torch.tensor([[1, 5]]), torch.tensor([[2, 8]])),
+    ]
+    fn = ff.functionalize(model)
+    loss = ff.losses.custom(lambda out, batch: nn.functional.cross_entropy(out, batch[1][0], reduction="none")[None])
+    operator = ff.operators.fisher(fn, fn.params, batches, loss)
+    rows = []
+    for x, y in batches:
+        for position in range(x.shape[1]):
+            value = nn.functional.cross_entropy(model(x), y[0], reduction="none")[position]
+            grads = torch.autograd.grad(value, list(model.parameters()))
+            rows.append(torch.cat([g.to_dense().flatten() for g in grads]))
+    g, u = torch.stack(rows), weights(5)
+    assert relative(operator.token_product(u), g @ (g.mT @ u) / 5) < 1e-12
+    v = random_tree(fn.params)
+    assert relative(flat(operator.parameter_product(v)), g.mT @ (g @ flat(v)) / 5) < 1e-12
+
+
+def test_half_precision_sums_in_float32_and_says_how_far_off_it_is():
+    model, batch = build("mlp", dtype=torch.bfloat16)
+    fn, loss = ff.functionalize(model), ff.losses.classification()
+    operator = ff.operators.fisher(fn, fn.params, batch, loss)
+    assert {g.dtype for g in operator.weighted_gradient(weights(4)).values()} == {torch.float32}
+    wider = fn.to(dtype=torch.float64)
+    exact = ff.operators.fisher(wider, wider.params, (batch[0].double(), batch[1]), loss)
+    true = ff.kernels.lanczos(num_leading=4, tolerance=1e-10)(exact).eigenvalues
+    found = ff.kernels.lanczos(num_leading=3)(operator)
+    assert bool(((found.eigenvalues[:, None] - true).abs().min(dim=1).values <= found.bounds).all())
+    assert float(found.round_off) > 1e-4 * float(true[0])

@@ -11,6 +11,7 @@ from torch import Tensor
 from fisherfunc.gradients.dense.subsample import EVERY
 from fisherfunc.gradients.directions.matching import names_of_block, restricted
 from fisherfunc.gradients.directions.passes import Passes, groups_of, passes_over
+from fisherfunc.gradients.directions.products import gradient_of_derivatives
 from fisherfunc.gradients.fingerprint import fingerprint, tokens_of
 from fisherfunc.gradients.losses.asked import AnyLoss
 from fisherfunc.gradients.losses.identity import loss_id
@@ -34,6 +35,7 @@ from fisherfunc.operators.sweeps import (
     derivatives,
     gradient_along,
     norm,
+    shares_primal,
     weighted_gradient,
 )
 from fisherfunc.partitioning import by_layer
@@ -205,6 +207,7 @@ def fisher(
     passes = passes_over(work, groups)
     divided = passes_over(work, [group[i::DIVIDED] for group in groups for i in range(min(DIVIDED, len(group)))])
     difference = chosen_difference(passes, derivative)
+    together = difference is None and shares_primal(divided)
     device = next(iter(work.params.values())).device
     method = FORWARD_MODE if difference is None else CENTRAL_DIFFERENCE
     num_units = work.num_tokens // work.tokens.num_targets
@@ -215,8 +218,8 @@ def fisher(
     @torch.inference_mode(mode=False)
     def parameter_product(tree: Params) -> dict[str, Tensor]:
         check_alike(tree, {name: p.shape for name, p in work.params.items()}, what="the tree")
-        swept = passes if difference is not None else divided
-        return {name: g / num_units for name, g in gradient_along(swept, tree, difference).items()}
+        found = gradient_of_derivatives(divided, tree) if together else gradient_along(passes, tree, difference)
+        return {name: g / num_units for name, g in found.items()}
 
     return FisherOperator(
         token_product=token_product_of(lambda: sides, num_units, work.num_tokens),

@@ -115,10 +115,27 @@ def derivatives(
 
 
 def gradient_along(passes: Passes, tree: Params, difference: Difference | None) -> dict[str, Tensor]:
-    """Gᵀ G v: in one sweep, with one primal pass, where forward mode gives the derivatives."""
-    if difference is None:
-        return gradient_of_derivatives(passes, tree)
+    """Gᵀ G v in two sweeps, by central differences or where the two cannot be one (`shares_primal`)."""
     return weighted_gradient(passes, derivatives(passes, tree, difference))
+
+
+def shares_primal(passes: Passes) -> bool:
+    """Whether one sweep gives Gᵀ G v: on the first pass, held against two. Sparse gradients, for one, do not.
+
+    Cost: ten forward passes of the first pass.
+    """
+    one = Passes(params=passes.params, each=(_renumbered(passes.each[0]),), num_rows=len(passes.each[0].rows))
+    v = weighted_gradient(one, torch.ones(one.num_rows, dtype=torch.float64, device=one.each[0].rows.device))
+    expected = gradient_along(one, v, None)
+    try:
+        found = gradient_of_derivatives(one, v)
+    except (RuntimeError, NotImplementedError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        return False
+    eps = max(torch.finfo(p.dtype).eps for p in one.params.values())
+    off = norm({name: found[name] - value for name, value in expected.items()})
+    return off <= max(eps**0.5, 1e-3) * norm(expected)
 
 
 def _difference(one: Pass, params: Params, v: Params, distance: float) -> Tensor:
