@@ -4,8 +4,8 @@
     result = ff.fisher_spectrum(model, batch)
     result.full.eigenvalues
 
-Layers, each importing only those before it: records, linalg, partitioning, statistics, population, gradients, models,
-pipeline, surface.
+Layers, each importing only those before it: records, linalg, partitioning, statistics, population, gradients,
+operators, models, pipeline, surface.
 
 What a name stands for is imported when the name is first used: the command line has to answer an interrupt from its
 first moment on, and torch takes seconds; `ff.testing` needs Hypothesis, which nothing else does.
@@ -15,8 +15,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fisherfunc import population, statistics
+    from fisherfunc import operators, population, statistics
     from fisherfunc.gradients import directions, losses, targets, tokens
+    from fisherfunc.gradients.dense.norms import gradient_norms
     from fisherfunc.gradients.dense.route import per_token_gradients
     from fisherfunc.gradients.grams import token_grams
     from fisherfunc.gradients.model_function import ModelFunction
@@ -57,10 +58,12 @@ __all__ = [
     "fisher_eigenvectors",
     "fisher_spectrum",
     "functionalize",
+    "gradient_norms",
     "gram",
     "kernels",
     "losses",
     "metrics",
+    "operators",
     "partition",
     "per_token_gradients",
     "plan",
@@ -81,6 +84,7 @@ _MODULES = {
     "kernels": "fisherfunc.linalg.kernels",
     "losses": "fisherfunc.gradients.losses",
     "metrics": "fisherfunc.linalg.metrics",
+    "operators": "fisherfunc.operators",
     "population": "fisherfunc.population",
     "statistics": "fisherfunc.statistics",
     "targets": "fisherfunc.gradients.targets",
@@ -106,6 +110,7 @@ _PLACES = {
     "fisher_eigenvectors": "fisherfunc.pipeline.eigenvectors",
     "fisher_spectrum": "fisherfunc.pipeline.fisher",
     "functionalize": "fisherfunc.models.functionalize",
+    "gradient_norms": "fisherfunc.gradients.dense.norms",
     "partition": "fisherfunc.partitioning",
     "per_token_gradients": "fisherfunc.gradients.dense.route",
     "plan": "fisherfunc.pipeline.plan",

@@ -18,7 +18,8 @@ from jaxtyping import install_import_hook  # noqa: E402
 from on_device import DEVICE, OnDevice  # noqa: E402
 
 # Not fisherfunc.testing: beartype cannot check against Hypothesis' DrawFn, a protocol not meant for isinstance.
-LAYERS = ("records", "linalg", "partitioning", "statistics", "gradients", "models", "pipeline", "surface")
+LAYERS = ("records", "linalg", "partitioning", "statistics", "gradients", "operators", "models", "pipeline")
+LAYERS += ("surface",)
 install_import_hook([f"fisherfunc.{layer}" for layer in LAYERS], "beartype.beartype")
 
 # Torch's first calls take longer than Hypothesis' default deadline.

@@ -19,7 +19,18 @@ import fisherfunc as ff
 
 PACKAGE = Path(ff.__file__).parent
 REPOSITORY = Path(__file__).parents[1]
-LAYERS = ("records", "linalg", "partitioning", "statistics", "population", "gradients", "models", "pipeline", "surface")
+LAYERS = (
+    "records",
+    "linalg",
+    "partitioning",
+    "statistics",
+    "population",
+    "gradients",
+    "operators",
+    "models",
+    "pipeline",
+)
+LAYERS += ("surface",)
 EXTRAS = ("transformers", "tokenizers", "accelerate", "matplotlib", "click", "rich", "hypothesis", "pandas")
 WITH_EXTRAS = ("surface", "testing", "assets")
 WITH_EFFECTS = ("surface.", "records.storage.", "__main__.")
@@ -37,15 +48,18 @@ SPACES = (
     ff.targets,
     ff.testing,
 )
-SPACES += (ff.tokens,)
+SPACES += (ff.operators, ff.tokens)
 CONTRACT = {
     "": "fisher_spectrum plan RunPlan FisherSpectrum Spectrum functionalize ModelFunction per_token_gradients "
-    "fisher_eigenvectors token_grams TokenGrams Gram partition by_layer by_module by_parameter whole deterministic "
-    "SpectrumRecorder trainer_callback compare Comparison",
+    "gradient_norms fisher_eigenvectors token_grams TokenGrams Gram partition by_layer by_module by_parameter whole "
+    "deterministic SpectrumRecorder trainer_callback compare Comparison",
     "losses": "causal_lm masked_lm seq2seq_lm classification regression infer",
     "targets": "observed sampled all_classes",
     "gram": "centred selected summed weighted regrouped of_rows",
-    "kernels": "gram_eigh covariance_eigh svd svd_lowrank centred checked fallback jittered of_rows robust_eigh",
+    "kernels": "gram_eigh covariance_eigh svd svd_lowrank centred checked fallback jittered of_rows robust_eigh "
+    "lanczos lanczos_quadrature",
+    "operators": "fisher FisherOperator TokenOperator gram_operator over_ranks LeadingEigenvalues SpectralQuadrature "
+    "Estimate",
     "directions": "eigenvectors eigenpairs Eigenvectors Eigenpairs fisher_vector_product damped_inverse project "
     "subspace_overlap leading_tokens LeadingToken",
     "tokens": "by_position by_loss_quantile targets",

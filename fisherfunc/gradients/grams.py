@@ -24,6 +24,7 @@ from fisherfunc.gradients.losses.identity import loss_id
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.nature import coarsest
 from fisherfunc.gradients.planning.outcome import watched
+from fisherfunc.gradients.planning.room import check_room
 from fisherfunc.gradients.planning.run_plan import RunPlan, dense_run, factored_run
 from fisherfunc.gradients.round_off import RoundOff, round_off
 from fisherfunc.gradients.sound import SoundPass, named, sound_pass
@@ -105,6 +106,7 @@ def token_grams(
             another run (it says what differs), the targets are not for this loss, this unit or this memory limit, the
             samples of a batch depend on each other, the plan was made for something else (a `PlanMismatchError`, it
             names what), or the self-check fails (it names block and sequences).
+        MemoryError: If the Grams alone take more than the memory that is free.
         OSError: If the checkpoint cannot be written.
     """
     params = fn.at(params)
@@ -132,6 +134,7 @@ def token_grams(
     )
     work, ready, options, coordinates = start.work, start.ready, start.options, start.coordinates
     targets, loss, labels = start.targets, ready.work.loss, options.labels
+    check_room(work, options)
     numbers = count()  # of the passes: there are more than one where rows are not finite
 
     def passed_by(

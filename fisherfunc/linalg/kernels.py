@@ -15,11 +15,31 @@ from torch import Tensor
 
 from fisherfunc.linalg import gram as algebra
 from fisherfunc.linalg.gram import Gram, as_gram, gram_of
+from fisherfunc.linalg.lanczos import lanczos
 from fisherfunc.linalg.lifting import After, Dtype, GramKernel, RowKernel, gram_kernel, rounding_floor, row_kernel
 from fisherfunc.linalg.mapped import is_mapped
+from fisherfunc.linalg.quadrature import lanczos_quadrature
 from fisherfunc.linalg.sound_spectrum import asked, moments_of_gram
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.records.dtypes import dtype_name
+
+__all__ = [
+    "after",
+    "centred",
+    "cheapest",
+    "checked",
+    "covariance_eigh",
+    "fallback",
+    "gram_eigh",
+    "gram_svd",
+    "jittered",
+    "lanczos",
+    "lanczos_quadrature",
+    "of_rows",
+    "robust_eigh",
+    "svd",
+    "svd_lowrank",
+]
 
 Device = torch.device | str | None
 

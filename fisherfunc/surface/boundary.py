@@ -89,6 +89,8 @@ def _message(error: BaseException) -> str:
         return str(error.args[0])  # str(KeyError) is a repr
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"  # without the number
+    if "--method lanczos" in str(error):
+        return str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return f"out of memory ({_first_line(error)}); give a smaller --memory or fewer --tokens"
     return in_options(str(error)) or type(error).__name__

@@ -131,18 +131,48 @@ _OUTPUT = (
         help="Keep what is done in this folder; the same command goes on from there, also with another --memory.",
     ),
 )
+_METHOD = (
+    click.option(
+        "--method",
+        type=click.Choice(["exact", "lanczos"]),
+        default="exact",
+        show_default=True,
+        help="exact: every eigenvalue, from N × N matrices; lanczos: the leading ones of the full matrix, certified, "
+        "without any: for tens of thousands of tokens.",
+    ),
+    click.option("--leading", type=_COUNT, metavar="K", help="Of lanczos: how many eigenvalues.  [default: 20]"),
+    click.option(
+        "--tolerance",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="T",
+        help="Of lanczos: residuals relative to their eigenvalues.  [default: 0.01]",
+    ),
+    click.option(
+        "--probes",
+        type=click.IntRange(min=0),
+        metavar="R",
+        help="Of lanczos: random vectors that estimate trace, effective rank and more; 0 for none.  [default: 4]",
+    ),
+    click.option(
+        "--trace",
+        "trace",
+        type=click.Choice(["estimated", "exact"]),
+        help="Of lanczos: by probes, or exactly, at a backward pass a token more.  [default: estimated]",
+    ),
+)
 _DEBUG = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 
 
 @cli.command(help=SPECTRUM_HELP, short_help="The spectrum of a language model's empirical Fisher.")
-@as_options(*_TASK, _CENTER, _INTERVALS, *_ROWS, *_PASS, *_OUTPUT, _DEBUG)
+@as_options(*_TASK, *_METHOD, _CENTER, _INTERVALS, *_ROWS, *_PASS, *_OUTPUT, _DEBUG)
 @guarded
 def spectrum(
-    form: str, quiet: bool, out: str | None, checkpoint: str | None, resume: str | None, **options: Any
+    form: str, quiet: bool, out: str | None, checkpoint: str | None, resume: str | None, method: str, **options: Any
 ) -> None:
     """Run the main job."""
     _check_checkpoint(checkpoint, options)
-    from fisherfunc.surface import job, results
+    of_lanczos = _of_lanczos(method, options)
+    from fisherfunc.surface import job, leading, results
     from fisherfunc.surface.progress import progress_bar
 
     _hush()
@@ -152,14 +182,18 @@ def spectrum(
     if out is None:
         results.check_owner(task.folder, task)
     try:
-        with progress_bar(quiet=quiet) as progress:
-            result = job.compute(task, progress=progress, checkpoint=resume)
+        with progress_bar(quiet=quiet, doing="gradients" if of_lanczos is None else "products") as progress:
+            result: Any
+            if of_lanczos is None:
+                result = job.compute(task, progress=progress, checkpoint=resume)
+            else:
+                result = leading.compute(task, **of_lanczos, progress=progress, checkpoint=resume)
     except KeyboardInterrupt as error:
         if resume is None:
             raise
         raise Interrupted(f"interrupted; run the same command again to go on from {resume}") from error
     try:
-        paths = results.save(result, folder)
+        paths = results.save(result, folder) if of_lanczos is None else leading.save(result, folder)
     except OSError:
         _show(result, form)  # also where quiet is asked for: it took the time that it took
         raise
@@ -218,14 +252,38 @@ def _check_checkpoint(checkpoint: str | None, options: Mapping[str, Any]) -> Non
         raise click.UsageError("--checkpoint is of the embedded model; leave it out with --model")
 
 
+def _of_lanczos(method: str, options: dict[str, Any]) -> dict[str, Any] | None:
+    """Take the options of Lanczos out of those of a command; None where the method is another."""
+    defaults: dict[str, Any] = {"leading": 20, "tolerance": 1e-2, "probes": 4, "trace": "estimated"}
+    given = {name: options.pop(name) for name in defaults}
+    if method == "exact":
+        for name, value in given.items():
+            if value is not None:
+                raise click.UsageError(f"--{name} is of --method lanczos; give that, or leave it out")
+        return None
+    context = click.get_current_context()
+    if context.get_parameter_source("blocks") is click.core.ParameterSource.DEFAULT:
+        options["blocks"] = "whole"
+    chosen = {name: defaults[name] if value is None else value for name, value in given.items()}
+    return {
+        "num_leading": chosen["leading"],
+        "tolerance": chosen["tolerance"],
+        "num_probes": chosen["probes"],
+        "exact_trace": chosen["trace"] == "exact",
+    }
+
+
 def _show(result: Any, form: str) -> None:
     if form == "json":
         click.echo(json.dumps(result.to_dict(), allow_nan=False, indent=1))
         return
+    from fisherfunc.pipeline.result import FisherSpectrum
+    from fisherfunc.surface import leading
     from fisherfunc.surface.report import report as table_of
 
     console = _console()
-    console.print(table_of(result, width=console.width))
+    shown = table_of if isinstance(result, FisherSpectrum) else leading.report
+    console.print(shown(result, width=console.width))
 
 
 cli.add_command(compare)

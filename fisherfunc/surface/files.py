@@ -27,6 +27,8 @@ from fisherfunc.statistics.coupling import BlockCoupling
 from fisherfunc.statistics.interval import Intervals
 
 FORMAT = "fisherfunc.spectrum.1"
+LEADING_FORMAT = "fisherfunc.leading.1"
+"""Of results by Lanczos (leading.py), which hold no whole spectrum."""
 JSON_NAME = "spectrum.json"
 CSV_NAME = "eigenvalues.csv"
 
@@ -133,18 +135,43 @@ def read_spectrum(path: str | os.PathLike[str]) -> FisherSpectrum:
         FileNotFoundError: If there is no such file.
         ValueError: If it is not a file that `to_json` made, or is damaged.
     """
-    file = Path(path) / JSON_NAME if Path(path).is_dir() else Path(path)
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}); run `fisherfunc spectrum` again") from error
-    found = content.get("format") if isinstance(content, dict) else None
+    file, content, found = _read(path)
+    if found == LEADING_FORMAT:
+        raise ValueError(
+            f"{file} is of --method lanczos, and holds leading eigenvalues alone; give a {JSON_NAME} of --method exact"
+        )
     if found != FORMAT:
         raise ValueError(f"{file} has format {found!r}, expected {FORMAT!r}; give a {JSON_NAME} of fisherfunc")
     try:
         return _result(content)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is damaged ({error!r}); run `fisherfunc spectrum` again") from error
+
+
+def read_facts(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """Read the metadata of a `spectrum.json` of any method, or of the one in a folder of results.
+
+    Args:
+        path: The file, or its folder.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a file of this package, or is damaged.
+    """
+    file, content, found = _read(path)
+    if found == LEADING_FORMAT and isinstance(content.get("metadata"), dict):
+        return content["metadata"]
+    return read_spectrum(file).metadata
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[Path, Any, Any]:
+    """The file, what is in it, and the format that it names."""
+    file = Path(path) / JSON_NAME if Path(path).is_dir() else Path(path)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON ({error}); run `fisherfunc spectrum` again") from error
+    return file, content, content.get("format") if isinstance(content, dict) else None
 
 
 def _eigenvalues(spectra: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,8 @@ SPECTRUM_HELP = """Compute the exact spectrum of the per-token empirical Fisher 
 With F = (1/N) Σ g gᵀ over the gradients g of the N token losses, this prints the eigenvalue metrics of each
 block of F, of its block-diagonal part and of the full matrix, and writes spectrum.json (everything),
 eigenvalues.csv, spectrum.png/.svg and couplings.png/.svg into --out. Without arguments it runs a small model
-and a text that come with the package. --targets makes it the true Fisher.
+and a text that come with the package. --targets makes it the true Fisher. --method lanczos computes the leading
+eigenvalues of the full matrix alone, certified, of more tokens than N × N matrices have room for.
 
 \b
 Examples:
@@ -17,6 +18,7 @@ Examples:
   fisherfunc spectrum --targets sampled --draws 4 --tokens 128
   fisherfunc spectrum --format json | jq .full.effective_rank
   fisherfunc spectrum --model ./large --text book.txt --resume ./kept
+  fisherfunc spectrum --method lanczos --text book.txt --tokens 100000
 
 \b
 Columns of the table:

@@ -147,7 +147,7 @@ def compute(
         intervals=job.intervals,
         progress=progress,
     )
-    return replace(result, metadata={**result.metadata, **facts})
+    return replace(result, metadata={**result.metadata, "method": "exact", **facts})
 
 
 def predict(job: Job) -> tuple[RunPlan, dict[str, Any]]:

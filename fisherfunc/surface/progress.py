@@ -13,11 +13,12 @@ What an earlier run has done comes in the first report, and a speed is measured 
 
 
 @contextmanager
-def progress_bar(*, quiet: bool = False) -> Iterator[Progress]:
+def progress_bar(*, quiet: bool = False, doing: str = "gradients") -> Iterator[Progress]:
     """A bar with counts and the remaining time, on standard error; nothing where that is a file or a pipe.
 
     Args:
         quiet: Whether to show nothing in a terminal either.
+        doing: What is counted.
 
     Yields:
         The function to call as `progress(done, total)`.
@@ -48,7 +49,7 @@ def progress_bar(*, quiet: bool = False) -> Iterator[Progress]:
         task = bar.add_task("reading the model", total=None)
 
         def report(done: int, total: int) -> None:
-            description = "eigenvalues" if done >= total else "gradients"
+            description = "eigenvalues" if done >= total else doing
             bar.update(task, completed=done, total=total, description=description)
 
         yield report

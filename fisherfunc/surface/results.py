@@ -6,7 +6,7 @@ from pathlib import Path
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.surface import plots
 from fisherfunc.surface.coupling_plot import plot_couplings
-from fisherfunc.surface.files import CSV_NAME, JSON_NAME, check_writable, read_spectrum, to_csv, to_json, write_files
+from fisherfunc.surface.files import CSV_NAME, JSON_NAME, check_writable, read_facts, to_csv, to_json, write_files
 from fisherfunc.surface.job import Job
 
 PLOT_NAME = "spectrum"
@@ -34,7 +34,7 @@ def check_owner(folder: str | os.PathLike[str], job: Job) -> None:
     if not file.exists():
         return
     try:
-        facts = read_spectrum(file).metadata
+        facts = read_facts(file)
     except (ValueError, OSError) as error:
         raise ValueError(
             f"whose results {folder} holds cannot be told ({error}); give another folder by --out"

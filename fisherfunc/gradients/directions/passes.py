@@ -4,7 +4,7 @@ Sequences run together only where that is seen to change nothing: their losses, 
 gradients, are those of random parts of the group that run without each other. Axis order: rows `n`, in any order.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,10 +32,13 @@ class Pass:
 
     Attributes:
         losses: Parameters → the losses of these rows.
+        ordinary: (parameters, the names of some) → these as leaves, and one plain call of a fresh copy of the model
+            that gives the losses: as a user would, with the attention, checkpointing and compilation that it has.
         rows: Which rows they are.
     """
 
     losses: LossesOf
+    ordinary: Callable[[Params, Collection[str]], tuple[dict[str, Tensor], Callable[[], Tensor]]]
     rows: Int[Tensor, " m"]
 
 
@@ -59,13 +62,30 @@ def passes_of(work: Workload) -> Passes:
 
     Cost: a forward pass; where sequences may run together, two forward and backward passes of all.
     """
-    order = work.tokens.sequence.argsort(stable=True)
-    rows = {int(work.tokens.sequence[order[i]]): order[i:j] for i, j in runs(work.tokens.sequence[order])}
-    found: list[Pass] = []
+    return passes_over(work, groups_of(work))
+
+
+def groups_of(work: Workload) -> list[list[int]]:
+    """The sequences that run together, by their numbers (see `passes_of`)."""
+    rows, found = _rows(work), list[list[int]]()
     for group in neighbours(rows, work.sequences, _width(work)):
         together = len(group) >= FEWEST_TOGETHER and _separate(work, group, rows)
-        found += [_pass(work, some, rows) for some in ([group] if together else [[member] for member in group])]
-    return Passes(params=work.params, each=tuple(found), num_rows=work.num_tokens)
+        found += [group] if together else [[member] for member in group]
+    return found
+
+
+def passes_over(work: Workload, groups: Sequence[Sequence[int]]) -> Passes:
+    """The passes over a workload whose groups are known, as of the same one in another dtype."""
+    rows = _rows(work)
+    return Passes(
+        params=work.params, each=tuple(_pass(work, group, rows) for group in groups), num_rows=work.num_tokens
+    )
+
+
+def _rows(work: Workload) -> dict[int, Tensor]:
+    """{sequence: its rows}."""
+    order = work.tokens.sequence.argsort(stable=True)
+    return {int(work.tokens.sequence[order[i]]): order[i:j] for i, j in runs(work.tokens.sequence[order])}
 
 
 def weighted(one: Pass, params: Params, weights: Float[Tensor, "k m"]) -> Iterator[dict[str, Tensor]]:
@@ -89,13 +109,17 @@ def pulled(losses: Tensor, leaves: dict[str, Tensor], cotangent: Tensor, **optio
 def _pass(work: Workload, group: Sequence[int], rows: Mapping[int, Tensor]) -> Pass:
     chosen = torch.cat([rows[member] for member in group])
     place = torch.cat([torch.full_like(rows[member], index) for index, member in enumerate(group)])
-    position = work.tokens.position[chosen]
+    entry = work.tokens.entry[chosen]
     batch = work.sequences.joined(group)
 
     def losses(some: Params) -> Tensor:
-        return work.loss.values(work.fn.apply({**work.params, **some}, batch), batch)[place, position]
+        return work.loss.values(work.fn.apply({**work.params, **some}, batch), batch)[place, entry]
 
-    return Pass(losses=losses, rows=chosen)
+    def ordinary(some: Params, wanted: Collection[str]) -> tuple[dict[str, Tensor], Callable[[], Tensor]]:
+        leaves, run = work.fn.ordinary_call({**work.params, **some}, wanted)
+        return leaves, lambda: work.loss.values(run(batch), batch)[place, entry]
+
+    return Pass(losses=losses, ordinary=ordinary, rows=chosen)
 
 
 def _width(work: Workload) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fisherfunc.gradients.directions.passes import Pass, Passes, pulled, weighted
 from fisherfunc.gradients.model_function import ordinary
@@ -41,6 +42,34 @@ def weighted_gradients(passes: Passes, weights: Float[Tensor, "k n"]) -> dict[st
         if not bool(total.isfinite().all()):
             raise ValueError(f"a weighted gradient by {name!r} is not finite; check the model's weights and dtype")
     return totals
+
+
+def gradient_of_derivatives(passes: Passes, tree: Params) -> dict[str, Tensor]:
+    """Gᵀ G x in one sweep: the forward pass that carries the derivatives along x is the one that is differentiated.
+
+    Cost: five forward passes a sequence, what is saved for a backward pass twice.
+
+    Raises:
+        RuntimeError: If an operation of the model has no forward-mode derivative.
+    """
+    totals = zeros_of(passes)
+    leaves = leaves_of(passes.params)
+    for one in passes.each:
+        with torch.enable_grad(), forward_ad.dual_level():
+            dual = {name: forward_ad.make_dual(leaf, tree[name].to(leaf)) for name, leaf in leaves.items()}
+            losses, along = forward_ad.unpack_dual(one.losses(dual))
+        along = torch.zeros_like(losses) if along is None else along.detach()
+        for name, gradient in pulled(losses, leaves, along).items():
+            totals[name] += gradient
+    return totals
+
+
+def zeros_of(passes: Passes) -> dict[str, Tensor]:
+    """What gradients are summed in: the dtype of the parameters, or float32 where that is narrower."""
+    return {
+        name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
+        for name, p in passes.params.items()
+    }
 
 
 def derivatives_along(passes: Passes, tree: Params) -> Float[Tensor, " n"]:

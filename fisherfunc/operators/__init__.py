@@ -1,0 +1,18 @@
+"""The Fisher as a linear operator, over tokens and over parameters: products, without any Gram."""
+
+from fisherfunc.linalg.lanczos import LeadingEigenvalues
+from fisherfunc.linalg.quadrature import Estimate, SpectralQuadrature
+from fisherfunc.linalg.token_operator import TokenOperator, gram_operator
+from fisherfunc.operators.fisher import FisherOperator, fisher
+from fisherfunc.operators.ranks import over_ranks
+
+__all__ = [
+    "Estimate",
+    "FisherOperator",
+    "LeadingEigenvalues",
+    "SpectralQuadrature",
+    "TokenOperator",
+    "fisher",
+    "gram_operator",
+    "over_ranks",
+]
