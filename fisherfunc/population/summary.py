@@ -131,7 +131,7 @@ def summary(
         block_diagonal_error=error_estimate(second.products, level),
         moments=moment_estimates(higher, level),
         leading_eigenvalue=bracket_of_leading(higher, outside, level),
-        leading_sums=bracket_of_sums(outside, level),
+        leading_sums=bracket_of_sums(outside, higher, level),
         effective_dimension=dimension,
         effective_rank=rank_estimate(curve, higher, traces, num_params=num_params, level=level),
     )
