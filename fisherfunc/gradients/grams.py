@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -33,6 +33,7 @@ from fisherfunc.gradients.workload import PassOptions, Workload
 from fisherfunc.linalg.full_precision import full_precision
 from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.partitioning import labels_of, partition, rule_name
+from fisherfunc.population.clusters import coded
 from fisherfunc.records.axes import Batch, Params, Progress
 from fisherfunc.records.dtypes import dtype_name
 from fisherfunc.records.spill import spilling
@@ -62,6 +63,7 @@ def token_grams(
     self_check: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
     spill: str | os.PathLike[str] | None = None,
+    clusters: Iterable[Hashable] | Tensor | None = None,
     progress: Progress | None = None,
 ) -> TokenGrams:
     """The Gram matrix K_p = G_p G_pᵀ of every parameter tensor: unnormalised, exact.
@@ -95,6 +97,8 @@ def token_grams(
             bits, and after the end takes the Grams from there. Each run needs a folder of its own; nothing deletes it.
         spill: A folder for the factors, the largest thing that the factored route holds, on a CPU: the system may then
             take their memory, and `memory_limit` does not count them. Their files have no name, so none stays behind.
+        clusters: A label per sequence of the batch, where sequences are not independent of each other (the windows of a
+            document, answers to a prompt): what `ff.population` and `ff.statistics` then take in place of sequences.
         progress: Called as `progress(done, total)`, in backward passes of one token.
 
     Returns:
@@ -104,7 +108,8 @@ def token_grams(
         ValueError: If no token is valid, an option is out of range, the memory limit is below the smallest chunk, a
             loss or gradient is not finite (the error names sequence, position and parameter), the checkpoint is of
             another run (it says what differs), the targets are not for this loss, this unit or this memory limit, the
-            samples of a batch depend on each other, or the self-check fails (it names block and sequences).
+            samples of a batch depend on each other, clusters are not one per sequence, or the self-check fails (it
+            names block and sequences).
         OSError: If the checkpoint or the spill folder cannot be written.
     """
     check_options(num_tokens, chunk_size, memory_limit, route, unit)
@@ -113,6 +118,7 @@ def token_grams(
     outcome = watched(next(iter(params.values())).device)
     ready = prepared(fn, params, batch, loss, num_tokens=num_tokens, seed=seed, drop_nonfinite=drop_nonfinite)
     num_params, loss = ready.work.num_params, ready.work.loss
+    cluster = None if clusters is None else coded(clusters, len(ready.work.sequences))
     coordinates = EVERY
     if max_coordinates is not None:
         parts = partition(params, coordinate_blocks or blocks or (lambda name: name))
@@ -176,7 +182,7 @@ def token_grams(
     }
     return TokenGrams(
         grams=done.grams,
-        tokens=named(done.rows, unit),
+        tokens=named(done.rows, unit, cluster),
         scale={},  # also for sequences: their rows are formed as sums, no Gram of single tokens cancels (by_sequence)
         num_params=_by_label(num_params, options),
         unit=unit,

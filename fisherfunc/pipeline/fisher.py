@@ -1,7 +1,7 @@
 """`fisher_spectrum`: a model and a batch in, the spectra of its Fisher information out, empirical or true."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -24,7 +24,6 @@ from fisherfunc.pipeline.inferred_loss import inferred_loss
 from fisherfunc.pipeline.inputs import input_dtype
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.pipeline.solve import IntervalMethod, interval_method, spectrum_of_grams
-from fisherfunc.population.clusters import ClusterLabels
 from fisherfunc.records.axes import Batch, Progress
 from fisherfunc.records.dtypes import dtype_name
 
@@ -57,7 +56,7 @@ def fisher_spectrum(
     spill: str | os.PathLike[str] | None = None,
     intervals: IntervalMethod = None,
     population: bool = True,
-    clusters: ClusterLabels = None,
+    clusters: Iterable[Hashable] | torch.Tensor | None = None,
     progress: Progress | None = None,
 ) -> FisherSpectrum:
     """Compute the spectrum of the empirical Fisher information F = (1/N) Σ_n g_n g_nᵀ, g_n = ∇ℓ_n, a term per token.
@@ -95,7 +94,8 @@ def fisher_spectrum(
         spill: A folder for factors that memory has no room for (`token_grams`).
         intervals: Confidence intervals of all metrics: "bootstrap" or "jackknife" (see `spectrum_of_grams`).
         population: Whether to estimate what holds of the population as well, where there are three sequences or more.
-        clusters: A label per sequence, where sequences are not independent of each other (see `spectrum_of_grams`).
+        clusters: A label per sequence of the batch, where sequences are not independent of each other (windows of a
+            document, answers to a prompt): they take the place of sequences in all that is said of the population.
         progress: Called as `progress(done, total)`.
 
     Returns:
@@ -142,6 +142,7 @@ def fisher_spectrum(
         self_check=self_check,
         checkpoint=checkpoint,
         spill=spill,
+        clusters=clusters,
         progress=progress,
     )
     kernel = robust_eigh(dtype=eigensolve_dtype, device=_eigensolve_device(eigensolve_device, like.device))
@@ -153,7 +154,6 @@ def fisher_spectrum(
         kernel=kernel,
         intervals=intervals,
         population=population,
-        clusters=clusters,
     )
     facts = {
         "model": fn.name,
