@@ -22,7 +22,7 @@ from fisherfunc.linalg.union import union
 from fisherfunc.partitioning import by_layer, partition, rule_name
 from fisherfunc.pipeline.result import FisherSpectrum, apart_from
 from fisherfunc.population.clusters import ClusterLabels, cluster_id, clustered, clusters_of
-from fisherfunc.population.summary import PopulationSummary, summary
+from fisherfunc.population.summary import PopulationSummary, summary_of
 from fisherfunc.records.dtypes import dtype_name
 from fisherfunc.records.versions import versions
 from fisherfunc.statistics.block_grams import gathered
@@ -101,10 +101,10 @@ def spectrum_of_grams(
 def _population(grams: TokenGrams, blocks: Callable[[str], str] | None) -> tuple[PopulationSummary | None, str | None]:
     """What the sample says of the population, or why it says nothing."""
     try:
-        clusters_of(grams, None, "a summary")
+        found = clusters_of(grams, None, "a summary")
     except ValueError as error:
         return None, str(error)
-    return summary(grams, blocks=blocks), None
+    return summary_of(grams, found, blocks=blocks), None
 
 
 def interval_method(choice: IntervalMethod) -> Callable[..., Intervals] | None:
