@@ -48,7 +48,9 @@ _FORM = click.Choice(["table", "json"])
 _BLOCKS = click.Choice(["layer", "module", "parameter", "whole"])
 _TASK = (
     click.option("--model", metavar="ID_OR_FOLDER", help="Hugging Face folder or hub id.  [default: embedded]"),
-    click.option("--text", type=_TEXT, metavar="FILE", help="UTF-8 text; - is stdin.  [default: embedded]"),
+    click.option(
+        "--text", type=_TEXT, metavar="FILE", help="UTF-8 text or JSON Lines; - is stdin.  [default: embedded]"
+    ),
     click.option("--checkpoint", type=_CHECKPOINT, help="Of the embedded model.  [default: final]"),
     click.option("--blocks", type=_BLOCKS, default="layer", show_default=True, help="What a block of F is."),
     click.option(

@@ -33,8 +33,11 @@ def population_notes(result: FisherSpectrum) -> list[str]:
         del lines["‖F − F_bd‖/‖F‖"]
     if resolved is not None:
         lines[f"effective dimension at κ = {resolved[0]:.2g}, the least that is resolved"] = (resolved[1], _plain)
+    draws = "sequences" if result.metadata.get("clusters") is None else "clusters of sequences"
+    if result.metadata.get("num_documents") == found.num_clusters:
+        draws = "documents"
     heading = (
-        f"Of the population that these {found.num_clusters:,} sequences were drawn from ({level:.0%} intervals), where "
+        f"Of the population that these {found.num_clusters:,} {draws} were drawn from ({level:.0%} intervals), where "
         "the table is of these tokens:"
     )
     return [heading, *(f"  {name}: {_told(estimate, shown)}" for name, (estimate, shown) in lines.items())]
