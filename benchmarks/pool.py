@@ -1,8 +1,8 @@
 """`python -m benchmarks.pool [--tokens N] [--windows W...] [--grams FILE]`: is the population one number?
 
-The first 64 windows of the embedded text are passed over once. Disjoint subsets of 8, 16 and 32 of them, dealt in turn
-so that each is spread over them, are each asked for the population: what the sample gives falls or rises with the number
-of tokens, what `ff.population` gives should not. Each subset's interval is held against the point of other windows, up to
+The first 64 windows of the embedded text are passed over once. Disjoint subsets of 8, 16 and 32, dealt in turn so that
+each is spread over them, are each asked for the population: what the sample gives falls or rises with the number of
+tokens, what `ff.population` gives should not. Each subset's interval is held against the point of other windows, up to
 32, whose own error is not in it. Prints two tables in Markdown.
 """
 

@@ -36,11 +36,16 @@ def population_notes(result: FisherSpectrum) -> list[str]:
     draws = "sequences" if result.metadata.get("clusters") is None else "clusters of sequences"
     if result.metadata.get("num_documents") == found.num_clusters:
         draws = "documents"
+    leading = found.leading_sums
+    pairs = zip(leading.out_of_sample, leading.in_sample, strict=True)
+    shares = ", ".join(f"{100 * outside / value:.2g} %" for outside, value in pairs if value > 0)
     heading = (
         f"Of the population that these {found.num_clusters:,} {draws} were drawn from ({level:.0%} intervals), where "
         "the table is of these tokens:"
     )
-    return [heading, *(f"  {name}: {_told(estimate, shown)}" for name, (estimate, shown) in lines.items())]
+    told = [f"{name}: {_told(estimate, shown)}" for name, (estimate, shown) in lines.items()]
+    told += [f"leading directions, of which other sequences show: {shares}"] if shares else []
+    return [heading, *(f"  {line}" for line in told)]
 
 
 def _told(estimate: Estimate, shown: Callable[[float | None], str]) -> str:

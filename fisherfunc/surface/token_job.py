@@ -38,5 +38,10 @@ def carriers(
         progress=progress,
     )
     rows = directions.leading_tokens(pairs, batches, options["loss"], top=top, decode=loaded.tokenizer.decode)
-    found = {"eigenvalues": pairs.eigenvalues.tolist(), "resolution": pairs.resolution.item()}
+    outside = None if pairs.out_of_sample is None else pairs.out_of_sample.tolist()
+    found = {
+        "eigenvalues": pairs.eigenvalues.tolist(),
+        "out_of_sample": outside,
+        "resolution": pairs.resolution.item(),
+    }
     return rows, {**pairs.metadata, **facts, **found, "block": pairs.label}
