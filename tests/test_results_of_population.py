@@ -112,4 +112,4 @@ def test_clusters_of_a_pass_stay_with_its_tokens_wherever_these_go(tmp_path):
     order = torch.arange(6, -1, -1)
     turned = ff.population.squared_norm(grams.select(order))
     assert (turned.low, turned.high) == pytest.approx((want.low, want.high), rel=1e-12)
-    assert ff.statistics.jackknife(grams, metrics={}, num_leading=1).full["eigenvalue_1"].num_sequences == 4
+    assert ff.statistics.jackknife(grams).full["trace"].num_sequences == 4

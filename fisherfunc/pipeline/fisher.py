@@ -92,7 +92,7 @@ def fisher_spectrum(
             says how far they were off (see `token_grams`).
         checkpoint: A folder from which the same call goes on where it was stopped, to the same bits (`token_grams`).
         spill: A folder for factors that memory has no room for (`token_grams`).
-        intervals: Confidence intervals of all metrics: "bootstrap" or "jackknife" (see `spectrum_of_grams`).
+        intervals: Confidence intervals of traces: "bootstrap" or "jackknife" (see `spectrum_of_grams`).
         population: Whether to estimate what holds of the population as well, where there are three sequences or more.
         clusters: A label per sequence of the batch, where sequences are not independent of each other (windows of a
             document, answers to a prompt): they take the place of sequences in all that is said of the population.

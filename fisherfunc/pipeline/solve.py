@@ -55,8 +55,9 @@ def spectrum_of_grams(
         center: Whether to subtract the mean row: the gradient covariance in place of the Fisher.
         unit: What a row is: "token", or "sequence" (the sum of its tokens' rows).
         kernel: Gram → spectrum, whose result is `checked`; `kernels.robust_eigh()` where None.
-        intervals: Confidence intervals of all metrics by "bootstrap" or "jackknife" over sequences, or by a function
-            such as `partial(ff.statistics.bootstrap, level=0.9)`; none where None. Each replicate is solved anew.
+        intervals: Confidence intervals of the trace of each matrix by "bootstrap" or "jackknife" over sequences, or
+            by a function such as `partial(ff.statistics.bootstrap, level=0.9)`; none where None. Other metrics
+            have a note why they have none.
         population: Whether to estimate what holds of the population as well (`ff.population.summary`): about two
             eigensolves with vectors of the full matrix. Where nothing can be said, `metadata["population"]` says why.
         clusters: A label per sequence, where sequences are not independent of each other (paragraphs of a document):

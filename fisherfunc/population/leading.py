@@ -25,9 +25,10 @@ from torch import Tensor
 
 from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.population.clusters import ClusterLabels, Clusters, clusters_of
-from fisherfunc.population.estimate import Estimate, check_level, heavy_tail, jackknifed
+from fisherfunc.population.estimate import Estimate, check_level, jackknifed
 from fisherfunc.population.moments import Moments, moments_of
 from fisherfunc.records.record import record
+from fisherfunc.statistics.heavy_tail import heavy_tail
 
 GUARD = 3
 DEPTH = 4

@@ -28,12 +28,12 @@ from fisherfunc.population.estimate import (
     BlockEstimates,
     Estimate,
     check_level,
-    heavy_tail,
     jackknifed,
     of_square,
 )
 from fisherfunc.records.record import record
 from fisherfunc.statistics.block_grams import BlockRule, gathered, num_params
+from fisherfunc.statistics.heavy_tail import heavy_tail
 
 PAIRS = "pairs of distinct clusters, jackknife"
 TILE = 2**25

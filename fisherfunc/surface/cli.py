@@ -80,7 +80,7 @@ _CENTER = click.option("--center", is_flag=True, help="Subtract the mean gradien
 _INTERVALS = click.option(
     "--intervals",
     type=click.Choice(["bootstrap", "jackknife"]),
-    help="Confidence intervals of all metrics, over windows of text.",
+    help="Confidence intervals of the trace of each block, over windows of text.",
 )
 _ROWS = (
     click.option(
