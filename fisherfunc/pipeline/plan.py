@@ -1,6 +1,7 @@
 """`plan`: what `fisher_spectrum` would do with a model and a batch, and what it would take; no token is passed over."""
 
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from time import perf_counter
 from typing import Any
 
@@ -22,6 +23,8 @@ from fisherfunc.models.functionalize import Selection, functionalize
 from fisherfunc.partitioning import by_layer, labels_of, partition
 from fisherfunc.pipeline.fisher import token_loss
 from fisherfunc.pipeline.inputs import input_dtype
+from fisherfunc.pipeline.needed import tokens_needed
+from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.records.axes import Batch
 
 SOLVED = 768
@@ -50,6 +53,7 @@ def plan(
     chunk_size: int | None = None,
     eigensolve_dtype: torch.dtype = torch.float64,
     calibrate: bool = True,
+    pilot: FisherSpectrum | None = None,
 ) -> RunPlan:
     """What `fisher_spectrum` would do with the same arguments, and what it would take.
 
@@ -74,6 +78,8 @@ def plan(
         chunk_size: Tokens a batched backward pass.
         eigensolve_dtype: What eigenvalues would be solved in.
         calibrate: Whether to predict seconds.
+        pilot: An earlier result of this model and text, with estimates of the population, from which to say how many
+            tokens its numbers take to be within 10 % (`ff.tokens_needed`).
 
     Returns:
         Passes, routes, operations, seconds and bytes, predicted.
@@ -99,7 +105,8 @@ def plan(
     work = targets.rows(prepared(fn, fn.params, batch, loss, num_tokens=num_tokens, seed=seed).work, options)
     work = summed(work) if unit == "sequence" else work
     spent = perf_counter() - begin
-    found = forecast(work, options, route=route, calibrate=calibrate)
+    needed = {} if pilot is None else {name: asdict(found) for name, found in tokens_needed(pilot).items()}
+    found = replace(forecast(work, options, route=route, calibrate=calibrate), needed_tokens=needed)
     if not calibrate:
         return with_eigensolve(found, len(labels))
     found = timed(found, preparation=found.seconds["preparation"] + spent)

@@ -1,10 +1,12 @@
 """Lines under the table on the population: what another sample of its sequences would give as well."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 
+from fisherfunc.pipeline.needed import tokens_needed
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.population.estimate import Estimate
-from fisherfunc.surface.wording import NOTHING, number
+from fisherfunc.surface.wording import NOTHING, number, tokens_line
 
 
 def population_notes(result: FisherSpectrum) -> list[str]:
@@ -45,7 +47,10 @@ def population_notes(result: FisherSpectrum) -> list[str]:
     )
     told = [f"{name}: {_told(estimate, shown)}" for name, (estimate, shown) in lines.items()]
     told += [f"leading directions, of which other sequences show: {shares}"] if shares else []
-    return [heading, *(f"  {line}" for line in told)]
+    needed = {name: asdict(entry) for name, entry in tokens_needed(result).items()}
+    if len(result.blocks) == 1:
+        del needed["block_diagonal_error"]
+    return [heading, *(f"  {line}" for line in told), tokens_line(needed)]
 
 
 def _told(estimate: Estimate, shown: Callable[[float | None], str]) -> str:

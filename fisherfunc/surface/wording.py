@@ -10,6 +10,7 @@ from fisherfunc.linalg.which_fisher import EMPIRICAL, matrix
 from fisherfunc.surface.visible import visible
 
 NOTHING = "–"
+_NEEDED = {"block_diagonal_error": "‖F − F_bd‖/‖F‖"}
 
 
 def matrix_name(metadata: Mapping[str, Any]) -> str:
@@ -69,6 +70,28 @@ def count_of_units(metadata: Mapping[str, Any]) -> str:
     count, unit = metadata.get("num_tokens", 0), metadata.get("unit", "token")
     rows = metadata.get("num_rows", count)
     return f"{count:,} {unit}" + ("" if count == 1 else "s") + (f", {rows:,} rows" if rows != count else "")
+
+
+def tokens_line(needed: Mapping[str, Mapping[str, int | None]]) -> str:
+    """The line that says how many tokens numbers take to be within 10 %.
+
+    Example:
+        >>> tokens_line({"trace": {"sample": None, "population": 3125}, "participation_ratio": {"sample": 64321,
+        ...                                                                  "population": None}})
+        'Within 10 % from so many tokens on: trace 3,100; participation ratio –, of the tokens themselves 64,000'
+    """
+
+    def told(name: str, sample: int | None, population: int | None) -> str:
+        text = f"{_NEEDED.get(name, name.replace('_', ' '))} {_about(population)}"
+        return text + ("" if sample is None else f", of the tokens themselves {_about(sample)}")
+
+    parts = [told(name, found["sample"], found["population"]) for name, found in needed.items()]
+    return f"Within 10 % from so many tokens on: {'; '.join(parts)}"
+
+
+def _about(count: int | None) -> str:
+    """To two digits."""
+    return NOTHING if count is None else f"{int(float(f'{count:.1e}')):,}"
 
 
 def number(value: float | None, *, digits: int = 4, scientific: bool = True) -> str:

@@ -36,6 +36,7 @@ class RunPlan:
             nothing was calibrated.
         rates: What they were predicted from, in operations a second.
         num_targets: T.
+        needed_tokens: {number: {"sample", "population"}}: how many tokens it takes, where an earlier result told.
     """
 
     route: str
@@ -54,6 +55,7 @@ class RunPlan:
     seconds: Mapping[str, float] = field(default_factory=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
     num_targets: int = 1
+    needed_tokens: Mapping[str, Mapping[str, int | None]] = field(default_factory=dict)
 
     @property
     def num_passes(self) -> int:
@@ -71,6 +73,7 @@ class RunPlan:
             "operations": dict(self.operations),
             "seconds": dict(self.seconds) or None,
             "rates": dict(self.rates) or None,
+            "needed_tokens": {name: dict(found) for name, found in self.needed_tokens.items()} or None,
         }
 
 
