@@ -31,8 +31,8 @@ class TokensNeeded:
 def tokens_needed(result: FisherSpectrum, *, within: float = WITHIN) -> dict[str, TokensNeeded]:
     """Return how many tokens trace, participation ratio and block-diagonal error of the full matrix take.
 
-    An extrapolation: of the embedded model, 504 tokens say 68,000 for the participation ratio of the sample and 4,032
-    tokens 73,000.
+    An extrapolation: of the embedded model, 504 tokens say 93,000 for the participation ratio of the sample, and 2,016
+    say 66,000.
 
     Args:
         result: Of the same model and text, with estimates of the population; of any number of tokens.
