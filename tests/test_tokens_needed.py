@@ -69,7 +69,7 @@ def test_the_table_and_the_plan_say_it():
     model, batch = torch.nn.Linear(3, 2), (1 + torch.randn(12, 3), torch.arange(12) % 2)
     pilot = ff.fisher_spectrum(model, batch)
     needed = tokens_needed(pilot)
-    assert "Within 10 % from so many tokens on: trace" in shown(report(pilot, width=200), 200)
+    assert "Within 10 % from so many tokens on" in shown(report(pilot, width=200), 200)
     plan = ff.plan(model, batch, calibrate=False, pilot=pilot)
     assert plan.needed_tokens["trace"]["population"] == needed["trace"].population
     assert plan.to_dict()["needed_tokens"]["participation_ratio"]["sample"] == needed["participation_ratio"].sample

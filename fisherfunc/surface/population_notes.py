@@ -6,7 +6,7 @@ from dataclasses import asdict
 from fisherfunc.pipeline.needed import tokens_needed
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.population.estimate import Estimate
-from fisherfunc.surface.wording import NOTHING, number, tokens_line
+from fisherfunc.surface.wording import NOTHING, number, tokens_lines
 
 
 def population_notes(result: FisherSpectrum) -> list[str]:
@@ -50,7 +50,7 @@ def population_notes(result: FisherSpectrum) -> list[str]:
     needed = {name: asdict(entry) for name, entry in tokens_needed(result).items()}
     if len(result.blocks) == 1:
         del needed["block_diagonal_error"]
-    return [heading, *(f"  {line}" for line in told), tokens_line(needed)]
+    return [heading, *(f"  {line}" for line in told), *tokens_lines(needed)]
 
 
 def _told(estimate: Estimate, shown: Callable[[float | None], str]) -> str:

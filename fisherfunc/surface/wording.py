@@ -72,21 +72,23 @@ def count_of_units(metadata: Mapping[str, Any]) -> str:
     return f"{count:,} {unit}" + ("" if count == 1 else "s") + (f", {rows:,} rows" if rows != count else "")
 
 
-def tokens_line(needed: Mapping[str, Mapping[str, int | None]]) -> str:
-    """The line that says how many tokens numbers take to be within 10 %.
+def tokens_lines(needed: Mapping[str, Mapping[str, int | None]]) -> list[str]:
+    """The lines that say how many tokens numbers take to be within 10 %.
 
     Example:
-        >>> tokens_line({"trace": {"sample": None, "population": 3125}, "participation_ratio": {"sample": 64321,
-        ...                                                                  "population": None}})
-        'Within 10 % from so many tokens on: trace 3,100; participation ratio –, of the tokens themselves 64,000'
+        >>> for line in tokens_lines({"trace": {"sample": None, "population": 3125},
+        ...                           "participation_ratio": {"sample": 64321, "population": None}}): print(line)
+        Within 10 % from so many tokens on, as estimated; of the tokens themselves:
+          trace: 3,100
+          participation ratio: –; 64,000
     """
 
     def told(name: str, sample: int | None, population: int | None) -> str:
-        text = f"{_NEEDED.get(name, name.replace('_', ' '))} {_about(population)}"
-        return text + ("" if sample is None else f", of the tokens themselves {_about(sample)}")
+        text = f"  {_NEEDED.get(name, name.replace('_', ' '))}: {_about(population)}"
+        return text + ("" if sample is None else f"; {_about(sample)}")
 
     parts = [told(name, found["sample"], found["population"]) for name, found in needed.items()]
-    return f"Within 10 % from so many tokens on: {'; '.join(parts)}"
+    return ["Within 10 % from so many tokens on, as estimated; of the tokens themselves:", *parts]
 
 
 def _about(count: int | None) -> str:
