@@ -27,7 +27,7 @@ from fisherfunc.linalg.token_grams import TokenGrams, Tokens
 from fisherfunc.population import Estimate, summary
 from fisherfunc.population.clusters import clusters_of
 from fisherfunc.population.paired import LeftOut, left_out, paired_ratio
-from fisherfunc.population.second_moments import second_moments_of
+from fisherfunc.population.pairs import second_moments_of
 from fisherfunc.statistics.block_grams import gathered
 
 NUM_BLOCKS = 4

@@ -19,7 +19,7 @@ from torch import Tensor
 from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.population.clusters import Clusters
 from fisherfunc.population.estimate import Estimate, jackknifed
-from fisherfunc.population.second_moments import SecondMoments, outer_pairs, second_moments_of
+from fisherfunc.population.pairs import SecondMoments, outer_pairs, second_moments_of
 
 METHOD, LEVEL = "paired jackknife", 0.95
 Values = tuple[float, ...]

@@ -14,14 +14,13 @@ from fisherfunc.population.estimate import BlockEstimates, Estimate, check_level
 from fisherfunc.population.leading import LeadingSums, bracket_of_leading, bracket_of_sums, held_out
 from fisherfunc.population.moments import moment_estimates, moments_of
 from fisherfunc.population.paired import LeftOut, left_out
+from fisherfunc.population.pairs import full_of, second_moments_of
 from fisherfunc.population.rank import left_out_traces, rank_estimate
 from fisherfunc.population.second_moments import (
     BlockCoupling,
     coupling_estimate,
     error_estimate,
-    full_of,
     participation_ratio_of,
-    second_moments_of,
     squared_norm_of,
     trace_of,
 )
