@@ -109,6 +109,16 @@ def test_results_on_other_tokens_or_clusters_or_without_estimates_have_no_paired
     }
 
 
+def test_a_block_that_a_result_lacks_has_no_ratio_there():
+    """Three results, of which the last calls its blocks by other names: the ratio of the full matrix is there alone."""
+    results = {name: result_of(grams(seed)) for seed, name in enumerate(("one", "two"))}
+    results["other"] = ff.spectrum_of_grams(grams(2), blocks=lambda name: f"{name}'", population=True)
+    found = ff.compare(results, across={"blocks"})
+    assert found.paired["a"]["trace"]["two"] is not None and found.paired["a"]["trace"]["other"] is None
+    assert found.paired["full"]["trace"]["other"] is not None
+    assert "None" not in shown(compare_report(found, metrics=("trace",), width=160), 160)
+
+
 def test_left_out_values_survive_json():
     found = ff.population.summary(grams(1)).left_out
     assert LeftOut.from_dict(json.loads(json.dumps(found.to_dict()))) == found

@@ -159,8 +159,8 @@ def _estimated(found: Comparison, label: str, name: str, result: str) -> str:
     assert population is not None
     estimates = getattr(population, name)
     if isinstance(estimates, BlockEstimates):
-        estimates = estimates.full if label == list(found.values)[-1] else estimates[label]
-    text = number(estimates.estimate, scientific=False)
+        estimates = estimates.full if label == list(found.values)[-1] else estimates.get(label)
+    text = NOTHING if estimates is None else number(estimates.estimate, scientific=False)
     ratio = found.paired[label][name][result]
     return text if result == found.names[0] else f"{text} {_times(None if ratio is None else ratio.estimate):>8}"
 
