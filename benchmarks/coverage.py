@@ -8,6 +8,7 @@ and a distribution of norms:
     g_st = √ν_st Q (√λ ∘ (√ρ u_s + √(1−ρ) e_st)),   u, e standard normal, E ν = 1,   so that  F = Q diag(λ) Qᵀ
 
 Q mixes the four eigenvalues of each place by a Hadamard matrix, so that blocks are coupled, and any P costs N P.
+`--paired` simulates the paired intervals of comparisons in place of these: the same u, e and ν, two spectra.
 """
 
 import argparse
@@ -24,10 +25,15 @@ from torch import Tensor
 from fisherfunc.linalg.gram import gram_of
 from fisherfunc.linalg.token_grams import TokenGrams, Tokens
 from fisherfunc.population import Estimate, summary
+from fisherfunc.population.clusters import clusters_of
+from fisherfunc.population.paired import LeftOut, left_out, paired_ratio
+from fisherfunc.population.pairs import second_moments_of
+from fisherfunc.statistics.block_grams import gathered
 
 NUM_BLOCKS = 4
 MIXING = torch.tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], dtype=torch.float64) / 2
 CORRELATION = 0.3
+REFERENCE = "1/k"
 SPECTRA = ("flat", "1/k", "1/k^2", "spiked", "model")
 NORMS = ("gaussian", "heavy")
 LOG_NORMS = (
@@ -204,6 +210,47 @@ def measure(spectrum: str, norms: str, num_sequences: int, num_tokens: int, num_
     ]
 
 
+RATIOS = {
+    "trace": "ratio of traces",
+    "participation_ratio": "ratio of participation ratios",
+    "block_diagonal_error": "ratio of block-diagonal errors",
+}
+
+
+def measure_paired(
+    spectrum: str, norms: str, num_sequences: int, num_tokens: int, num_samples: int, seed: int
+) -> list[Cell]:
+    """Ratios to the population `REFERENCE` of the same draws."""
+    pair = population(spectrum, norms), population(REFERENCE, norms)
+    found: dict[str, list[Estimate]] = {name: [] for name in RATIOS}
+    for n in range(num_samples):
+        drawn = crc32(f"{seed} {norms} {num_sequences} {n}".encode())
+        size = {"num_sequences": num_sequences, "num_tokens": num_tokens}
+        values, first = (
+            _left_out(sample(of, **size, generator=torch.Generator().manual_seed(drawn))).full for of in pair
+        )
+        for name in RATIOS:
+            ratio = paired_ratio(values[name], first[name]) if name in values and name in first else None
+            found[name] += [] if ratio is None else [ratio]
+    truths = [of.truths() for of in pair]
+    known = {name: truths[0][_told_name(name)] for name in RATIOS}
+    return [
+        _cell((spectrum, norms, num_sequences, told), known[name] / truths[1][_told_name(name)], found[name])
+        for name, told in RATIOS.items()
+        if found[name] and known[name] > 0
+    ]
+
+
+def _told_name(name: str) -> str:
+    """As in `Population.truths`."""
+    return name.replace("k_d", "k-d").replace("_", " ")
+
+
+def _left_out(grams: TokenGrams) -> LeftOut:
+    blocks, clusters = gathered(grams, None), clusters_of(grams, None, "a ratio")
+    return left_out(grams, blocks, clusters, second_moments_of(grams, blocks, clusters))
+
+
 def _cell(which: tuple[str, str, int, str], truth: float, found: list[Estimate]) -> Cell:
     shown = [e for e in found if e.warning is None or which[3] == "effective rank"]
     points = [e.estimate for e in shown if e.estimate is not None]
@@ -225,11 +272,16 @@ def _share(found: Iterable[Estimate], truth: float) -> float:
 
 
 def markdown(cells: list[Cell]) -> str:
-    """A table: rows are estimators and spectra, columns norms and numbers of sequences."""
+    """A table: rows are estimators and spectra, columns norms, numbers of sequences, and in parentheses of samples."""
     columns = list(dict.fromkeys((cell.norms, cell.num_sequences) for cell in cells))
+    samples = {(cell.norms, cell.num_sequences): cell.num_samples for cell in cells}
     rows = list(dict.fromkeys((cell.name, cell.spectrum) for cell in cells))
     by_place = {(cell.name, cell.spectrum, cell.norms, cell.num_sequences): cell for cell in cells}
-    head = "| estimator | spectrum | truth | " + " | ".join(f"{norms}, {count}" for norms, count in columns) + " |"
+    head = (
+        "| estimator | spectrum | truth | "
+        + " | ".join(f"{norms}, {count} ({samples[norms, count]})" for norms, count in columns)
+        + " |"
+    )
     lines = [head, "| --- | --- | --- |" + " --- |" * len(columns)]
     for name, spectrum in rows:
         found = [by_place.get((name, spectrum, *column)) for column in columns]
@@ -264,6 +316,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--tokens", type=int, default=32, metavar="T", help="of each sequence; 32")
     found.add_argument("--spectra", nargs="+", choices=SPECTRA, default=list(SPECTRA), metavar="NAME")
     found.add_argument("--norms", nargs="+", choices=NORMS, default=list(NORMS), metavar="NAME")
+    found.add_argument("--paired", action="store_true", help="ratios of two spectra of the same draws")
     found.add_argument("--cells", type=Path, metavar="FILE", help="JSON lines: kept, and not measured again")
     return found
 
@@ -272,13 +325,15 @@ def main(arguments: list[str] | None = None, say: Callable[[str], None] = print)
     """Command line entry point: 1 where a cell falls short."""
     options = parser().parse_args(arguments)
     cells = _read(options.cells)
+    done = measure_paired if options.paired else measure
+    without = (REFERENCE, "model") if options.paired else ()
     known = {(cell.spectrum, cell.norms, cell.num_sequences) for cell in cells}
     for count in options.sequences:
-        for spectrum in options.spectra:
+        for spectrum in (name for name in options.spectra if name not in without):
             for norms in options.norms[:1] if spectrum == "model" else options.norms:
                 if (spectrum, population(spectrum, norms).norms, count) in known:
                     continue
-                new = measure(spectrum, norms, count, options.tokens, options.samples, options.seed)
+                new = done(spectrum, norms, count, options.tokens, options.samples, options.seed)
                 cells += new
                 if options.cells:
                     with options.cells.open("a", encoding="utf-8") as file:

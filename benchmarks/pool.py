@@ -1,7 +1,7 @@
 """`python -m benchmarks.pool [--tokens N] [--windows W...] [--grams FILE]`: is the population one number?
 
-All windows of the embedded text are passed over once. Disjoint subsets of 8, 16 and 32 of them, dealt in turn so that
-each is spread over the text, are each asked for the population: what the sample gives falls or rises with the number of
+The first 64 windows of the embedded text are passed over once. Disjoint subsets of 8, 16 and 32, dealt in turn so that
+each is spread over them, are each asked for the population: what the sample gives falls or rises with the number of
 tokens, what `ff.population` gives should not. Each subset's interval is held against the point of other windows, up to
 32, whose own error is not in it. Prints two tables in Markdown.
 """
@@ -15,10 +15,12 @@ import torch
 
 from fisherfunc import functionalize, token_grams
 from fisherfunc.linalg.token_grams import TokenGrams
+from fisherfunc.models.huggingface import text_windows
 from fisherfunc.partitioning import by_layer
 from fisherfunc.population import Estimate, PopulationSummary, summary
 from fisherfunc.statistics import block_coupling
-from fisherfunc.surface.job import Job, loaded_model, pass_options
+from fisherfunc.surface.job import EMBEDDED_CONTEXT, Job, loaded_model, pass_options
+from fisherfunc.surface.texts import read_documents
 
 KAPPA = 10.0
 LEAST = 5
@@ -31,7 +33,9 @@ COMPARED = ("participation ratio", "block-diagonal error", "alignment", "effecti
 def pool(num_tokens: int) -> TokenGrams:
     """The Grams of that many tokens of the embedded model, from the beginning of its text."""
     job = Job(num_tokens=num_tokens)
-    loaded, batches, _ = loaded_model(job)
+    loaded, *_ = loaded_model(job)
+    options = {"task": loaded.task, "context": EMBEDDED_CONTEXT, "num_tokens": num_tokens}
+    batches = text_windows(loaded.tokenizer, read_documents(None), spread=False, **options).batches
     fn, options = functionalize(loaded.model), pass_options(job, loaded)
     return token_grams(fn, fn.params, batches, options["loss"], num_tokens=num_tokens, blocks=by_layer)
 

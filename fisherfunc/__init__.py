@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fisherfunc.pipeline.determinism import deterministic
     from fisherfunc.pipeline.eigenvectors import fisher_eigenvectors
     from fisherfunc.pipeline.fisher import fisher_spectrum
+    from fisherfunc.pipeline.needed import tokens_needed
     from fisherfunc.pipeline.plan import plan
     from fisherfunc.pipeline.result import FisherSpectrum
     from fisherfunc.pipeline.solve import spectrum_of_gradients, spectrum_of_grams
@@ -74,6 +75,7 @@ __all__ = [
     "targets",
     "token_grams",
     "tokens",
+    "tokens_needed",
     "trainer_callback",
     "whole",
 ]
@@ -117,6 +119,7 @@ _PLACES = {
     "spectrum_of_gradients": "fisherfunc.pipeline.solve",
     "spectrum_of_grams": "fisherfunc.pipeline.solve",
     "token_grams": "fisherfunc.gradients.grams",
+    "tokens_needed": "fisherfunc.pipeline.needed",
     "trainer_callback": "fisherfunc.surface.trainer_callback",
     "whole": "fisherfunc.partitioning",
 }

@@ -65,6 +65,30 @@ def test_a_small_part_of_the_simulation_runs_and_its_intervals_hold():
     assert len(held) >= 11 and sum(held) / len(held) > 70
 
 
+def test_a_small_part_of_the_paired_simulation_runs():
+    """Its truths are ratios to the population 1/k; of one spectrum to itself each draw would give one."""
+    said = []
+    options = [
+        "--samples",
+        "3",
+        "--sequences",
+        "8",
+        "--tokens",
+        "4",
+        "--norms",
+        "gaussian",
+        "--spectra",
+        "spiked",
+        "1/k",
+    ]
+    main(["--paired", *options], said.append)
+    rows = {line.split("|")[1].strip(): line.split("|") for line in said[0].splitlines() if "| spiked |" in line}
+    assert len(rows) == 3 and not [line for line in said[0].splitlines() if "| 1/k |" in line]
+    truths = [population(name, "gaussian").truths() for name in ("spiked", "1/k")]
+    for told, name in (("ratio of traces", "trace"), ("ratio of participation ratios", "participation ratio")):
+        assert rows[told][3].strip() == f"{truths[0][name] / truths[1][name]:.4g}"
+
+
 def test_what_falls_short_is_marked():
     facts = {"spectrum": "1/k", "norms": "heavy", "num_sequences": 20, "truth": 1.0, "num_samples": 100}
     good = Cell(name="trace", printed=1.0, held=0.93, held_all=0.93, bias=0.01, **facts)

@@ -14,7 +14,7 @@ from commands import process as start
 
 import fisherfunc as ff
 from fisherfunc.assets import CHECKPOINTS
-from fisherfunc.models.huggingface import load, text_batches
+from fisherfunc.models.huggingface import load, text_batches, text_windows
 from fisherfunc.surface import job
 from fisherfunc.surface.cli import cli
 from fisherfunc.surface.files import read_spectrum
@@ -98,14 +98,47 @@ def test_quiet_prints_nothing(hub, here):
     assert sorted(os.listdir("gpt2")) == FILES
 
 
-def test_a_dash_reads_standard_input(hub, here):
+def test_a_dash_reads_standard_input_from_its_beginning(hub, here):
+    """Of a stream the first windows are taken: of a file that ends there, the same; of a longer one, others."""
     text = (hub / "text.txt").read_text()
-    options = ["--tokens", 15, "--quiet"]
-    assert run(*tiny(hub), *options, "--out", "file").exit_code == 0
-    assert run("--model", hub / "gpt2", "--text", "-", *options, "--out", "pipe", input=text).exit_code == 0
-    file, pipe = read_spectrum("file"), read_spectrum("pipe")
-    assert torch.equal(file.full.eigenvalues, pipe.full.eigenvalues)
-    assert (file.metadata["text"], pipe.metadata["text"]) == (str(hub / "text.txt"), "-")
+    beginning = here / "beginning.txt"
+    beginning.write_text(" ".join(text.split()[:36]))
+    options = ["--tokens", 21, "--context", 8]
+    pipe = run("--model", hub / "gpt2", "--text", "-", *options, "--out", "pipe", input=text)
+    whole = run(*tiny(hub), *options, "--out", "whole")
+    assert run("--model", hub / "gpt2", "--text", beginning, *options, "--out", "file", "--quiet").exit_code == 0
+    assert ", the first of a stream" in pipe.stdout and ", spread evenly over the 25 of the text" in whole.stdout
+    found = {name: read_spectrum(name) for name in ("pipe", "whole", "file")}
+    assert (found["whole"].metadata["text"], found["pipe"].metadata["text"]) == (str(hub / "text.txt"), "-")
+    assert not torch.equal(found["whole"].full.eigenvalues, found["pipe"].full.eigenvalues)
+    first = text_batches(load(hub / "gpt2").tokenizer, beginning.read_text(), task="causal_lm", context=8)
+    want = ff.fisher_spectrum(load(hub / "gpt2").model, {k: v[:3] for k, v in first[0].items()}, num_tokens=21)
+    assert torch.equal(found["pipe"].full.eigenvalues, want.full.eigenvalues)
+
+
+def test_documents_of_json_lines_are_clusters(hub, here):
+    """What is said of the population is that of the library with the document of each window for a cluster."""
+    words = (hub / "text.txt").read_text().split()
+    documents = [" ".join(words[i * 20 : i * 20 + 20]) for i in range(4)]
+    lines = [json.dumps(text if i % 2 else {"text": text, "id": i}) for i, text in enumerate(documents)]
+    (here / "text.jsonl").write_text("\n".join(lines) + "\n")
+    ran = run("--model", hub / "gpt2", "--text", "text.jsonl", "--context", 8, "--dtype", "float64")
+    assert "12 windows of 8 positions without a start token, all of the text, from 4 documents" in ran.stdout
+    assert "Of the population that these 4 documents were drawn from" in ran.stdout
+    loaded = load(hub / "gpt2", dtype=torch.float64)
+    windows = text_windows(loaded.tokenizer, documents, task="causal_lm", context=8)
+    want = ff.fisher_spectrum(loaded.model, windows.batches, clusters=windows.documents).population
+    assert read_spectrum("gpt2").population == want and want.num_clusters == 4
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("{", "line 2 of text.jsonl is not JSON"), ('{"body": 1}', r'"text" is one, got dict with the keys .*body')],
+)
+def test_a_line_that_is_no_document_is_named(hub, here, line, message):
+    (here / "text.jsonl").write_text('"one two"\n' + line)
+    ran = run("--model", hub / "gpt2", "--text", "text.jsonl")
+    assert ran.exit_code == 1 and re.search(message, ran.stderr)
 
 
 def test_fewer_tokens_than_the_default_are_all_taken(hub, here):

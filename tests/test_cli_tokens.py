@@ -76,6 +76,16 @@ def test_the_table_shows_the_text_and_fits_its_width(hub, here):
     assert max(map(len, ran.stdout.splitlines())) <= 120
 
 
+def test_the_table_says_what_of_a_direction_other_sequences_show(hub, here):
+    options = ["--tokens", 20, "--context", 6, "--vectors", 2]
+    ran = run(*tiny(hub), *options)
+    facts = json.loads(run(*tiny(hub), *options, "--format", "json").stdout)["metadata"]
+    for value, outside in zip(facts["eigenvalues"], facts["out_of_sample"], strict=True):
+        assert f"; of other sequences it holds {100 * outside / value:.2g} %" in ran.stdout
+    centred = run(*tiny(hub), *options, "--center")
+    assert centred.exit_code == 0 and "of other sequences" not in centred.stdout
+
+
 def test_more_vectors_than_are_resolved_is_one_line(hub, here):
     ran = run(*tiny(hub), "--tokens", 4, "--vectors", 9)
     assert ran.exit_code == 1

@@ -191,7 +191,7 @@ def test_an_alignment_is_printed_where_there_is_one():
     from test_compare import known_grams
     from test_compare import rows as gradients
 
-    grams = {name: known_grams({"h.0.w": gradients(seed), "h.1.w": gradients(seed)}) for seed, name in enumerate("xy")}
+    grams = {name: known_grams({n: 1 + gradients(seed) for n in ("h.0.w", "h.1.w")}) for seed, name in enumerate("xy")}
     found = ff.compare(grams)
     table = rows(printed(found), "Centred kernel alignment of the token Grams with those of 'x'")
     assert set(table) == {"layer.0", "layer.1", "full matrix"}
@@ -207,7 +207,7 @@ def test_intervals_are_printed_below_and_drawn_as_bands_and_what_the_sample_sets
     from test_compare import known_grams
     from test_compare import rows as gradients
 
-    grams = {name: known_grams({"h.0.w": gradients(seed), "h.1.w": gradients(seed)}) for seed, name in enumerate("xy")}
+    grams = {name: known_grams({n: 1 + gradients(seed) for n in ("h.0.w", "h.1.w")}) for seed, name in enumerate("xy")}
     found = ff.compare(grams, intervals="jackknife")
     text = printed(found)
     low, high = (getattr(found.intervals["full"]["trace"]["y"], end) for end in ("low", "high"))

@@ -1,6 +1,7 @@
 """Couplings and halves: what the Grams give is what the gradients themselves give."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -107,7 +108,8 @@ def test_halves_are_disjoint_and_their_overlap_that_of_the_eigenvectors(center, 
     tree["a"][:, 0] *= 5
     sequence = torch.arange(24) % 5
     grams = grams_of(tree, sequence=sequence)
-    found = split_halves(grams.center() if center else grams, blocks=by_parameter, num_leading=num_leading, seed=1)
+    options = {"blocks": by_parameter, "num_leading": num_leading, "seed": 1}
+    found = split_halves(grams.center() if center else grams, num_splits=1, **options)
     order = torch.randperm(5, generator=torch.Generator().manual_seed(1))
     first = torch.isin(sequence, order[:2])
     for got, rows in [
@@ -124,7 +126,25 @@ def test_halves_are_disjoint_and_their_overlap_that_of_the_eigenvectors(center, 
             assert spectrum.num_tokens == len(half)
         overlap = (leading(halves[0], num_leading).mT @ leading(halves[1], num_leading)).square().sum() / num_leading
         assert_close(got.overlap, overlap, atol=1e-9, rtol=0)
-        assert got.num_leading == num_leading and got.chance == num_leading / rows.shape[1]
+        assert got.num_leading == num_leading and got.spread.isnan()
+        if center:
+            assert math.isnan(got.chance)
+            continue
+        pairs = [(n, m) for n in range(24) for m in range(24) if n % 5 != m % 5]
+        squares = rows.square().sum(dim=1)
+        ratio = sum(squares[n] * squares[m] for n, m in pairs) / sum((rows[n] @ rows[m]) ** 2 for n, m in pairs)
+        assert got.chance == pytest.approx(num_leading / float(ratio), rel=1e-9)
+
+
+def test_directions_that_are_tokens_overlap_by_chance_and_splits_say_how_much_that_varies():
+    """Of a flat population each leading direction is noise: within four errors of the mean over independent samples."""
+    off = []
+    for seed in range(20):
+        got = split_halves(grams_of({"w": gaussian(16, 400, seed=seed)}), num_leading=3, num_splits=4).full
+        assert got.overlaps.shape == (4,) and float(got.spread) > 0
+        off.append(got.overlap.item() - got.chance)
+    off = torch.tensor(off)
+    assert abs(off.mean()) < 4 * off.std() / 20**0.5
 
 
 def test_the_overlap_of_the_same_and_of_orthogonal_directions():

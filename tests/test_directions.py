@@ -266,3 +266,16 @@ def test_of_a_module_and_a_batch_at_once():
     assert found.label == "lstm" and list(found.vectors) == list(expected.vectors)
     with pytest.raises(ValueError, match="no block 'attention'"):
         ff.fisher_eigenvectors(model, batch, block="attention", loss=loss)
+
+
+def test_what_exists_beyond_the_sample_is_that_of_explicit_refits():
+    """λ_out,k: of each sequence, its rows along the k-th eigenvector of all others; none where nothing can be said."""
+    found, rows = found_in("lstm"), torch.cat([*rows_of("lstm", *build("lstm", dtype=torch.float64)).values()], dim=1)
+    sequence, want = found.tokens.sequence, torch.zeros(K, dtype=torch.float64)
+    for s in sequence.unique():
+        _, vectors = torch.linalg.eigh(rows[sequence != s].mT @ rows[sequence != s])
+        want += (rows[sequence == s] @ vectors.flip(1)[:, :K]).square().sum(dim=0) / len(rows)
+    # Ritz values that moved by less than 1e-7 λ₁ are of vectors that are off by the root of that, by the gap
+    torch.testing.assert_close(found.out_of_sample, want, rtol=0, atol=1e-3 * float(found.eigenvalues[0]))
+    torch.testing.assert_close(found.beyond_sample, found.out_of_sample / found.eigenvalues, rtol=0, atol=0)
+    assert found_in("lstm", center=True).out_of_sample is None

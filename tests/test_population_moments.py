@@ -157,6 +157,17 @@ def test_the_bracket_holds_where_the_sample_is_one_token():
     assert held >= 15  # at a true coverage of 0.88 fewer than 15 of 20 come up once in a hundred times
 
 
+def test_sums_lie_within_what_moments_leave():
+    """λ₁ from below, and Hölder's k^(1−1/q) p_q^(1/q) from above, where these are closer than eigenvalues in sample."""
+    grams = clustered_grams([1.0] * 100, num_sequences=20, num_tokens=4, correlation=0.3, seed=0)
+    first, sums = ff.population.leading_eigenvalue(grams), ff.population.leading_sums(grams, num=5)
+    fourth = ff.population.moments(grams)[3]
+    assert first.warning is None and fourth.warning is None
+    for k, found in enumerate(sums.sums, start=1):
+        assert found.low >= first.low and found.high <= k**0.75 * fourth.high**0.25 * (1 + 1e-12)
+        assert found.low <= k <= found.high < sum(sums.in_sample[:k])
+
+
 def test_sums_survive_json():
     rows, sequence = sample()
     found = ff.population.leading_sums(grams_of({"w": rows}, sequence=sequence), num=3)

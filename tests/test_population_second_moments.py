@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import t as student
 
 import fisherfunc as ff
-from fisherfunc.population import BlockCoupling, BlockEstimates, Estimate
+from fisherfunc.population import BlockCoupling, BlockEstimates, Estimate, summary
 from fisherfunc.testing import gradient_trees
 
 ESTIMATORS = (
@@ -235,6 +235,14 @@ def test_sequences_of_many_lengths_are_no_heavy_tail():
     tree, sequence = rows([1, 2, 4, 8, 16, 32, 40])
     found = ff.population.squared_norm(grams_of({n: g.abs() for n, g in tree.items()}, sequence=sequence))
     assert found.warning is None
+
+
+def test_squares_of_single_tokens_are_no_heavy_tail():
+    """χ² of one degree of freedom: its logarithm spreads by 2.2, by small ones."""
+    row = torch.randn(50, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert summary(grams_of({"w": row}), blocks=None).trace.full.warning is None
+    lognormal = grams_of({"w": (1.1 * row).exp()})  # spreads as much
+    assert "too short" in summary(lognormal, blocks=None).trace.full.warning
 
 
 def test_heavy_tails_warn_of_the_moment_and_not_of_the_ratio():

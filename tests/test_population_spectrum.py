@@ -120,13 +120,13 @@ def test_dependence_of_norms_and_directions_warns():
     assert max(off for _, off in estimates(50)) > 1.2
 
 
-def test_bounds_of_the_effective_rank_hold_and_give_a_point_where_they_meet():
+def test_bounds_of_the_effective_rank_hold_and_say_where_they_are_wide():
     few = [3.0, 2.0, 1.0, 0.5]
     grams = clustered_grams(few, num_sequences=40, num_tokens=4, correlation=0.3, seed=0)
     entropy = -sum(x / 6.5 * math.log(x / 6.5) for x in few)
     found = ff.population.effective_rank(grams)
     assert found.low <= math.exp(entropy) <= found.high <= 4
-    assert found.warning is None and found.low <= found.estimate <= found.high
+    assert found.warning is None and found.estimate is None
     many = [1 / k for k in range(1, 2001)]
     grams = clustered_grams(many, num_sequences=12, num_tokens=4, correlation=0.3, seed=0)
     total = sum(many)

@@ -89,5 +89,27 @@ def test_a_run_estimates_by_itself_and_takes_clusters():
     assert ff.fisher_spectrum(model, batch, population=False).population is None
     clustered = ff.fisher_spectrum(model, batch, clusters=["a", "a", "b", "b", "c", "c", "d", "d"])
     assert clustered.population.num_clusters == 4
-    with pytest.raises(ValueError, match="at least 3 clusters, got 2"):
-        ff.fisher_spectrum(model, batch, clusters=[0, 0, 0, 0, 1, 1, 1, 1])
+    two = ff.fisher_spectrum(model, batch, clusters=[0, 0, 0, 0, 1, 1, 1, 1])
+    assert two.population is None and "at least 3 clusters, got 2" in two.metadata["population"]
+    with pytest.raises(ValueError, match=r"one label per sequence \(8\), got 3"):
+        ff.fisher_spectrum(model, batch, clusters=[0, 1, 2])
+
+
+def test_clusters_of_a_pass_stay_with_its_tokens_wherever_these_go(tmp_path):
+    """Selected, summed and through a file: the estimates are those of labels given afterwards, by sequence."""
+    fn = ff.functionalize(torch.nn.Linear(3, 2).double())
+    batch = gaussian(8, 3), torch.arange(8) % 2
+    documents = ["d", "a", "b", "c", "d", "a", "b", "c"]
+    options = {"loss": ff.losses.classification(), "num_tokens": 7}
+    grams = ff.token_grams(fn, fn.params, batch, clusters=documents, **options)
+    plain = ff.token_grams(fn, fn.params, batch, **options)
+    labels = [documents[s] for s in plain.tokens.sequence.tolist()]
+    want = ff.population.squared_norm(plain, clusters=labels)
+    assert want.num_clusters == 4 and ff.population.squared_norm(grams) == want
+    grams.save(tmp_path / "grams")
+    assert ff.population.squared_norm(ff.TokenGrams.load(tmp_path / "grams")) == want
+    assert ff.population.squared_norm(grams.by_sequence()).num_clusters == 4
+    order = torch.arange(6, -1, -1)
+    turned = ff.population.squared_norm(grams.select(order))
+    assert (turned.low, turned.high) == pytest.approx((want.low, want.high), rel=1e-12)
+    assert ff.statistics.jackknife(grams).full["trace"].num_sequences == 4

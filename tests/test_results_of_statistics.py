@@ -143,6 +143,23 @@ def test_the_heat_map_is_the_alignment(count, name):
     assert title == "Couplings in the empirical Fisher"
 
 
+def test_the_population_stands_beside_the_sample_in_the_pictures():
+    from fisherfunc.surface.plots import plot_spectrum
+
+    tree = {f"layer.{index}.w": 1 + gaussian(40, 3, seed=index) for index in range(3)}
+    result = ff.spectrum_of_grams(grams_of(tree), blocks=by_parameter, population=True)
+    figure = plot_couplings(result)
+    assert [axes.get_xlabel() for axes in figure.axes[:2]] == ["of these tokens", "of the population"]
+    (image,) = figure.axes[1].get_images()
+    want = [[entry.estimate for entry in row] for row in result.population.coupling.alignment]
+    assert torch.tensor(image.get_array().tolist()).equal(torch.tensor(want))
+    bracket = result.population.leading_eigenvalue
+    (bar,) = [line for line in plot_spectrum(result).axes[0].lines if "population" in str(line.get_label())]
+    assert list(bar.get_ydata()) == [bracket.low, bracket.high] and bracket.warning is None
+    plain = plot_spectrum(replace(result, population=None))
+    assert not [line for line in plain.axes[0].lines if "population" in str(line.get_label())]
+
+
 def test_gradients_at_hand_have_no_couplings_to_draw():
     assert result_of_rows().coupling is None
     with pytest.raises(ValueError, match="no couplings"):

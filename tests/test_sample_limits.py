@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from builders import grams_of
 
 import fisherfunc as ff
 from fisherfunc.statistics import sample_limits
@@ -72,6 +73,21 @@ def test_where_the_model_sets_the_ranks_there_is_no_warning():
     full_rank = limits(gaussian(60, 400) * 2.0 ** -torch.arange(400))  # a steep spectrum in float64
     assert "effective_rank" not in full_rank.set_by_sample
     assert limits(torch.zeros(3, 9)).warnings == ()
+
+
+def test_ranks_are_set_by_the_sample_where_its_norm_is_beyond_that_of_the_population():
+    """λ = 1/√k: the effective rank is below a third of the rows, and the participation ratio a third of the truth's."""
+    values = torch.arange(1, 401, dtype=torch.float64).rsqrt()
+    rows, norm = gaussian(150, 400) * values.sqrt(), float(values.square().sum())
+    spectrum = ff.spectrum_of_gradients({"w": rows}).full
+    assert float(spectrum.eigenvalues.square().sum()) > 1.5 * norm
+    found = sample_limits(spectrum, squared_norm=norm)
+    assert "effective_rank" in found.set_by_sample and "times that of the population" in found.warnings[-1]
+    assert "effective_rank" not in sample_limits(spectrum, squared_norm=10 * norm).set_by_sample
+    own = ff.spectrum_of_grams(grams_of({"w": rows}), population=True)
+    estimate = own.population.squared_norm.full.estimate
+    limits_of_own = own.to_dict()["sample_limits"]["full"]
+    assert limits_of_own == sample_limits(own.full, squared_norm=estimate).to_dict()
 
 
 def test_what_is_approximate_or_has_no_p_is_not_taken_for_its_length():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fisherfunc.models.huggingface import num_valid_tokens, text_batches
+from fisherfunc.models.huggingface import num_valid_tokens, text_batches, text_windows
 
 IGNORED = -100
 WEIGHTS = "model.safetensors"
@@ -178,3 +178,49 @@ def test_a_start_token_that_there_is_not_is_an_error():
         _causal(hf_folders.tokenizer("gpt2"), 9, 4, bos="yes")
     with pytest.raises(ValueError, match="context=1 leaves no token to predict; causal_lm needs 2"):
         _causal(_with_start(), 9, 1)
+
+
+def _texts(kind, batches):
+    """The tokens of the text that each window holds."""
+    inputs = _rows(batches, "input_ids")
+    if kind == "gpt2":
+        return inputs
+    pairs = zip(inputs, _rows(batches, "labels"), strict=True)
+    if kind == "t5":
+        return [row[:-1] + labels[:-1] for row, labels in pairs]
+    return [[t if v == IGNORED else v for t, v in zip(row, labels, strict=True)][1:-1] for row, labels in pairs]
+
+
+def _cut(kind, documents, **options):
+    tokenizer = TOKENIZERS.setdefault(kind, hf_folders.tokenizer(kind))
+    found = text_windows(tokenizer, documents, task=hf_folders.TASKS[kind], context=10, **options)
+    return found, _texts(kind, found.batches)
+
+
+@pytest.mark.parametrize("kind", hf_folders.TASKS)
+@given(wanted=st.integers(1, 300), length=st.integers(30, 300))
+def test_windows_are_spread_evenly_over_the_text_or_are_the_first(kind, wanted, length):
+    """Of n windows the k that are taken are those of number ⌊i n/k⌋."""
+    text = [hf_folders.sentence(length)]
+    (_, every), (found, spread), (_, first) = (
+        _cut(kind, text),
+        _cut(kind, text, num_tokens=wanted),
+        _cut(kind, text, num_tokens=wanted, spread=False),
+    )
+    count, total = len(spread), len(every)
+    assert found.num_windows == total and spread == [every[i * total // count] for i in range(count)]
+    assert first == every[: len(first)]
+    assert count == total or num_valid_tokens(found.batches) >= wanted
+
+
+@given(lengths=st.lists(st.integers(0, 40), min_size=1, max_size=8), wanted=st.integers(1, 60))
+def test_no_window_is_of_two_documents_and_each_knows_its_own(lengths, wanted):
+    documents = [" ".join([f"w{number}"] * length) for number, length in enumerate(lengths)]  # a word of its own each
+    if max(lengths) < 2:
+        with pytest.raises(ValueError, match="give a longer text"):
+            _cut("gpt2", documents, num_tokens=wanted)
+        return
+    found, windows = _cut("gpt2", documents, num_tokens=wanted)
+    word = {TOKENIZERS["gpt2"].convert_tokens_to_ids(f"w{number}"): number for number in range(len(lengths))}
+    assert [{word[token] for token in window} for window in windows] == [{number} for number in found.documents]
+    assert found.num_windows == sum(length // 10 + (length % 10 > 1) for length in lengths)

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -34,6 +34,7 @@ from fisherfunc.gradients.workload import PassOptions, Workload
 from fisherfunc.linalg.full_precision import full_precision
 from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.partitioning import rule_name
+from fisherfunc.population.clusters import coded
 from fisherfunc.records.axes import Batch, Params, Progress
 from fisherfunc.records.dtypes import dtype_name
 from fisherfunc.records.versions import versions
@@ -62,6 +63,7 @@ def token_grams(
     self_check: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
     plan: RunPlan | None = None,
+    clusters: Iterable[Hashable] | Tensor | None = None,
     progress: Progress | None = None,
 ) -> TokenGrams:
     """The Gram matrix K_p = G_p G_pᵀ of every parameter tensor: unnormalised, exact.
@@ -95,6 +97,8 @@ def token_grams(
             bits, and after the end takes the Grams from there. Each run needs a folder of its own; nothing deletes it.
         plan: From `ff.plan` with the same options, for this model or one of the same shapes, and a batch of the same
             shapes: nothing is discovered again, and the check at the end is the same.
+        clusters: A label per sequence of the batch, where sequences are not independent of each other (the windows of a
+            document, answers to a prompt): what `ff.population` and `ff.statistics` then take in place of sequences.
         progress: Called as `progress(done, total)`, in backward passes of one token.
 
     Returns:
@@ -104,8 +108,8 @@ def token_grams(
         ValueError: If no token is valid, an option is out of range, the memory limit is below the smallest chunk, a
             loss or gradient is not finite (the error names sequence, position and parameter), the checkpoint is of
             another run (it says what differs), the targets are not for this loss, this unit or this memory limit, the
-            samples of a batch depend on each other, the plan was made for something else (a `PlanMismatchError`, it
-            names what), or the self-check fails (it names block and sequences).
+            samples of a batch depend on each other, clusters are not one per sequence, the plan was made for something
+            else (a `PlanMismatchError`, it names what), or the self-check fails (it names block and sequences).
         MemoryError: If the Grams alone take more than the memory that is free.
         OSError: If the checkpoint cannot be written.
     """
@@ -135,6 +139,7 @@ def token_grams(
     work, ready, options, coordinates = start.work, start.ready, start.options, start.coordinates
     targets, loss, labels = start.targets, ready.work.loss, options.labels
     check_room(work, options)
+    cluster = None if clusters is None else coded(clusters, len(ready.work.sequences))
     numbers = count()  # of the passes: there are more than one where rows are not finite
 
     def passed_by(
@@ -195,7 +200,7 @@ def token_grams(
     }
     return TokenGrams(
         grams=done.grams,
-        tokens=named(done.rows, unit),
+        tokens=named(done.rows, unit, cluster),
         scale={},  # also for sequences: their rows are formed as sums, no Gram of single tokens cancels (by_sequence)
         num_params=_by_label(work.num_params, options),
         unit=unit,

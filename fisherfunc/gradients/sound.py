@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from fisherfunc.gradients.rows import raise_nonfinite
@@ -67,11 +67,14 @@ def sound_pass(work: Workload, passed: Pass, *, unit: str, drop_nonfinite: bool,
     return SoundPass(rows=rows, grams=grams, how=how, num_tokens=_num_tokens(rows))
 
 
-def named(rows: Workload, unit: str) -> Tokens:
-    """The tokens that results carry: a sequence has no position."""
+def named(rows: Workload, unit: str, cluster: Int[Tensor, " s"] | None = None) -> Tokens:
+    """The tokens that results carry, with the cluster of each where sequences have one: a sequence has no position."""
+    tokens = rows.tokens
+    if cluster is not None:
+        tokens = replace(tokens, cluster=cluster.to(tokens.sequence.device)[tokens.sequence])
     if unit == "token":
-        return rows.tokens
-    return replace(rows.tokens, position=torch.full_like(rows.tokens.position, -1), target=None)
+        return tokens
+    return replace(tokens, position=torch.full_like(tokens.position, -1), target=None)
 
 
 def _finite(grams: Mapping[str, Tensor]) -> Bool[Tensor, " n"]:

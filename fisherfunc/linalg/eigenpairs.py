@@ -22,6 +22,9 @@ class Eigenpairs:
             Grams ⟨g_n − ḡ, v⟩/√(λN), ḡ the mean row. Its largest entry is positive.
         resolution: What eigenvalues are told from zero above.
         tokens: Which token (or sequence) each entry of u_k is.
+        out_of_sample: λ_out,k: what direction k of all other sequences holds of a sequence, per token, and λ_out,k/λ_k
+            the share of direction k that exists beyond the sample (see `ff.population.leading_sums`); None where
+            nothing can be said of the population, as of fewer than three sequences.
         label: The block.
         metadata: What F this is, and of which Grams.
     """
@@ -30,8 +33,14 @@ class Eigenpairs:
     coefficients: Float[Tensor, "k n"]
     resolution: Float[Tensor, ""]
     tokens: Tokens
+    out_of_sample: Float[Tensor, " k"] | None
     label: str
     metadata: Mapping[str, Any]
+
+    @property
+    def beyond_sample(self) -> Float[Tensor, " k"] | None:
+        """Return λ_out,k/λ_k: 1 where other sequences have direction k as well, 0 where it is one sequence's own."""
+        return None if self.out_of_sample is None else self.out_of_sample / self.eigenvalues
 
 
 def leading_pairs(

@@ -15,7 +15,7 @@ from torch import Tensor
 from fisherfunc.records.record import record
 
 TOKEN_FIELDS = ("sequence", "position", "loss")
-TARGET_FIELDS = ("target", "draw")
+TARGET_FIELDS = ("target", "draw", "cluster")
 """Those that may be None."""
 
 
@@ -29,6 +29,7 @@ class Tokens:
         loss: Its loss in nats, at the observed target (summed over the tokens of a sequence).
         target: The class, or the number of the output, or the values drawn `(n, v)`; None where there is no such.
         draw: Which of the targets of its token, from 0 to T − 1; None where targets are observed.
+        cluster: The number of its cluster (the document of its sequence, say); None where sequences are independent.
         num_targets: T.
     """
 
@@ -37,6 +38,7 @@ class Tokens:
     loss: Float[Tensor, " n"]
     target: Int[Tensor, " n"] | Float[Tensor, "n v"] | None = None
     draw: Int[Tensor, " n"] | None = None
+    cluster: Int[Tensor, " n"] | None = None
     num_targets: int = 1
 
     @property
@@ -92,6 +94,7 @@ def summed_tokens(tokens: Tokens) -> tuple[Tokens, Int[Tensor, " n"]]:
     draw = torch.zeros_like(tokens.sequence) if tokens.draw is None else tokens.draw
     kept, group = torch.unique(tokens.sequence * tokens.num_targets + draw, return_inverse=True)
     sequence = kept // tokens.num_targets
+    cluster = None if tokens.cluster is None else torch.empty_like(kept).index_copy_(0, group, tokens.cluster)
     summed = replace(
         tokens,
         sequence=sequence,
@@ -99,5 +102,6 @@ def summed_tokens(tokens: Tokens) -> tuple[Tokens, Int[Tensor, " n"]]:
         loss=tokens.loss.new_zeros(len(kept)).index_add(0, group, tokens.loss),
         target=None,
         draw=None if tokens.draw is None else kept % tokens.num_targets,
+        cluster=cluster,
     )
     return summed, group

@@ -21,9 +21,9 @@ from fisherfunc.models.adapters import CONFIG as ADAPTER_CONFIG
 from fisherfunc.models.adapters import adapter_in, with_adapter
 from fisherfunc.models.reading import brief, reading
 from fisherfunc.models.usable import check_decoder_start, check_finite
-from fisherfunc.models.windows import num_valid_tokens, text_batches
+from fisherfunc.models.windows import num_valid_tokens, text_batches, text_windows
 
-__all__ = ["TASKS", "LoadedModel", "load", "max_context", "num_valid_tokens", "task_of", "text_batches"]
+__all__ = ["TASKS", "LoadedModel", "load", "max_context", "num_valid_tokens", "task_of", "text_batches", "text_windows"]
 
 TASKS = {
     "causal_lm": "AutoModelForCausalLM",

@@ -1,7 +1,9 @@
-"""From a text to batches of a language model: consecutive windows of `context` positions.
+"""From a text to batches of a language model: windows of `context` positions, spread evenly over the text.
 
-The text is tokenised whole, then cut. Nothing is padded; only the last window may be shorter, and windows of
-one length are stacked. Axis order `(b, s)`. What a window of S positions holds, and what is predicted in it:
+The text is tokenised whole, then cut into consecutive windows, of which no more are taken than are needed: of n windows
+k, those of number ⌊i n/k⌋, so that they are of all of the text and not of its beginning. Of several documents no window
+holds more than one. Nothing is padded; only the last window of a document may be shorter, and windows of one length are
+stacked. Axis order `(b, s)`. What a window of S positions holds, and what is predicted in it:
 
 - causal_lm: S tokens, of which all but the first are predicted, S − 1: tokens of the text alone, or after the start
   tokens that the tokenizer puts before a text (`bos`), from which the first token of the text is predicted.
@@ -11,7 +13,10 @@ one length are stacked. Axis order `(b, s)`. What a window of S positions holds,
   is wrapped as the tokenizer wraps any text (T5: an end token), so that is predicted as well.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +29,24 @@ MASKED_SHARE = 0.15
 _PROBE_LENGTH = 200
 
 Window = dict[str, list[int]]
+Piece = tuple[int, list[int]]
+"""The number of a document, and consecutive tokens of it."""
 Maker = Callable[[list[int]], Window | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """Windows of a text, as batches.
+
+    Attributes:
+        batches: Windows of one length together.
+        documents: The number of the document of each window, in the order of the batches.
+        num_windows: How many the text has.
+    """
+
+    batches: list[dict[str, Tensor]]
+    documents: list[int]
+    num_windows: int
 
 
 def text_batches(
@@ -37,7 +59,7 @@ def text_batches(
     seed: int = 0,
     bos: str = "auto",
 ) -> list[dict[str, Tensor]]:
-    """Cut a text into windows, from its beginning, until they hold `num_tokens` predictions or the text ends.
+    """Return the batches of `text_windows`, of one text.
 
     Args:
         tokenizer: A Transformers tokenizer.
@@ -52,31 +74,76 @@ def text_batches(
         One batch for the full windows and, where the text ends within a window, one for the last.
 
     Raises:
+        ValueError: As `text_windows`.
+    """
+    options: dict[str, Any] = {"task": task, "context": context, "num_tokens": num_tokens, "seed": seed, "bos": bos}
+    return text_windows(tokenizer, [text], **options).batches
+
+
+def text_windows(
+    tokenizer: Any,
+    documents: Sequence[str],
+    *,
+    task: str,
+    context: int,
+    num_tokens: int | None = None,
+    seed: int = 0,
+    bos: str = "auto",
+    spread: bool = True,
+) -> Windows:
+    """Cut documents into windows, and take as many as hold `num_tokens` predictions, or all where they hold fewer.
+
+    Args:
+        tokenizer: A Transformers tokenizer.
+        documents: Their texts; one that is too short for a prediction gives no window.
+        task: "causal_lm", "masked_lm" or "seq2seq_lm".
+        context: S, the positions of a window; of both halves together for "seq2seq_lm".
+        num_tokens: How many predictions are needed; all that the text gives where None.
+        seed: Chooses the tokens that a masked model predicts.
+        bos: What windows of a causal model begin with (see `start_tokens`): "auto", "always" or "never".
+        spread: Whether windows are spread evenly over all of the text; else they are the first ones.
+
+    Raises:
         ValueError: If the task is unknown, the context too small, the text too short for one prediction, or
             the tokenizer has no mask or start token where one is needed.
     """
-    ids = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-    start = start_tokens(tokenizer, text, task=task, bos=bos) if ids else []
-    make: Maker
-    prefix, suffix = _wrapping(tokenizer, text) if ids and task != "causal_lm" else ([], [])
+    ids = [
+        tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"] for text in documents
+    ]
+    text = next((text for text, found in zip(documents, ids, strict=True) if found), None)
+    start = [] if text is None else start_tokens(tokenizer, text, task=task, bos=bos)
+    makers: Callable[[], Maker]
+    prefix, suffix = ([], []) if text is None or task == "causal_lm" else _wrapping(tokenizer, text)
     if task == "causal_lm":
-        size, least, make = context - len(start), 1 if start else 2, _causal(start)
+        size, least, makers = context - len(start), 1 if start else 2, partial(_causal, start)
     elif task == "masked_lm":
         size, least = context - len(prefix) - len(suffix), 1
-        make = _masked(tokenizer, prefix, suffix, seed)
+        makers = partial(_masked, tokenizer, prefix, suffix, seed)
     elif task == "seq2seq_lm":
-        size, least, make = context, 2, _halves(prefix, suffix)
+        size, least, makers = context, 2, partial(_halves, prefix, suffix)
     else:
         raise ValueError(f"task expected 'causal_lm', 'masked_lm' or 'seq2seq_lm', got task={task!r}")
     if size < least:
         needed = context - size + least
         raise ValueError(f"context={context} leaves no token to predict; {task} needs {needed} or more")
-    windows = _enough(ids, size, least, make, num_tokens)
+    pieces = [
+        (number, piece)
+        for number, of in enumerate(ids)
+        for begin in range(0, len(of), size)
+        if len(piece := of[begin : begin + size]) >= least
+    ]
+    windows = _enough(pieces, makers, num_tokens, spread)
     if not windows:
         raise ValueError(
-            f"the text has {len(ids)} token(s), and {task} needs {least} for one prediction; give a longer text"
+            f"the text has {max(map(len, ids), default=0)} token(s), and {task} needs {least} for one prediction; give "
+            "a longer text"
         )
-    return _stacked(windows)
+    groups = _by_shape(windows)
+    return Windows(
+        batches=[_tensors([window for _, window in group]) for group in groups],
+        documents=[number for group in groups for number, _ in group],
+        num_windows=len(pieces),
+    )
 
 
 def start_tokens(tokenizer: Any, text: str, *, task: str, bos: str = "auto") -> list[int]:
@@ -146,18 +213,30 @@ def _wrapping(tokenizer: Any, text: str) -> tuple[list[int], list[int]]:
     )
 
 
-def _enough(ids: list[int], size: int, least: int, make: Maker, num_tokens: int | None) -> list[Window]:
-    windows: list[Window] = []
-    found = 0
-    for start in range(0, len(ids), size):
-        piece = ids[start : start + size]
-        window = make(piece) if len(piece) >= least else None
-        if window is not None:
-            windows.append(window)
-            found += _num_predictions({key: torch.tensor([row], device="cpu") for key, row in window.items()})
-        if num_tokens is not None and found >= num_tokens:
-            break
+def _enough(
+    pieces: Sequence[Piece], makers: Callable[[], Maker], num_tokens: int | None, spread: bool
+) -> list[tuple[int, Window]]:
+    """As few windows as hold so many predictions; all where these hold fewer."""
+    total = len(pieces)
+    wanted = math.inf if num_tokens is None else num_tokens
+    most = max(1, _count(makers()(max(pieces, key=lambda piece: len(piece[1]))[1]))) if pieces else 1
+    windows: list[tuple[int, Window]] = []
+    count = found = 0
+    while found < wanted and count < total:
+        count = total if num_tokens is None else min(total, count + -(-(num_tokens - found) // most))
+        make = makers()
+        chosen = [pieces[i * total // count if spread else i] for i in range(count)]
+        made = [(number, make(piece)) for number, piece in chosen]
+        windows = [(number, window) for number, window in made if window is not None]
+        found = sum(_count(window) for _, window in windows)
     return windows
+
+
+def _count(window: Window | None) -> int:
+    """How many predictions a window holds."""
+    if window is None:
+        return 0
+    return _num_predictions({key: torch.tensor([row], device="cpu") for key, row in window.items()})
 
 
 def _causal(start: list[int]) -> Maker:
@@ -210,11 +289,11 @@ def _halves(prefix: list[int], suffix: list[int]) -> Maker:
     return make
 
 
-def _stacked(windows: list[Window]) -> list[dict[str, Tensor]]:
-    groups: dict[tuple[int, ...], list[Window]] = {}
-    for window in windows:
-        groups.setdefault(tuple(map(len, window.values())), []).append(window)
-    return [_tensors(group) for group in groups.values()]
+def _by_shape(windows: list[tuple[int, Window]]) -> list[list[tuple[int, Window]]]:
+    groups: dict[tuple[int, ...], list[tuple[int, Window]]] = {}
+    for entry in windows:
+        groups.setdefault(tuple(map(len, entry[1].values())), []).append(entry)
+    return list(groups.values())
 
 
 def _tensors(group: list[Window]) -> dict[str, Tensor]:

@@ -17,6 +17,8 @@ from fisherfunc.partitioning import by_layer
 from fisherfunc.pipeline.comparison import Comparison, Table
 from fisherfunc.pipeline.result import FisherSpectrum, apart_from
 from fisherfunc.pipeline.solve import IntervalMethod, spectrum_of_grams
+from fisherfunc.population.estimate import Estimate
+from fisherfunc.population.paired import paired_ratio
 from fisherfunc.statistics.block_grams import gathered
 from fisherfunc.statistics.interval import Interval, Intervals
 
@@ -41,6 +43,7 @@ def compare(
     across: Iterable[str] = (),
     blocks: Callable[[str], str] | None = None,
     intervals: IntervalMethod = None,
+    population: bool = False,
     vectors: Mapping[Any, Eigenvectors] | None = None,
 ) -> Comparison:
     """Checkpoints, models or data sets side by side: every metric of every block, and its ratio to the first result.
@@ -48,7 +51,9 @@ def compare(
     The numbers of two results mean the same only where unit, normalisation, Fisher, centring, loss, tokens and rule of
     blocks are the same (a loss of one's own by its code, not its name): anything else is refused, unless `across` says
     that it is what the comparison is of. Of `TokenGrams` on the same tokens there is also the centred kernel alignment
-    (not of draws). Cost: nothing for spectra; for Grams the eigensolves, and 2 N² operations a pair and block.
+    (not of draws). Of results on the same tokens and clusters that have estimates of the population, ratios of these
+    have paired intervals: models on the same tokens err together. Cost: nothing for spectra; for Grams the eigensolves,
+    and 2 N² operations a pair and block.
 
     Args:
         results: {name: spectra or Grams}, two or more; steps may be names.
@@ -56,6 +61,8 @@ def compare(
         blocks: Of Grams: parameter name → block label; where None, the blocks that they were accumulated by, or
             `by_layer`.
         intervals: Of Grams: "bootstrap" or "jackknife" (see `spectrum_of_grams`); spectra bring their own.
+        population: Of Grams: whether to estimate what holds of the population (see `spectrum_of_grams`); spectra bring
+            their own.
         vectors: {name: leading eigenvectors} of each result (`ff.fisher_eigenvectors`), whose subspaces are compared.
 
     Raises:
@@ -74,7 +81,7 @@ def compare(
     named = {str(name): _checked(str(name), result) for name, result in results.items()}
     if len(named) < 2:
         raise ValueError(f"compare expected at least two results of different names, got {list(results)}")
-    spectra = {name: _spectrum(result, blocks, intervals) for name, result in named.items()}
+    spectra = {name: _spectrum(result, blocks, intervals, population) for name, result in named.items()}
     differing = _differences({name: result.metadata for name, result in spectra.items()}, set(across))
     values = _table(spectra)
     alike = {} if "tokens" in differing else _similarity(named, blocks)
@@ -83,6 +90,7 @@ def compare(
         values=values,
         ratios=_ratios(values),
         intervals=_intervals(spectra),
+        paired={} if "tokens" in differing else _paired(spectra),
         similarity=alike,
         overlaps={} if vectors is None else _overlaps({str(name): v for name, v in vectors.items()}, list(named)),
         differing=differing,
@@ -96,11 +104,14 @@ def _checked(name: str, result: Any) -> FisherSpectrum | TokenGrams:
 
 
 def _spectrum(
-    result: FisherSpectrum | TokenGrams, blocks: Callable[[str], str] | None, intervals: IntervalMethod
+    result: FisherSpectrum | TokenGrams,
+    blocks: Callable[[str], str] | None,
+    intervals: IntervalMethod,
+    population: bool,
 ) -> FisherSpectrum:
     if isinstance(result, FisherSpectrum):
         return result
-    return spectrum_of_grams(result, blocks=blocks, unit=result.unit, intervals=intervals)
+    return spectrum_of_grams(result, blocks=blocks, unit=result.unit, intervals=intervals, population=population)
 
 
 def _differences(facts: Mapping[str, Mapping[str, Any]], across: set[str]) -> dict[str, dict[str, Any]]:
@@ -180,6 +191,30 @@ def _intervals(results: Mapping[str, FisherSpectrum]) -> dict[str, dict[str, dic
     return {
         label: {metric: {name: found.get(metric) for name, found in row.items()} for metric in SUMMARY}
         for label, row in rows.items()
+    }
+
+
+def _paired(results: Mapping[str, FisherSpectrum]) -> dict[str, dict[str, dict[str, Estimate | None]]]:
+    """Ratios of estimates of the population to those of the first result, where both leave out the same clusters."""
+    found = {name: result.population.left_out for name, result in results.items() if result.population is not None}
+    kinds = {name: (left and left.num_clusters, results[name].metadata.get("clusters")) for name, left in found.items()}
+    first = next(iter(results))
+    if len(found) < len(results) or None in found.values() or len(set(kinds.values())) > 1:
+        return {}
+    labels, _, full = _labels(results)
+
+    def of(label: str, name: str) -> Mapping[str, tuple[float, ...]]:
+        left = found[name]
+        assert left is not None
+        return left.full if label == full else left.per_block.get(label, {})
+
+    def ratio(label: str, estimate: str, name: str) -> Estimate | None:
+        value, of_first = of(label, name).get(estimate), of(label, first).get(estimate)
+        return None if name == first or value is None or of_first is None else paired_ratio(value, of_first)
+
+    return {
+        label: {e: {name: ratio(label, e, name) for name in results} for e in of(label, first)}
+        for label in (*labels, full)
     }
 
 

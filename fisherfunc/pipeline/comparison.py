@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.pipeline.sheets import value_frame, which
+from fisherfunc.population.estimate import Estimate
 from fisherfunc.records.record import record
 from fisherfunc.records.sheet import Sheet, as_html, as_text, figure
 from fisherfunc.statistics.coupling import BlockCoupling
@@ -18,7 +19,7 @@ Table = Mapping[str, Mapping[str, Mapping[str, float | int | None]]]
 """{label: {metric: {name of the result: value}}}; what does not exist is None."""
 
 
-@record(static=("values", "ratios", "intervals", "differing"))
+@record(static=("values", "ratios", "intervals", "paired", "differing"))
 class Comparison:
     """Results that are of one kind, lined up; the first is what the others are held against.
 
@@ -28,6 +29,9 @@ class Comparison:
             block is called that). None where a result has no such block, or a metric does not exist.
         ratios: Likewise, each value over that of the first result.
         intervals: Likewise, the confidence interval of each value; None where a result has none.
+        paired: {label: {estimate: {name: its ratio to that of the first result}}}, with paired intervals: of estimates
+            of the population, by their names in `PopulationSummary`, where all results are on the same tokens and
+            clusters; None of the first. The trace is the sample's as well.
         similarity: {label: (r, r)}: the centred kernel alignment of the token Grams of each pair of results, by block
             and `full`; empty where no Grams were given, or the tokens are not the same.
         overlaps: {label: (r, r)}: the overlap of the leading subspaces of each pair, `subspace_overlap`; empty where no
@@ -39,6 +43,7 @@ class Comparison:
     values: Table
     ratios: Table
     intervals: Mapping[str, Mapping[str, Mapping[str, Interval | None]]]
+    paired: Mapping[str, Mapping[str, Mapping[str, Estimate | None]]]
     similarity: dict[str, Float[Tensor, "r r"]]
     overlaps: dict[str, Float[Tensor, "r r"]]
     differing: Mapping[str, Mapping[str, Any]]
@@ -79,6 +84,10 @@ class Comparison:
             "intervals": {
                 label: {metric: {n: i.to_dict() for n, i in row.items() if i} for metric, row in rows.items()}
                 for label, rows in self.intervals.items()
+            },
+            "paired": {
+                label: {estimate: {n: e.to_dict() for n, e in row.items() if e} for estimate, row in rows.items()}
+                for label, rows in self.paired.items()
             },
             "couplings": {name: c.to_dict() if c else None for name, c in self.couplings.items()},
             "similarity": {label: _rows(matrix) for label, matrix in self.similarity.items()},

@@ -1,7 +1,7 @@
 """`fisher_spectrum`: a model and a batch in, the spectra of its Fisher information out, empirical or true."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -26,7 +26,6 @@ from fisherfunc.pipeline.inferred_loss import inferred_loss
 from fisherfunc.pipeline.inputs import input_dtype
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.pipeline.solve import IntervalMethod, interval_method, spectrum_of_grams
-from fisherfunc.population.clusters import ClusterLabels
 from fisherfunc.records.axes import Batch, Progress
 from fisherfunc.records.dtypes import dtype_name
 
@@ -60,7 +59,7 @@ def fisher_spectrum(
     checkpoint: str | os.PathLike[str] | None = None,
     intervals: IntervalMethod = None,
     population: bool = True,
-    clusters: ClusterLabels = None,
+    clusters: Iterable[Hashable] | torch.Tensor | None = None,
     progress: Progress | None = None,
 ) -> FisherSpectrum:
     """Compute the spectrum of the empirical Fisher information F = (1/N) Σ_n g_n g_nᵀ, g_n = ∇ℓ_n, a term per token.
@@ -99,9 +98,10 @@ def fisher_spectrum(
         self_check: Whether to hold the Grams against one ordinary backward pass of the batch; `metadata["self_check"]`
             says how far they were off (see `token_grams`).
         checkpoint: A folder from which the same call goes on where it was stopped, to the same bits (`token_grams`).
-        intervals: Confidence intervals of all metrics: "bootstrap" or "jackknife" (see `spectrum_of_grams`).
+        intervals: Confidence intervals of traces: "bootstrap" or "jackknife" (see `spectrum_of_grams`).
         population: Whether to estimate what holds of the population as well, where there are three sequences or more.
-        clusters: A label per sequence, where sequences are not independent of each other (see `spectrum_of_grams`).
+        clusters: A label per sequence of the batch, where sequences are not independent of each other (windows of a
+            document, answers to a prompt): they take the place of sequences in all that is said of the population.
         progress: Called as `progress(done, total)`.
 
     Returns:
@@ -150,6 +150,7 @@ def fisher_spectrum(
         self_check=self_check,
         checkpoint=checkpoint,
         plan=plan,
+        clusters=clusters,
         progress=progress,
     )
     own = robust_eigh(dtype=eigensolve_dtype, device=_eigensolve_device(eigensolve_device, like.device))
@@ -161,7 +162,6 @@ def fisher_spectrum(
         kernel=kernel or own,
         intervals=intervals,
         population=population,
-        clusters=clusters,
     )
     facts = {
         "model": fn.name,

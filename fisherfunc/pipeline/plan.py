@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from time import perf_counter
 from typing import Any
 
@@ -26,6 +26,8 @@ from fisherfunc.models.functionalize import Selection, functionalize
 from fisherfunc.partitioning import by_layer, partition
 from fisherfunc.pipeline.fisher import check_eigensolver, check_intervals, token_loss
 from fisherfunc.pipeline.inputs import input_dtype
+from fisherfunc.pipeline.needed import tokens_needed
+from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.pipeline.solve import IntervalMethod
 from fisherfunc.population.clusters import ClusterLabels
 from fisherfunc.records.axes import Batch, Progress
@@ -67,6 +69,7 @@ def plan(
     clusters: ClusterLabels = None,
     progress: Progress | None = None,
     calibrate: bool = True,
+    pilot: FisherSpectrum | None = None,
 ) -> RunPlan:
     """What `fisher_spectrum` would do with the same arguments, and what it would take.
 
@@ -102,6 +105,8 @@ def plan(
         clusters: A label per sequence.
         progress: Not called.
         calibrate: Whether to predict seconds.
+        pilot: An earlier result of this model and text, with estimates of the population, from which to say how many
+            tokens its numbers take to be within 10 % (`ff.tokens_needed`).
 
     Returns:
         Passes, routes, operations, seconds and bytes, predicted. `fisher_spectrum(…, plan=)` runs it, for this batch or
@@ -144,8 +149,9 @@ def plan(
     )
     work = summed(start.work) if unit == "sequence" else start.work
     spent = perf_counter() - begin
+    needed = {} if pilot is None else {name: asdict(one) for name, one in tokens_needed(pilot).items()}
     found = forecast(work, start.options, route=route, coordinates=start.coordinates, calibrate=calibrate)
-    found = replace(found, made_for=start.made_for)
+    found = replace(found, made_for=start.made_for, needed_tokens=needed)
     num_blocks = len(partition(fn.params, blocks))
     if not calibrate:
         return with_eigensolve(found, num_blocks)

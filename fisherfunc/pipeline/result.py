@@ -112,7 +112,12 @@ class FisherSpectrum:
 
 def limits_of(result: FisherSpectrum, spectrum: Spectrum) -> SampleLimits:
     """What the sample of a result can show of one of its spectra, but the block-diagonal one."""
-    return sample_limits(spectrum, centered=bool(result.metadata.get("centered")))
+    known = None
+    if result.population is not None:
+        norms = result.population.squared_norm
+        label = next((label for label, block in result.blocks.items() if block is spectrum), None)
+        known = (norms.full if label is None else norms[label]).estimate
+    return sample_limits(spectrum, centered=bool(result.metadata.get("centered")), squared_norm=known)
 
 
 def apart_from(labels: Iterable[str], name: str) -> str:

@@ -22,8 +22,8 @@ from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.linalg.union import union
 from fisherfunc.partitioning import by_layer, partition, rule_name
 from fisherfunc.pipeline.result import FisherSpectrum, apart_from
-from fisherfunc.population.clusters import ClusterLabels, clusters_of
-from fisherfunc.population.summary import PopulationSummary, summary
+from fisherfunc.population.clusters import ClusterLabels, cluster_id, clustered, clusters_of
+from fisherfunc.population.summary import PopulationSummary, summary_of
 from fisherfunc.records.dtypes import dtype_name
 from fisherfunc.records.versions import versions
 from fisherfunc.statistics.block_grams import gathered
@@ -56,11 +56,13 @@ def spectrum_of_grams(
         center: Whether to subtract the mean row: the gradient covariance in place of the Fisher.
         unit: What a row is: "token", or "sequence" (the sum of its tokens' rows).
         kernel: Gram → spectrum, whose result is `checked`; `kernels.robust_eigh()` where None.
-        intervals: Confidence intervals of all metrics by "bootstrap" or "jackknife" over sequences, or by a function
-            such as `partial(ff.statistics.bootstrap, level=0.9)`; none where None. Each replicate is solved anew.
+        intervals: Confidence intervals of the trace of each matrix by "bootstrap" or "jackknife" over sequences, or
+            by a function such as `partial(ff.statistics.bootstrap, level=0.9)`; none where None. Other metrics
+            have a note why they have none.
         population: Whether to estimate what holds of the population as well (`ff.population.summary`): about two
             eigensolves with vectors of the full matrix. Where nothing can be said, `metadata["population"]` says why.
-        clusters: A label per sequence, where sequences are not independent of each other (paragraphs of a document).
+        clusters: A label per sequence, where sequences are not independent of each other (paragraphs of a document):
+            they take the place of sequences in the intervals and in what is said of the population.
 
     Returns:
         The spectra of the blocks, of their union and of the full matrix, the coupling of the blocks, and what was asked
@@ -69,15 +71,15 @@ def spectrum_of_grams(
     Raises:
         ValueError: If the unit is unknown, unit or blocks are finer than those of the Grams, a Gram is indefinite, or
             there is one sequence only and intervals are asked for, the rows are not to be centred or summed, as their
-            targets are not the observed ones, a kernel returned no spectrum of the Gram, or clusters are given of which
-            nothing can be estimated.
+            targets are not the observed ones, a kernel returned no spectrum of the Gram, or clusters are neither one
+            per sequence nor one per row.
         TypeError: If the kernel cannot be called like one, or returned something else than a `Spectrum`.
         torch.linalg.LinAlgError: If every eigensolver failed.
     """
     instead = "map a kernel over the stack, as vmap(lambda grams: ff.kernels.robust_eigh()(grams.summed()))(stack)"
     check_not_mapped("spectrum_of_grams", grams.grams.values(), instead=instead)
     between = interval_method(intervals)
-    grams = _in_unit(grams, unit)
+    grams = _in_unit(clustered(grams, clusters), unit)
     grams = grams.center() if center else grams
     kernel = robust_eigh() if kernel is None else checked(kernel)
     blocks = blocks or (by_layer if grams.labels is None else None)
@@ -90,7 +92,7 @@ def spectrum_of_grams(
 
     spectra = {label: solve(names) for label, names in labels.items()}
     full = next(iter(spectra.values())) if len(spectra) == 1 else solve(list(grams))
-    estimated, reason = _population(grams, blocks, clusters) if population else (None, None)
+    estimated, reason = _population(grams, blocks) if population else (None, None)
     facts = _facts(grams, blocks) | ({} if reason is None else {"population": reason})
     return replace(
         _result(spectra, full, dict(grams.metadata) | facts),
@@ -100,17 +102,13 @@ def spectrum_of_grams(
     )
 
 
-def _population(
-    grams: TokenGrams, blocks: Callable[[str], str] | None, clusters: ClusterLabels
-) -> tuple[PopulationSummary | None, str | None]:
+def _population(grams: TokenGrams, blocks: Callable[[str], str] | None) -> tuple[PopulationSummary | None, str | None]:
     """What the sample says of the population, or why it says nothing."""
     try:
-        clusters_of(grams, clusters, "a summary")
+        found = clusters_of(grams, None, "a summary")
     except ValueError as error:
-        if clusters is not None:
-            raise
         return None, str(error)
-    return summary(grams, blocks=blocks, clusters=clusters), None
+    return summary_of(grams, found, blocks=blocks), None
 
 
 def interval_method(choice: IntervalMethod) -> Callable[..., Intervals] | None:
@@ -220,6 +218,7 @@ def _facts(grams: TokenGrams, blocks: Callable[[str], str] | None) -> dict[str, 
         "num_tokens": grams.num_units,
         "num_rows": grams.num_rows,
         "num_sequences": len(grams.tokens.sequence.unique()),
+        "clusters": cluster_id(grams),
         "mean_loss": (grams.tokens.loss.double().sum() / summed).item(),
         "num_params": sum(grams.num_params.values()),
         "blocks": grams.metadata.get("accumulated") if blocks is None else rule_name(blocks),

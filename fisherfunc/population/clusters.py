@@ -5,21 +5,22 @@ document, answers to a prompt), the clusters that the caller names. Axis order: 
 """
 
 from collections.abc import Hashable, Iterable
-from typing import Any
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from fisherfunc.linalg.token_grams import TokenGrams
+from fisherfunc.records.hashing import short_hash
 from fisherfunc.records.record import record
-from fisherfunc.statistics.block_grams import sequences_of
 
 LEAST = 3
 NUM_FOLDS = 50
 
 ClusterLabels = Iterable[Hashable] | Tensor | None
-"""A label per sequence, in the order of their numbers, or per row of the Grams; None: each sequence is a cluster."""
+"""A label per sequence, in the order of their numbers, or per row of the Grams; None: those that the tokens have, or
+else each sequence is a cluster."""
 
 
 @record(static=("num_clusters",))
@@ -62,12 +63,45 @@ class Clusters:
         return Clusters(group=fold[self.group], sizes=sizes, num_clusters=NUM_FOLDS)
 
 
+def coded(labels: Iterable[Hashable] | Tensor, num_sequences: int) -> Int[Tensor, " s"]:
+    """Return the cluster of each sequence, numbered in their order, from a label per sequence.
+
+    Raises:
+        ValueError: If there are not as many labels as sequences.
+    """
+    numbered = _numbered(labels)
+    if len(numbered) != num_sequences:
+        raise ValueError(f"clusters expected one label per sequence ({num_sequences}), got {len(numbered)}")
+    return numbered
+
+
+def clustered(grams: TokenGrams, labels: ClusterLabels) -> TokenGrams:
+    """Return Grams whose tokens have these clusters; where None, those that they have, or none.
+
+    Raises:
+        ValueError: If labels are neither one per sequence nor one per row, or part a sequence.
+    """
+    if labels is None:
+        return grams
+    _, sequence = torch.unique(grams.tokens.sequence, return_inverse=True)
+    of_sequence = _of_sequences(_numbered(labels).to(sequence.device), sequence)
+    return replace(grams, tokens=replace(grams.tokens, cluster=of_sequence[sequence]))
+
+
+def cluster_id(grams: TokenGrams) -> str | None:
+    """Return a hash of which sequences are in one cluster; None where each is its own."""
+    if grams.tokens.cluster is None:
+        return None
+    sequences, sequence = torch.unique(grams.tokens.sequence, return_inverse=True)
+    return short_hash([sequences, _numbered(_of_sequences(grams.tokens.cluster, sequence))])
+
+
 def clusters_of(grams: TokenGrams, labels: ClusterLabels, what: str) -> Clusters:
-    """Return the clusters of Grams that an estimate of the population can be made of.
+    """Return the clusters of Grams that an estimate of the population can be made of, in the order of sequences.
 
     Args:
         grams: The Grams of a pass.
-        labels: Of sequences or rows.
+        labels: Of sequences or rows; where None, the clusters that the tokens have, or else their sequences.
         what: What is to be estimated, for the error.
 
     Raises:
@@ -75,20 +109,19 @@ def clusters_of(grams: TokenGrams, labels: ClusterLabels, what: str) -> Clusters
             a sequence, the rows are centred, some coordinates of a gradient alone, or neither tokens nor sequences.
     """
     _check_estimable(grams, what)
-    sequences = sequences_of(grams)
-    of_sequence = torch.arange(sequences.num_sequences, device=sequences.group.device)
-    if labels is not None:
-        of_sequence = _of_sequences(labels, sequences.group, sequences.num_sequences)
-    group = of_sequence[sequences.group]
-    num_clusters = int(of_sequence.max()) + 1
+    tokens = clustered(grams, labels).tokens
+    _, group = torch.unique(tokens.sequence, return_inverse=True)
+    if tokens.cluster is not None:
+        group = _numbered(_of_sequences(tokens.cluster, group)).to(group.device)[group]
+    num_clusters = int(group.max()) + 1
     if num_clusters < LEAST:
-        called = "sequences" if labels is None else "clusters"
+        called = "sequences" if tokens.cluster is None else "clusters"
         raise ValueError(
             f"{what} of the population needs at least {LEAST} {called}, got {num_clusters}: only independent "
             f"{called} show what other tokens would give; pass over more of them"
         )
-    sizes = sequences.sizes.new_zeros(num_clusters).index_add(0, of_sequence, sequences.sizes)
-    return Clusters(group=group, sizes=sizes, num_clusters=num_clusters)
+    rows = torch.bincount(group, minlength=num_clusters).double()
+    return Clusters(group=group, sizes=rows * (grams.num_units / len(group)), num_clusters=num_clusters)
 
 
 def _check_estimable(grams: TokenGrams, what: str) -> None:
@@ -110,12 +143,16 @@ def _check_estimable(grams: TokenGrams, what: str) -> None:
         )
 
 
-def _of_sequences(labels: Any, sequence: Int[Tensor, " n"], num_sequences: int) -> Int[Tensor, " s"]:
-    """The cluster of each sequence."""
+def _numbered(labels: Iterable[Hashable] | Tensor) -> Int[Tensor, " s"]:
+    """Labels as numbers, in the order in which they come."""
     given = labels.tolist() if isinstance(labels, Tensor) else list(labels)
     numbers: dict[Hashable, int] = {}
-    found = [numbers.setdefault(label, len(numbers)) for label in given]
-    codes = torch.tensor(found, dtype=torch.int64, device=sequence.device)
+    return torch.tensor([numbers.setdefault(label, len(numbers)) for label in given], dtype=torch.int64, device="cpu")
+
+
+def _of_sequences(codes: Int[Tensor, " m"], sequence: Int[Tensor, " n"]) -> Int[Tensor, " s"]:
+    """The cluster of each sequence, from one per sequence or per row; sequences are numbered from 0."""
+    num_sequences = int(sequence.max()) + 1
     if len(codes) == len(sequence):
         first = torch.full((num_sequences,), -1, dtype=torch.int64, device=sequence.device)
         first[sequence] = codes

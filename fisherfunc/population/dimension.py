@@ -29,8 +29,9 @@ from torch import Tensor
 
 from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.population.clusters import ClusterLabels, Clusters, clusters_of
-from fisherfunc.population.estimate import Estimate, check_level, half_width, heavy_tail
+from fisherfunc.population.estimate import Estimate, check_level, half_width
 from fisherfunc.records.record import record
+from fisherfunc.statistics.heavy_tail import heavy_tail
 
 METHOD = "clusters left out in closed form, jackknife"
 PER_DECADE = 2

@@ -12,11 +12,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-HEAVY = 0.75
-"""The standard deviation of log contributions per token of clusters beyond which the interval of a *moment* fails. By
-simulation (lognormal norms, 4 to 50 clusters, nominal 95 %) it holds the truth in 90 to 97 % where that is typically
-0.2 to 0.9, and in 75 to 85 % where it is 1.3 to 1.6; of windows of the embedded text it is 0.2 to 0.4."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
@@ -173,29 +168,6 @@ def of_square(square: Estimate) -> Estimate:
     """Return the estimate of a number from that of its square, which is not negative."""
     root = None if square.estimate is None else math.sqrt(square.estimate)
     return replace(square, estimate=root, low=math.sqrt(square.low), high=math.sqrt(square.high))
-
-
-def heavy_tail(contributions: Float[Tensor, " s"], sizes: Float[Tensor, " s"], what: str) -> str | None:
-    """Return the warning that a moment's interval is too short, where clusters differ so much that larger are unseen.
-
-    Args:
-        contributions: Of each cluster, to the moment.
-        sizes: T_s: that clusters differ by is no matter of what was drawn.
-        what: What the moment is called.
-    """
-    positive = (contributions / sizes)[contributions > 0]
-    if len(positive) == 0:
-        return None
-    if 2 * len(positive) > len(contributions):
-        deviation = float(positive.log().std())
-        if deviation * (1 + len(positive) ** -0.5) <= HEAVY:  # the upper end of what it may be, at about 80 %
-            return None
-    share = float(contributions.max() / contributions.sum())
-    return (
-        f"the contributions of sequences to {what} differ so much (the largest has {share:.0%}) that "
-        "larger ones are likely where none was drawn: the interval is too short; ratios such as the participation "
-        "ratio do not suffer from this"
-    )
 
 
 def check_level(level: float) -> None:

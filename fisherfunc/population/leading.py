@@ -2,6 +2,7 @@
 
     λ₁           ∈  [ max(p₃/p₂, p₄/p₃, λ_out,1), p₄^¼ ]        p_k = tr F^k; true of every population
     Σ_{i≤k} λ_i  ∈  [ Σ_{i≤k} λ_out,i, Σ_{i≤k} λ̂_i ]            in expectation (Ky Fan, and convexity)
+    Σ_{i≤k} λ_i  ∈  [ λ₁, min_q k^{1−1/q} p_q^{1/q} ]            true of every population (Hölder)
     λ_out,i      =  (1/N) Σ_s ‖G_s v_i^(−s)‖²                   v_i^(−s) the eigenvectors without cluster s
 
 λ̂ are the eigenvalues of the sample, each too large. Each end is widened by its own error. Where one token of a large
@@ -24,9 +25,10 @@ from torch import Tensor
 
 from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.population.clusters import ClusterLabels, Clusters, clusters_of
-from fisherfunc.population.estimate import Estimate, check_level, heavy_tail, jackknifed
+from fisherfunc.population.estimate import Estimate, check_level, jackknifed
 from fisherfunc.population.moments import Moments, moments_of
 from fisherfunc.records.record import record
+from fisherfunc.statistics.heavy_tail import heavy_tail
 
 GUARD = 3
 DEPTH = 4
@@ -162,24 +164,44 @@ class LeadingSums:
         )
 
 
-def bracket_of_sums(found: HeldOut, level: float) -> LeadingSums:
-    """Return the brackets of Σ_{i≤k} λ_i."""
+def bracket_of_sums(found: HeldOut, moments: Moments, level: float) -> LeadingSums:
+    """Return the brackets of Σ_{i≤k} λ_i: out of sample or λ₁ below, in sample or by moments above.
+
+    Ends that come from moments count where the intervals of these hold.
+    """
     above, above_without = found.inside.cumsum(0), found.without.cumsum(1)
-    sums = [
-        Estimate(
-            estimate=None,
-            low=min(_outside(found, k, level).low, high.high),
-            high=high.high,
-            level=level,
-            num_clusters=len(found.sizes),
-            method="out of sample to in sample, jackknife",
+    first, uppers = bracket_of_leading(moments, found, level), _roots(moments, level)
+    sums = []
+    for k in range(len(found.inside)):
+        lower = {"out of sample": _outside(found, k, level).low}
+        upper = {"in sample": _plain(above[k], above_without[:, k], level).high}
+        if first.warning is None:
+            lower["λ₁"] = first.low
+            upper |= {f"p{q}": (k + 1) ** (1 - 1 / q) * root.high for q, root in uppers.items()}
+        lowest, highest = max(lower, key=lower.__getitem__), min(upper, key=upper.__getitem__)
+        sums.append(
+            Estimate(
+                estimate=None,
+                low=min(lower[lowest], upper[highest]),
+                high=upper[highest],
+                level=level,
+                num_clusters=len(found.sizes),
+                method=f"{lowest} to {highest}, jackknife",
+            )
         )
-        for k in range(len(found.inside))
-        for high in [_plain(above[k], above_without[:, k], level)]
-    ]
     return LeadingSums(
         in_sample=tuple(found.inside.tolist()), out_of_sample=tuple(found.eigenvalues.tolist()), sums=tuple(sums)
     )
+
+
+def _roots(found: Moments, level: float) -> dict[int, Estimate]:
+    """p_q^(1/q) of the orders q whose moments are positive, with and without each cluster."""
+    pairs = zip(found.values, found.left_out, strict=True)
+    return {
+        q: _plain(value ** (1 / q), left_out ** (1 / q), level)
+        for q, (value, left_out) in enumerate(pairs, start=2)
+        if bool(value > 0) and bool((left_out > 0).all())
+    }
 
 
 def _outside(found: HeldOut, k: int, level: float) -> Estimate:
@@ -243,7 +265,7 @@ def leading_sums(
 ) -> LeadingSums:
     """Return what Σ_{i≤k} λ_i of the population lie between, k = 1 … num, and λ_k in and out of sample.
 
-    Above fifty clusters, fifty folds of neighbours are left out in turn. Cost as `held_out`.
+    Above fifty clusters, fifty folds of neighbours are left out in turn. Cost as `held_out` and `moments`.
 
     Args:
         grams: The uncentred Grams of a pass, of all coordinates.
@@ -259,4 +281,5 @@ def leading_sums(
     found = clusters_of(grams, clusters, "the leading eigenvalues")
     if not 1 <= num <= grams.num_rows:
         raise ValueError(f"num expected 1 to {grams.num_rows} eigenvalues, the number of rows, got num={num!r}")
-    return bracket_of_sums(held_out(grams.block().double(), found, num), level)
+    gram = grams.block().double()
+    return bracket_of_sums(held_out(gram, found, num), moments_of(gram, found), level)

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.population.clusters import ClusterLabels, Clusters, clusters_of
-from fisherfunc.population.estimate import Estimate, check_level, heavy_tail, jackknifed
+from fisherfunc.population.estimate import Estimate, check_level, jackknifed
 from fisherfunc.population.second_moments import trace_estimate
 from fisherfunc.records.record import record
+from fisherfunc.statistics.heavy_tail import heavy_tail
 
 ORDERS = {2: "the second moment", 3: "the third moment", 4: "the fourth moment"}
 

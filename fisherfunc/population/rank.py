@@ -26,8 +26,9 @@ from fisherfunc.population.estimate import Estimate, check_level, half_width, ja
 from fisherfunc.population.moments import Moments, moments_of
 
 METHOD = "linear programmes over spectra that agree with trace, moments and effective dimensions"
-POINT = 1.5
-"""How far apart the ends may be, as a factor, for a point between them to say something."""
+NARROW = 1.5
+"""How far apart the ends may be, as a factor, to say something. A point between them, their geometric mean, was 9 to
+22 % too high by simulation (spiked spectra, 20 sequences), so that there is none."""
 PER_DECADE, ROUNDS = 15, 5
 MOVED = 0.01
 NUM_DIMENSIONS = 10
@@ -38,7 +39,7 @@ KINDS = 3
 def rank_estimate(
     curve: Curve | None, found: Moments, fold_traces: Float[Tensor, " f"], *, num_params: int, level: float
 ) -> Estimate:
-    """Return the bounds of the effective rank, and their geometric mean where they are within a factor of 1.5.
+    """Return the bounds of the effective rank.
 
     Args:
         curve: The effective dimension over κ; None of a zero Gram.
@@ -54,7 +55,7 @@ def rank_estimate(
 
     def estimate(ends: tuple[float, float], warning: str | None) -> Estimate:
         return Estimate(
-            estimate=math.sqrt(ends[0] * ends[1]) if warning is None else None,
+            estimate=None,
             low=ends[0],
             high=ends[1],
             level=level,
@@ -71,7 +72,7 @@ def rank_estimate(
     if ends is None:
         return estimate(whole, "no spectrum agrees with all intervals of the data at once")
     ends = max(ends[0], whole[0]), max(min(ends[1], whole[1]), whole[0])
-    return estimate(ends, None if ends[1] <= POINT * ends[0] else f"open by a factor of {ends[1] / ends[0]:.2g}")
+    return estimate(ends, None if ends[1] <= NARROW * ends[0] else f"open by a factor of {ends[1] / ends[0]:.2g}")
 
 
 def _over_trace(found: Moments, k: int, level: float) -> Estimate:
@@ -159,7 +160,7 @@ def _bounds(
 
 
 def effective_rank(grams: TokenGrams, *, clusters: ClusterLabels = None, level: float = 0.95) -> Estimate:
-    """Return what the effective rank of the population lies between; a point only where that is within 1.5.
+    """Return what the effective rank of the population lies between; with a warning where that is more than 1.5 apart.
 
     The sample's own is below N, whatever that of the population is. Where eigenvalues below what the tokens resolve
     carry much of the trace, the bounds are orders of magnitude apart: that is what is known.

@@ -17,112 +17,34 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 import torch
-from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
 from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.partitioning import by_layer
-from fisherfunc.population.clusters import ClusterLabels, Clusters, clusters_of
+from fisherfunc.population.clusters import ClusterLabels, clusters_of
 from fisherfunc.population.estimate import (
     BlockEstimates,
     Estimate,
     check_level,
-    heavy_tail,
     jackknifed,
     of_square,
 )
-from fisherfunc.records.record import record
-from fisherfunc.statistics.block_grams import BlockRule, gathered, num_params
+from fisherfunc.population.pairs import (
+    Pairs,
+    SecondMoments,
+    entry_of,
+    full_of,
+    outer_pairs,
+    own_of,
+    second_moments_of,
+    summed,
+)
+from fisherfunc.statistics.block_grams import BlockRule, gathered
+from fisherfunc.statistics.heavy_tail import heavy_tail
 
 PAIRS = "pairs of distinct clusters, jackknife"
-TILE = 2**25
-"""Numbers of all blocks' Grams that are held at once: 256 MB."""
 Matrix = tuple[tuple[Estimate, ...], ...]
-
-
-@record()
-class Pairs:
-    """A sum over ordered pairs of distinct clusters, Σ_{s≠t} m_st.
-
-    Attributes:
-        total: Σ_{s≠t} m_st.
-        of: Σ_{t≠s} m_st for each s.
-    """
-
-    total: Float[Tensor, "*stack"]
-    of: Float[Tensor, "*stack s"]
-
-    @property
-    def left_out(self) -> Float[Tensor, "*stack s"]:
-        """The sum without each cluster; m is symmetric."""
-        return self.total[..., None] - 2 * self.of
-
-
-@record(static=("labels", "num_params"))
-class SecondMoments:
-    """The sums that all second moments are made of.
-
-    Attributes:
-        products: ⟨K_a,st, K_b,st⟩ of blocks a and b.
-        traces: tr K_a,ss for each block and cluster.
-        weights: T_s T_t.
-        sizes: T_s.
-        labels: Of the blocks.
-        num_params: P of each block.
-    """
-
-    products: Pairs
-    traces: Float[Tensor, "b s"]
-    weights: Pairs
-    sizes: Float[Tensor, " s"]
-    labels: tuple[str, ...]
-    num_params: tuple[int, ...]
-
-
-def second_moments_of(grams: TokenGrams, blocks: Mapping[str, tuple[str, ...]], clusters: Clusters) -> SecondMoments:
-    """Return the sums over pairs of distinct clusters. Cost 2 N² B² operations for B blocks, no Gram of all blocks.
-
-    Args:
-        grams: The Grams of a pass.
-        blocks: The Grams that each block is the sum of.
-        clusters: Of the rows.
-    """
-    count, group = len(blocks), clusters.group
-    of = torch.zeros(count, count, clusters.num_clusters, dtype=torch.float64, device=group.device)
-    for rows in torch.arange(len(group), device=group.device).split(max(1, TILE // (count * len(group)))):
-        tile = torch.stack([_rows(grams, names, rows) for names in blocks.values()])
-        tile *= group[rows, None] != group
-        products = einsum(tile, tile, "b n m, c n m -> b c n")
-        of.index_add_(-1, group[rows], products)
-    diagonals = torch.stack([sum_of_diagonals(grams, names) for names in blocks.values()])
-    return SecondMoments(
-        products=Pairs(total=of.sum(dim=-1), of=of),
-        traces=clusters.sums(diagonals),
-        weights=outer_pairs(clusters.sizes),
-        sizes=clusters.sizes,
-        labels=tuple(blocks),
-        num_params=tuple(num_params(grams, names) for names in blocks.values()),
-    )
-
-
-def outer_pairs(values: Float[Tensor, "*stack s"]) -> Pairs:
-    """Return the sum of x_s x_t over pairs of distinct clusters."""
-    of = values * (values.sum(dim=-1, keepdim=True) - values)
-    return Pairs(total=of.sum(dim=-1), of=of)
-
-
-def sum_of_diagonals(grams: TokenGrams, names: tuple[str, ...]) -> Float[Tensor, " n"]:
-    """Return ‖g_n‖² of a block."""
-    return torch.stack([grams.grams[name].diagonal().double() for name in names]).sum(dim=0)
-
-
-def _rows(grams: TokenGrams, names: tuple[str, ...], rows: Tensor) -> Float[Tensor, "m n"]:
-    """Some rows of K_b, in float64."""
-    total = grams.grams[names[0]][rows].double()
-    for name in names[1:]:
-        total += grams.grams[name][rows]
-    return total
 
 
 def trace_estimate(traces: Float[Tensor, " s"], sizes: Float[Tensor, " s"], level: float) -> Estimate:
@@ -145,7 +67,7 @@ def trace_of(moments: SecondMoments, block: int, level: float) -> Estimate:
 
 def squared_norm_of(moments: SecondMoments, block: int, level: float) -> Estimate:
     """Return ‖F‖_F² of a block."""
-    products = _entry(moments.products, block, block)
+    products = entry_of(moments.products, block, block)
     return jackknifed(
         products.total / moments.weights.total,
         products.left_out / moments.weights.left_out,
@@ -158,7 +80,7 @@ def squared_norm_of(moments: SecondMoments, block: int, level: float) -> Estimat
 
 def participation_ratio_of(moments: SecondMoments, block: int, level: float) -> Estimate:
     """Return (tr F)²/‖F‖_F² of a block, from 1 to P."""
-    products, squared_trace = _entry(moments.products, block, block), outer_pairs(moments.traces[block])
+    products, squared_trace = entry_of(moments.products, block, block), outer_pairs(moments.traces[block])
     return jackknifed(
         squared_trace.total / products.total,
         squared_trace.left_out / products.left_out,
@@ -170,7 +92,7 @@ def participation_ratio_of(moments: SecondMoments, block: int, level: float) -> 
 
 def error_estimate(products: Pairs, level: float) -> Estimate:
     """Return ‖F − F_bd‖_F/‖F‖_F from the products of all pairs of blocks."""
-    own, all_pairs = _own(products), _summed(products)
+    own, all_pairs = own_of(products), summed(products)
     square = jackknifed(
         1 - own.total / all_pairs.total,
         1 - own.left_out / all_pairs.left_out,
@@ -182,27 +104,17 @@ def error_estimate(products: Pairs, level: float) -> Estimate:
     return of_square(square)
 
 
-def _own(products: Pairs) -> Pairs:
-    """Σ_a ⟨K_a, K_a⟩."""
-    return Pairs(total=products.total.diagonal().sum(), of=products.of.diagonal(dim1=0, dim2=1).sum(dim=-1))
-
-
-def _summed(products: Pairs) -> Pairs:
-    """Σ_ab ⟨K_a, K_b⟩: that of the full matrix."""
-    return Pairs(total=products.total.sum(), of=products.of.sum(dim=(0, 1)))
-
-
 def coupling_estimate(moments: SecondMoments, level: float) -> "BlockCoupling":
     """Return the norms and alignments of all blocks of F.
 
     Between two blocks both may be zero, and their estimates less: the interval is none of the logarithm there.
     """
     products, weights, blocks = moments.products, moments.weights, range(len(moments.labels))
-    own = [_entry(products, a, a) for a in blocks]
+    own = [entry_of(products, a, a) for a in blocks]
     warnings = [heavy_tail(pairs.of, moments.sizes, "the squared norm") for pairs in own]
 
     def norm(a: int, b: int) -> Estimate:
-        pairs = _entry(products, a, b)
+        pairs = entry_of(products, a, b)
         return jackknifed(
             pairs.total / weights.total,
             pairs.left_out / weights.left_out,
@@ -214,7 +126,7 @@ def coupling_estimate(moments: SecondMoments, level: float) -> "BlockCoupling":
         )
 
     def alignment(a: int, b: int) -> Estimate:
-        pairs = _entry(products, a, b)
+        pairs = entry_of(products, a, b)
         scale, scales = (own[a].total * own[b].total).sqrt(), (own[a].left_out * own[b].left_out).sqrt()
         value, left_out = pairs.total / scale, pairs.left_out / scales
         if a == b:  # no round-off around one
@@ -226,10 +138,6 @@ def coupling_estimate(moments: SecondMoments, level: float) -> "BlockCoupling":
         return tuple(tuple(upper[min(a, b), max(a, b)] for b in blocks) for a in blocks)
 
     return BlockCoupling(labels=moments.labels, squared_norms=symmetric(norm), alignment=symmetric(alignment))
-
-
-def _entry(products: Pairs, a: int, b: int) -> Pairs:
-    return Pairs(total=products.total[a, b], of=products.of[a, b])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -374,19 +282,6 @@ def block_diagonal_error(
     check_level(level)
     found = clusters_of(grams, clusters, "the block-diagonal error")
     return error_estimate(second_moments_of(grams, gathered(grams, blocks), found).products, level)
-
-
-def full_of(moments: SecondMoments) -> SecondMoments:
-    """Return the sums of the full matrix, as of one block."""
-    products = _summed(moments.products)
-    return SecondMoments(
-        products=Pairs(total=products.total[None, None], of=products.of[None, None]),
-        traces=moments.traces.sum(dim=0, keepdim=True),
-        weights=moments.weights,
-        sizes=moments.sizes,
-        labels=("full",),
-        num_params=(sum(moments.num_params),),
-    )
 
 
 def _each(

@@ -8,19 +8,19 @@ import torch
 
 from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.partitioning import by_layer
-from fisherfunc.population.clusters import ClusterLabels, clusters_of
+from fisherfunc.population.clusters import ClusterLabels, Clusters, clusters_of
 from fisherfunc.population.dimension import EffectiveDimension, dimension_of
 from fisherfunc.population.estimate import BlockEstimates, Estimate, check_level
 from fisherfunc.population.leading import LeadingSums, bracket_of_leading, bracket_of_sums, held_out
 from fisherfunc.population.moments import moment_estimates, moments_of
+from fisherfunc.population.paired import LeftOut, left_out
+from fisherfunc.population.pairs import full_of, second_moments_of
 from fisherfunc.population.rank import left_out_traces, rank_estimate
 from fisherfunc.population.second_moments import (
     BlockCoupling,
     coupling_estimate,
     error_estimate,
-    full_of,
     participation_ratio_of,
-    second_moments_of,
     squared_norm_of,
     trace_of,
 )
@@ -43,6 +43,7 @@ class PopulationSummary:
         leading_sums: What sums of leading eigenvalues lie between, and each in and out of sample.
         effective_dimension: Σ λ/(λ + κ) over κ, from the smallest κ that the sample resolves.
         effective_rank: What exp(entropy) lies between.
+        left_out: Numbers without each cluster, for paired comparisons; None in files of before.
     """
 
     num_clusters: int
@@ -56,6 +57,7 @@ class PopulationSummary:
     leading_sums: LeadingSums
     effective_dimension: EffectiveDimension
     effective_rank: Estimate
+    left_out: LeftOut | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that survive JSON."""
@@ -79,6 +81,7 @@ class PopulationSummary:
         }
         return PopulationSummary(
             num_clusters=content["num_clusters"],
+            left_out=LeftOut.from_dict(content["left_out"]) if content.get("left_out") else None,
             moments=tuple(map(Estimate.from_dict, content["moments"])),
             **{name: kind.from_dict(content[name]) for name, kind in kinds.items()},
         )
@@ -106,9 +109,23 @@ def summary(
     Raises:
         ValueError: If there are fewer than three clusters, or the Grams are centred or of sampled coordinates.
     """
-    check_level(level)
     found = clusters_of(grams, clusters, "a summary")
-    second = second_moments_of(grams, gathered(grams, blocks), found)
+    return summary_of(grams, found, blocks=blocks, level=level, num_leading=num_leading, kappas=kappas)
+
+
+def summary_of(
+    grams: TokenGrams,
+    found: Clusters,
+    *,
+    blocks: BlockRule = by_layer,
+    level: float = 0.95,
+    num_leading: int = 5,
+    kappas: Sequence[float] | None = None,
+) -> PopulationSummary:
+    """Return the same for clusters that are known, those of `clusters_of`."""
+    check_level(level)
+    parts = gathered(grams, blocks)
+    second = second_moments_of(grams, parts, found)
     full = full_of(second)
 
     def each(of: Any) -> BlockEstimates:
@@ -131,7 +148,8 @@ def summary(
         block_diagonal_error=error_estimate(second.products, level),
         moments=moment_estimates(higher, level),
         leading_eigenvalue=bracket_of_leading(higher, outside, level),
-        leading_sums=bracket_of_sums(outside, level),
+        leading_sums=bracket_of_sums(outside, higher, level),
         effective_dimension=dimension,
         effective_rank=rank_estimate(curve, higher, traces, num_params=num_params, level=level),
+        left_out=left_out(grams, parts, found, second),
     )

@@ -1,4 +1,4 @@
-"""Which Grams make up each block of a partition, and which rows each sequence has.
+"""Which Grams make up each block of a partition, and which rows each sequence has, or each cluster of sequences.
 
 All of this layer that counts tokens or sequences takes the counts from here. Axis order: rows `(n,)`, sequences `(s,)`.
 """
@@ -20,10 +20,10 @@ BlockRule = Callable[[str], str] | None
 
 @record(static=("num_sequences",))
 class Sequences:
-    """The sequences of a pass.
+    """The independent draws of a pass: its sequences, or where its tokens have clusters, these in their place.
 
     Attributes:
-        group: The sequence of each row, from 0 to `num_sequences` − 1.
+        group: The draw of each row, from 0 to `num_sequences` − 1.
         sizes: How many of the N units that F divides by each has; they sum to N.
         num_sequences: How many there are.
     """
@@ -34,8 +34,9 @@ class Sequences:
 
 
 def sequences_of(grams: TokenGrams) -> Sequences:
-    """The rows of each sequence. A row counts N over the number of rows: one, where a unit has one row."""
-    ids, group = torch.unique(grams.tokens.sequence, return_inverse=True)
+    """The rows of each sequence or cluster. A row counts N over the number of rows: one, where a unit has one row."""
+    tokens = grams.tokens
+    ids, group = torch.unique(tokens.sequence if tokens.cluster is None else tokens.cluster, return_inverse=True)
     rows = torch.bincount(group, minlength=len(ids)).double()
     return Sequences(group=group, sizes=rows * (grams.num_units / len(group)), num_sequences=len(ids))
 

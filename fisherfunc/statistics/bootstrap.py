@@ -1,4 +1,4 @@
-"""Bootstrap of sequences: how sure every metric of a spectrum is, from the Grams alone."""
+"""Bootstrap of sequences: how sure the trace is, or a function of one's own, from the Grams alone."""
 
 import math
 from collections.abc import Mapping
@@ -12,7 +12,8 @@ from fisherfunc.linalg.metrics import SUMMARY
 from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.statistics.block_grams import BlockRule, gathered, several_sequences
 from fisherfunc.statistics.interval import Ends, Intervals, Metric, around, check_options, intervals_of
-from fisherfunc.statistics.replicates import replicate_spectra
+from fisherfunc.statistics.ranges import has_own
+from fisherfunc.statistics.replicates import replicates_of
 
 METHODS = ("normal", "basic", "percentile")
 
@@ -22,7 +23,6 @@ def bootstrap(
     *,
     blocks: BlockRule = None,
     metrics: Mapping[str, Metric] = MappingProxyType(SUMMARY),
-    num_leading: int = 5,
     num_replicates: int = 200,
     level: float = 0.95,
     method: str = "normal",
@@ -38,30 +38,19 @@ def bootstrap(
         basic       from 2x − the upper quantile of x* to 2x − the lower
         percentile  from the lower to the upper quantile of x*: for comparison
 
-    Leading eigenvalues of few samples are biased upward and ranks downward, those of replicates twice, so that
-    percentile intervals miss. Simulated with `ff.testing.coverage`: Gaussian rows in S sequences of 4 correlated
-    tokens, 200 samples, 100 replicates each, nominal level 90 %. Coverage in per cent of normal intervals, in
-    parentheses of percentile ones, and the bias of the estimate:
+    There are intervals of the trace, and of the user's own functions, whose coverage is theirs to find out
+    (`ff.testing.coverage`). Of the other metrics there is none, and its note says why: they are of the spectrum of
+    these rows, of which resampling does not show how far it is from that of the population (docs/population.md); what
+    holds of the population is in `ff.population`.
 
-        population               S      trace         λ_1           λ_2           λ_5  effective rank
-        λ_k = k^-1.5, k ≤ 40    20    87 (82)     88 (89)  2 %  84 (90)  3 %  78 (94)  4 %  84 (24) −10 %
-        λ_k = k^-1,   k ≤ 300   20    92 (84)    84 (67) 11 %  78 (14) 17 %   62 (0) 33 %    0 (0) −58 %
-        the same, 60 samples   100         90          83  1 %       95  2 %       70  6 %       62  −20 %
-
-    So intervals of leading eigenvalues are too short where sequences are few and the spectrum falls slowly, and no
-    interval mends what the sample cannot show: see `sample_limits`. Where one would mean nothing there is none, and
-    its note says why: of numerical rank, smallest eigenvalue and condition number where the rank differs between
-    replicates; of effective rank and participation ratio where the number of rows sets them; of gaps that are not told
-    from zero (where they are, intervals of 90 % held the true gap in 84 to 95 % of the samples above).
-
-    Cost `num_replicates` float64 eigensolves of about 0.63 N rows for each block and for the full matrix.
+    Cost nothing for the trace; for functions of one's own `num_replicates` float64 eigensolves of about 0.63 N rows for
+    each block and for the full matrix.
     Source: Davison and Hinkley, "Bootstrap Methods and their Application", 1997, chapters 2 and 5.
 
     Args:
         grams: The Grams of a pass; of centred ones each replicate has its own mean subtracted.
         blocks: Parameter name → block label; where None, the blocks that the Grams were accumulated by, or `by_layer`.
         metrics: {name: function of a `Spectrum`}, such as `ff.metrics.effective_rank`; else all of `ff.metrics`.
-        num_leading: How many leading eigenvalues, named `eigenvalue_1` and on.
         num_replicates: How often the sequences are drawn.
         level: The nominal coverage.
         method: "normal", "basic" or "percentile".
@@ -82,17 +71,16 @@ def bootstrap(
         >>> found.full["trace"].low < found.full["trace"].estimate < found.full["trace"].high
         True
     """
-    check_options(level, num_replicates=(num_replicates, 2), num_leading=(num_leading, 0))
+    check_options(level, num_replicates=(num_replicates, 2))
     if method not in METHODS:
         raise ValueError(f"method expected one of {METHODS}, got method={method!r}")
     sequences = several_sequences(grams, "a bootstrap")
     count = sequences.num_sequences
     inflation = math.sqrt(count / (count - 1))
-    spectra = replicate_spectra(grams, gathered(grams, blocks), sequences, draws(count, num_replicates, seed=seed))
+    weights = draws(count, num_replicates, seed=seed)
     return intervals_of(
-        spectra,
+        replicates_of(grams, gathered(grams, blocks), sequences, weights, solve=has_own(metrics.values())),
         metrics,
-        num_leading,
         ends=_ends(method, level, count),
         spread=lambda replicates: inflation * replicates.std(),
         facts={"level": level, "method": f"bootstrap, {method}, {num_replicates} replicates", "num_sequences": count},

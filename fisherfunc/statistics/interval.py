@@ -11,9 +11,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherfunc.linalg.metrics import SUMMARY
+from fisherfunc.linalg.metrics import SUMMARY, trace
 from fisherfunc.linalg.spectrum import Spectrum
-from fisherfunc.statistics.ranges import has_log_scale, range_of, why_none, why_not_these
+from fisherfunc.statistics.ranges import NO_INTERVAL, is_of_the_sample, range_of, why_not_these
+from fisherfunc.statistics.replicates import Replicate, Replicates
 
 Metric = Callable[[Spectrum], Tensor]
 """A spectrum, or a stack of spectra → a number each."""
@@ -105,8 +106,7 @@ def _read(found: Mapping[str, Any]) -> dict[str, Interval]:
 def _with_ends(name: str, entries: Mapping[str, Any]) -> dict[str, Any]:
     if entries["low"] is not None:
         return dict(entries)
-    metric = SUMMARY["largest"] if name.startswith("eigenvalue_") else SUMMARY.get(name)
-    low, high = _no_interval(metric, entries["estimate"])
+    low, high = _no_interval(SUMMARY.get(name), entries["estimate"])
     return {"note": "no interval in the file", **entries, "low": low, "high": high}
 
 
@@ -123,70 +123,71 @@ Spread = Callable[[Float[Tensor, " r"]], Tensor]
 
 
 def intervals_of(
-    spectra: tuple[Mapping[str, Spectrum], Spectrum, Spectrum],
+    replicates: Replicates,
     metrics: Mapping[str, Metric],
-    num_leading: int,
     *,
     ends: Ends,
     spread: Spread,
     facts: Mapping[str, Any],
 ) -> Intervals:
-    """The intervals of every metric and of the leading eigenvalues, `eigenvalue_1` and on, of all matrices.
+    """The intervals of the trace and of the user's own functions, and why there is none of other metrics.
 
-    Where the metric is positive in the sample and in all replicates, the interval is one of its logarithm: errors of
-    eigenvalues are ratios, and such an interval does not reach below zero. It ends where the range of the metric ends;
-    and there is none where replicates do not show how sure the metric is (see ranges.py).
+    Where a number is positive in the sample and in all replicates, the interval is one of its logarithm: errors of
+    spectra are ratios, and such an interval does not reach below zero.
 
     Args:
-        spectra: Stacks, the sample first: by block, block-diagonal and full.
+        replicates: The sample and its replicates.
         metrics: {name: metric}.
-        num_leading: How many eigenvalues, where there are so many.
         ends: How replicates make an interval.
         spread: How they make a standard error.
         facts: The fields of `Interval` that all have in common.
     """
 
-    def interval(values: Float[Tensor, " r"], metric: Metric | None, stack: Spectrum, most: float) -> Interval:
-        estimate = _finite(values[0])
-        if estimate is not None and bool((values == values[0]).all()):  # the logarithm's round-off would be all of it
-            return Interval(estimate=estimate, low=estimate, high=estimate, standard_error=0.0, bias=0.0, **facts)
-        on_log_scale = has_log_scale(metric) and bool((values > 0).all())
+    def none(metric: Metric, value: float, reason: str) -> Interval:
+        low, high = _no_interval(metric, _finite(value))
+        return Interval(
+            estimate=_finite(value), low=low, high=high, standard_error=None, bias=None, note=reason, **facts
+        )
+
+    def interval(values: Float[Tensor, " r"], metric: Metric) -> Interval:
+        value = values[0].item()
+        if math.isfinite(value) and bool((values == values[0]).all()):  # the logarithm's round-off would be all of it
+            return Interval(estimate=value, low=value, high=value, standard_error=0.0, bias=0.0, **facts)
+        on_log_scale = bool((values > 0).all())
         scaled = values.log() if on_log_scale else values
         center, low, high = (float(end.exp() if on_log_scale else end) for end in ends(scaled[0], scaled[1:]))
-        least, highest = range_of(metric, stack.num_params)
-        limits = min(least, values[0].item()), max(min(highest, most), values[0].item())
-        error = float(spread(values[1:]))
-        reason = why_none(metric, stack) or why_not_these(metric, (center, low, high), error, limits)
+        least, most = range_of(metric)
+        limits = min(least, value), max(most, value)
+        reason = why_not_these((center, low, high), limits)
         if reason is not None:
-            least, highest = _no_interval(metric, estimate)
-            return Interval(
-                estimate=estimate, low=least, high=highest, standard_error=None, bias=None, note=reason, **facts
-            )
-        low, high = max(low, limits[0]), min(high, limits[1])
+            return none(metric, value, reason)
+        low, high, error = max(low, limits[0]), min(high, limits[1]), float(spread(values[1:]))
         return Interval(
-            estimate=estimate,
+            estimate=value,
             low=low,
             high=high,
             standard_error=error if math.isfinite(error) else None,
-            bias=values[0].item() - center,
-            note=None if low <= values[0].item() <= high else OUTSIDE,
+            bias=value - center,
+            note=None if low <= value <= high else OUTSIDE,
             **facts,
         )
 
-    def of(stack: Spectrum) -> dict[str, Interval]:
-        largest = interval(stack.eigenvalues[:, 0].double(), SUMMARY["largest"], stack, math.inf)
-        bounds: dict[Any, float] = {SUMMARY["gap"]: largest.high}
-        found = {
-            name: interval(metric(stack).double(), metric, stack, bounds.get(metric, math.inf))
-            for name, metric in metrics.items()
-        }
-        for k, column in enumerate(stack.eigenvalues.T[:num_leading]):
-            found[f"eigenvalue_{k + 1}"] = interval(column.double(), SUMMARY["largest"], stack, math.inf)
+    def of(matrix: Replicate) -> dict[str, Interval]:
+        found = {}
+        for name, metric in metrics.items():
+            if is_of_the_sample(metric):
+                found[name] = none(metric, float(metric(matrix.sample)), NO_INTERVAL)
+            elif metric is trace and matrix.heavy is not None:
+                found[name] = none(metric, matrix.traces[0].item(), matrix.heavy)
+            else:
+                values = matrix.traces if metric is trace else metric(matrix.spectra).double()
+                found[name] = interval(values, metric)
         return found
 
-    blocks, block_diagonal, full = spectra
     return Intervals(
-        blocks={label: of(stack) for label, stack in blocks.items()}, block_diagonal=of(block_diagonal), full=of(full)
+        blocks={label: of(matrix) for label, matrix in replicates.blocks.items()},
+        block_diagonal=of(replicates.block_diagonal),
+        full=of(replicates.full),
     )
 
 
@@ -232,5 +233,5 @@ def check_options(level: float, **counts: tuple[int, int]) -> None:
             raise ValueError(f"{name} expected at least {least}, got {name}={value!r}")
 
 
-def _finite(value: Tensor) -> float | None:
-    return value.item() if math.isfinite(value) else None
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

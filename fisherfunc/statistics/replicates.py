@@ -8,7 +8,7 @@ A sequence drawn m times has w = m, one left out w = 0. Rows of weight zero are 
 eigenproblem is that of P × P, so that no solve is larger than the rank. Axis order: replicates `(r,)`, rows `(n,)`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -16,14 +16,104 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fisherfunc.linalg.gram import regrouped_matrix
 from fisherfunc.linalg.kernels import gram_eigh
 from fisherfunc.linalg.lifting import solved
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.linalg.union import union
+from fisherfunc.records.record import record
 from fisherfunc.statistics.block_grams import Sequences, num_params
+from fisherfunc.statistics.heavy_tail import heavy_tail
 
 BATCH_BYTES = 2**28
+
+
+@record(static=("heavy",))
+class Replicate:
+    """One matrix of the sample and of each replicate.
+
+    Attributes:
+        sample: The spectrum of the sample.
+        traces: Of the sample, and of each replicate.
+        spectra: Likewise, a stack; of the sample alone where no one asks for others.
+        heavy: Why an interval of the trace would be too short; None where it would not.
+    """
+
+    sample: Spectrum
+    traces: Float[Tensor, " r"]
+    spectra: Spectrum
+    heavy: str | None
+
+
+@record()
+class Replicates:
+    """The matrices of a partition, of the sample and of each replicate."""
+
+    blocks: Mapping[str, Replicate]
+    block_diagonal: Replicate
+    full: Replicate
+
+
+def replicates_of(
+    grams: TokenGrams,
+    blocks: Mapping[str, tuple[str, ...]],
+    sequences: Sequences,
+    weights: Float[Tensor, "r s"],
+    *,
+    solve: bool,
+) -> Replicates:
+    """Return what intervals are made of. Cost of traces nothing, of spectra as `replicate_spectra`.
+
+    Args:
+        grams: The Grams; of centred ones each replicate is centred at its own mean.
+        blocks: The Grams that each block is the sum of.
+        sequences: Of the rows.
+        weights: Of the sequences.
+        solve: Whether the spectra of the replicates are wanted.
+    """
+    weights = weights.to(sequences.sizes)
+    spectra, together, full = replicate_spectra(grams, blocks, sequences, weights if solve else weights[:0])
+
+    def replicate(stack: Spectrum, names: Iterable[str]) -> Replicate:
+        first = replace(
+            stack,
+            eigenvalues=stack.eigenvalues[0],
+            resolution=stack.resolution[0],
+            negative_part=stack.negative_part[0],
+        )
+        gram = grams.block(names).double()
+        own = gram.new_zeros(sequences.num_sequences).index_add(0, sequences.group, gram.diagonal())
+        return Replicate(
+            sample=first,
+            traces=_traces(gram, own, sequences, weights, centered=grams.centered),
+            spectra=stack,
+            heavy=heavy_tail(own, sequences.sizes, "the trace"),
+        )
+
+    return Replicates(
+        blocks={label: replicate(stack, blocks[label]) for label, stack in spectra.items()},
+        block_diagonal=replicate(together, grams.grams),
+        full=replicate(full, grams.grams),
+    )
+
+
+def _traces(
+    gram: Float[Tensor, "n n"],
+    own: Float[Tensor, " s"],
+    sequences: Sequences,
+    weights: Float[Tensor, "r s"],
+    *,
+    centered: bool,
+) -> Float[Tensor, " q"]:
+    """Σ_n w_{s(n)} ‖g_n‖²/N* of the sample, then of replicates; centred, less ‖Σ_n w_{s(n)} g_n‖²/N*²."""
+    weights = torch.cat([torch.ones_like(sequences.sizes)[None], weights])
+    totals = weights @ sequences.sizes
+    found = weights @ own / totals
+    if not centered:
+        return found
+    between = regrouped_matrix(gram, sequences.group, sequences.num_sequences)
+    return found - einsum(weights, between, weights, "q s, s t, q t -> q") / totals.square()
 
 
 def replicate_spectra(
@@ -73,6 +163,8 @@ def _eigenvalues(
     gram: Float[Tensor, "n n"], weights: Float[Tensor, "r n"], *, num_params: int, center: bool
 ) -> Float[Tensor, "r k"]:
     """The leading eigenvalues of D K D for each row of weights, largest first."""
+    if len(weights) == 0:
+        return gram.new_zeros(0, 1)
     counts = (weights > 0).sum(dim=1)
     order = counts.argsort()
     narrow = _narrow_rows(gram, num_params) if num_params < int(counts.min()) else None

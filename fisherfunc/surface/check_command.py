@@ -69,7 +69,7 @@ def findings(
     from fisherfunc.surface.texts import read_text
 
     job = Job(model=model, text=text, context=context, dtype=dtype)
-    loaded, batches, facts = loaded_model(job)
+    loaded, batches, _, facts = loaded_model(job)
     wanted, size = num_tokens or DEFAULT_TOKENS, facts["context"]
     windows = text_batches(loaded.tokenizer, read_text(text), task=loaded.task, context=size, num_tokens=wanted)
     there = num_valid_tokens(windows)

@@ -49,7 +49,9 @@ _BOS = click.Choice(["auto", "always", "never"])
 _BLOCKS = click.Choice(["layer", "module", "parameter", "whole"])
 _TASK = (
     click.option("--model", metavar="ID_OR_FOLDER", help="Hugging Face folder or hub id.  [default: embedded]"),
-    click.option("--text", type=_TEXT, metavar="FILE", help="UTF-8 text; - is stdin.  [default: embedded]"),
+    click.option(
+        "--text", type=_TEXT, metavar="FILE", help="UTF-8 text or JSON Lines; - is stdin.  [default: embedded]"
+    ),
     click.option("--checkpoint", type=_CHECKPOINT, help="Of the embedded model.  [default: final]"),
     click.option("--blocks", type=_BLOCKS, default="layer", show_default=True, help="What a block of F is."),
     click.option(
@@ -79,7 +81,7 @@ _CENTER = click.option("--center", is_flag=True, help="Subtract the mean gradien
 _INTERVALS = click.option(
     "--intervals",
     type=click.Choice(["bootstrap", "jackknife"]),
-    help="Confidence intervals of all metrics, over windows of text.",
+    help="Confidence intervals of the trace of each block, over windows of text.",
 )
 _ROWS = (
     click.option(

@@ -8,6 +8,8 @@ from types import ModuleType
 from typing import Any
 
 from fisherfunc.pipeline.comparison import Comparison
+from fisherfunc.population.estimate import BlockEstimates
+from fisherfunc.population.paired import LEVEL, METHOD
 from fisherfunc.statistics.interval import Interval
 from fisherfunc.surface.report import require_rich
 from fisherfunc.surface.sample_notes import interval_notes, sample_notes
@@ -40,6 +42,10 @@ COLUMNS = (
 )
 _BLOCK = Column("block", figures=False)
 _OVERLAP = "Overlap of the leading subspaces"
+POPULATION = {
+    "participation_ratio": "Participation ratio (tr F)²/‖F‖² of the population",
+    "block_diagonal_error": "‖F − F_bd‖/‖F‖ of the population: what the block-diagonal matrix leaves out",
+}
 WHOLE = {"block_diagonal": "block-diagonal", "full": "full matrix"}
 
 
@@ -58,6 +64,7 @@ def compare_report(found: Comparison, *, metrics: Sequence[str], width: int = 12
     facts, left_out = _facts(rich, found, width)
     tables: list[Any] = [facts]
     tables += [_metric(rich, found, metric, width) for metric in metrics]
+    tables += [_population(rich, found, name, width) for name in POPULATION if _labels(found, name)]
     for heading, matrices in (("Centred kernel alignment of the token Grams", "similarity"), (_OVERLAP, "overlaps")):
         rows = found.to_dict()[matrices]
         tables += [_matrices(rich, found, heading, rows, width)] if rows else []
@@ -78,6 +85,10 @@ def caption(found: Comparison, metrics: Sequence[str]) -> list[str]:
     facts = next(iter(found.results.values())).metadata
     lines = [f"{title(found)} per {facts.get('unit', 'token')}: {facts.get('normalization')}"]
     lines.append(f"×: over the value of {found.names[0]!r}")
+    if found.paired:
+        lines.append(
+            f"×low … ×high: {LEVEL:.0%} intervals of the ratio by {METHOD}: both err alike, on the same tokens"
+        )
     if any(found.couplings.values()):
         lines.append("off-diagonal: what the block-diagonal matrix leaves out, ‖F − F_bd‖/‖F‖, Frobenius norms")
     lines += [f"Results differ in {aspect}: {_listed(values)}" for aspect, values in found.differing.items()]
@@ -122,9 +133,43 @@ def _metric(rich: ModuleType, found: Comparison, metric: str, width: int) -> Any
         intervals = found.intervals[label][metric]
         if any(intervals.values()):
             rows.append(Row(["", *(_ends(intervals[name], metric) for name in found.names)], style="dim"))
+        rows += _paired(found, label, metric) if metric == "trace" else []
         if label == labels[-3]:
             rows[-1] = rows[-1]._replace(ends_section=True)
     return _headed(rich, HEADINGS[metric], in_groups(rich, _BLOCK, _columns(found), rows, width=width))
+
+
+def _population(rich: ModuleType, found: Comparison, name: str, width: int) -> Any:
+    """An estimate of the population, with its ratios to the first result's."""
+    rows = []
+    for label in _labels(found, name):
+        cells = [_estimated(found, label, name, result) for result in found.names]
+        rows += [Row([shown(label), *cells], style="bold" if label == list(found.values)[-1] else "")]
+        rows += _paired(found, label, name)
+    return _headed(rich, POPULATION[name], in_groups(rich, _BLOCK, _columns(found), rows, width=width))
+
+
+def _labels(found: Comparison, name: str) -> list[str]:
+    """Those of which the ratio of an estimate is known."""
+    return [label for label, rows in found.paired.items() if any(rows.get(name, {}).values())]
+
+
+def _estimated(found: Comparison, label: str, name: str, result: str) -> str:
+    population = found.results[result].population
+    assert population is not None
+    estimates = getattr(population, name)
+    if isinstance(estimates, BlockEstimates):
+        estimates = estimates.full if label == list(found.values)[-1] else estimates.get(label)
+    text = NOTHING if estimates is None else number(estimates.estimate, scientific=False)
+    ratio = found.paired[label][name][result]
+    return text if result == found.names[0] else f"{text} {_times(None if ratio is None else ratio.estimate):>8}"
+
+
+def _paired(found: Comparison, label: str, name: str) -> list[Row]:
+    """A row of the paired intervals of ratios, where there are such."""
+    row = found.paired.get(label, {}).get(name, {})
+    cells = ["" if e is None else f"{_times(e.low)} … {_times(e.high)}" for e in (row.get(r) for r in found.names)]
+    return [Row(["", *cells], style="dim")] if any(cells) else []
 
 
 def _columns(found: Comparison) -> list[Column]:

@@ -30,9 +30,12 @@ Columns of the table:
   eff. rank         exp of the entropy of λ/Σλ: how many directions matter
   trace             Σλ, the mean squared norm of a token's gradient
 
+Windows are spread evenly over the text; of standard input they are the first ones. Each line of a .jsonl file
+is a document, a string or {"text": …}, and documents count as independent, not windows.
+
 \b
-Windows of text are consecutive, from the beginning of the file:
-  causal models         each token of a window but its first is predicted
+Of each window:
+  causal models         each token but the first is predicted
   masked models         15 % of its tokens, chosen by --seed, are predicted
   sequence-to-sequence  the first half is read, the second predicted
 """

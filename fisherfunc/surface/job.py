@@ -14,14 +14,14 @@ from fisherfunc import assets
 from fisherfunc.gradients import losses, targets
 from fisherfunc.gradients.planning.run_plan import RunPlan
 from fisherfunc.gradients.targets import Targets
-from fisherfunc.models.huggingface import LoadedModel, load, num_valid_tokens, text_batches
+from fisherfunc.models.huggingface import LoadedModel, load, num_valid_tokens, text_windows
 from fisherfunc.models.windows import start_tokens
 from fisherfunc.partitioning import RULES
 from fisherfunc.pipeline.fisher import fisher_spectrum
 from fisherfunc.pipeline.plan import plan
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.records.axes import Progress
-from fisherfunc.surface.texts import read_text
+from fisherfunc.surface.texts import has_documents, is_stream, read_documents
 
 DEFAULT_TOKENS = 512
 DEFAULT_CONTEXT = 128
@@ -37,7 +37,7 @@ class Job:
     Attributes:
         model: A folder or a hub id; the embedded model where None.
         checkpoint: Which checkpoint of the embedded model.
-        text: A file of UTF-8 text, "-" for standard input; the embedded sample where None.
+        text: A file of UTF-8 text or of JSON Lines, "-" for standard input; the embedded sample where None.
         blocks: A name in `fisherfunc.partitioning.RULES`.
         num_tokens: How many predictions.
         context: The positions of a window of text.
@@ -135,7 +135,7 @@ def compute(
         OSError: If a file cannot be read.
         ImportError: If Transformers is not installed.
     """
-    loaded, batches, facts = loaded_model(job)
+    loaded, batches, clusters, facts = loaded_model(job)
     result = fisher_spectrum(
         loaded.model,
         batches,
@@ -145,6 +145,7 @@ def compute(
         unit=job.unit,
         checkpoint=checkpoint,
         intervals=job.intervals,
+        clusters=clusters,
         progress=progress,
     )
     return replace(result, metadata={**result.metadata, "method": "exact", **facts})
@@ -158,7 +159,7 @@ def predict(job: Job) -> tuple[RunPlan, dict[str, Any]]:
         OSError: If a file cannot be read.
         ImportError: If Transformers is not installed.
     """
-    loaded, batches, facts = loaded_model(job)
+    loaded, batches, _, facts = loaded_model(job)
     found = plan(
         loaded.model,
         batches,
@@ -180,20 +181,26 @@ def pass_options(job: Job, loaded: LoadedModel) -> dict[str, Any]:
     }
 
 
-def loaded_model(job: Job) -> tuple[LoadedModel, list[dict[str, Any]], dict[str, Any]]:
-    """The model, the batches cut from the text, and what results say of them."""
-    text = read_text(job.text)
+def loaded_model(job: Job) -> tuple[LoadedModel, list[dict[str, Any]], list[int] | None, dict[str, Any]]:
+    """The model, the batches cut from the text, the documents of their windows where there are such, and what is said.
+
+    Windows are spread evenly over the text; of a stream they are the first ones, as nobody knows how it goes on.
+    """
+    documents, stream = read_documents(job.text), is_stream(job.text)
     loaded = load(job.source, dtype=getattr(torch, job.dtype), device=_device(job.device))
     context = _context(job, loaded)
-    batches = text_batches(
+    windows = text_windows(
         loaded.tokenizer,
-        text,
+        documents,
         task=loaded.task,
         context=context,
         num_tokens=job.num_tokens or DEFAULT_TOKENS,
         seed=job.seed,
         bos=job.bos,
+        spread=not stream,
     )
+    batches = windows.batches
+    clusters = windows.documents if has_documents(job.text) else None
     _check_enough(job, num_valid_tokens(batches))
     _check_vocabulary(loaded, batches)
     facts = {
@@ -203,13 +210,17 @@ def loaded_model(job: Job) -> tuple[LoadedModel, list[dict[str, Any]], dict[str,
         "command": _storable(job.command),
         "context": context,
         "bos": job.bos,
+        "num_windows": len(windows.documents),
+        "windows_of_text": None if stream else windows.num_windows,
+        "num_documents": None if clusters is None else len(set(clusters)),
     }
     if loaded.adapter_of is not None:
         facts["adapter_of"] = _storable(loaded.adapter_of)
     if loaded.task == "causal_lm":
+        text = next(filter(None, documents))
         start = start_tokens(loaded.tokenizer, text, task=loaded.task, bos=job.bos)
         facts["window_start"] = loaded.tokenizer.convert_ids_to_tokens(start)
-    return loaded, batches, facts
+    return loaded, batches, clusters, facts
 
 
 def _storable(path: str) -> str:

@@ -60,7 +60,7 @@ def compute(
                 f"{option} is of --method exact: Lanczos is of the full matrix of the gradients as they are; leave it "
                 "out, or take --method exact"
             )
-    loaded, batches, facts = loaded_model(job)
+    loaded, batches, _, facts = loaded_model(job)
     result = leading_spectrum(
         loaded.model,
         batches,

@@ -11,7 +11,7 @@ from typing import Any
 from fisherfunc.gradients.planning.run_plan import RunPlan
 from fisherfunc.surface.report import require_rich
 from fisherfunc.surface.tables import Column, Row, left_out_note, table
-from fisherfunc.surface.wording import compact, count_of_units, matrix_name, model_name, windows
+from fisherfunc.surface.wording import compact, count_of_units, matrix_name, model_name, tokens_lines, windows
 
 STEPS = {
     "preparation": "preparation",
@@ -64,6 +64,8 @@ def summary(plan: RunPlan, facts: Mapping[str, Any]) -> list[str]:
         f"Peak memory beyond the model: {size(plan.peak_bytes)}, within a limit of {size(plan.memory_limit)}",
         "Operations: " + ", ".join(f"{step} {value:.2e}" for step, value in plan.operations.items()),
     ]
+    if plan.needed_tokens:
+        lines += tokens_lines(plan.needed_tokens)
     if plan.seconds:
         parts = ", ".join(f"{STEPS[step]} {value:.1f}" for step, value in plan.seconds.items() if step in STEPS)
         lines.append(f"Seconds: {plan.seconds['total']:.1f} ({parts})")

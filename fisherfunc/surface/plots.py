@@ -1,7 +1,8 @@
 """Plots of a result. Figures are drawn without pyplot: no global state, no window, the same bytes every time.
 
 `plot_spectrum` draws eigenvalue λ_k against rank k, both logarithmic, so that a power law is a straight line.
-Each line is solid down to its own resolution floor and faint below it, where eigenvalues are round-off.
+Each line is solid down to its own resolution floor and faint below it, where eigenvalues are round-off. What λ₁ of the
+population lies between stands beside that of the tokens.
 """
 
 import io
@@ -21,7 +22,7 @@ FORMATS = ("png", "svg")
 LEGEND_LIMIT = 12
 _FEW_POINTS = 12
 _NEAR = 100.0
-_WARNING = "#b3261e"
+_WARNING, _POPULATION = "#b3261e", "#00796b"
 
 
 def plot_spectrum(result: FisherSpectrum) -> Any:
@@ -99,6 +100,7 @@ def _draw(matplotlib: ModuleType, figure: Any, axes: Any, result: FisherSpectrum
         )
         line(axes, result.full, color=INK, label="full matrix", linewidth=2.0, zorder=5)
     _limits(axes, result)
+    _bracket(axes, result)
     _key(matplotlib, figure, axes, list(result.blocks))
     if len(result.block_diagonal.eigenvalues) <= _FEW_POINTS:
         axes.set_xscale("linear")
@@ -120,6 +122,19 @@ def line(axes: Any, spectrum: Spectrum, *, label: str, color: Any, dashes: Any =
     if len(resolved) < len(positive):
         tail = positive[max(0, len(resolved) - 1) :]
         axes.plot(*_columns(tail), **(look | {"linewidth": 1.0, "alpha": 0.22}))
+
+
+def _bracket(axes: Any, result: FisherSpectrum) -> None:
+    """What λ₁ of the population lies between, beside that of these tokens, where the interval holds."""
+    found = None if result.population is None else result.population.leading_eigenvalue
+    if found is None or found.warning is not None or found.low <= 0:
+        return
+    axes.plot(
+        [1, 1], [found.low, found.high], color=_POPULATION, marker="_", markersize=11, linewidth=2.2, zorder=6,
+        label=f"λ₁ of the population ({found.level:.0%})",
+    )  # fmt: skip
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(min(bottom, found.low / 3), max(top, 3 * found.high))
 
 
 def _columns(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:

@@ -1,10 +1,12 @@
 """Lines under the table on the population: what another sample of its sequences would give as well."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 
+from fisherfunc.pipeline.needed import tokens_needed
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.population.estimate import Estimate
-from fisherfunc.surface.wording import NOTHING, number
+from fisherfunc.surface.wording import NOTHING, number, tokens_lines
 
 
 def population_notes(result: FisherSpectrum) -> list[str]:
@@ -33,11 +35,22 @@ def population_notes(result: FisherSpectrum) -> list[str]:
         del lines["‖F − F_bd‖/‖F‖"]
     if resolved is not None:
         lines[f"effective dimension at κ = {resolved[0]:.2g}, the least that is resolved"] = (resolved[1], _plain)
+    draws = "sequences" if result.metadata.get("clusters") is None else "clusters of sequences"
+    if result.metadata.get("num_documents") == found.num_clusters:
+        draws = "documents"
+    leading = found.leading_sums
+    pairs = zip(leading.out_of_sample, leading.in_sample, strict=True)
+    shares = ", ".join(f"{100 * outside / value:.2g} %" for outside, value in pairs if value > 0)
     heading = (
-        f"Of the population that these {found.num_clusters:,} sequences were drawn from ({level:.0%} intervals), where "
+        f"Of the population that these {found.num_clusters:,} {draws} were drawn from ({level:.0%} intervals), where "
         "the table is of these tokens:"
     )
-    return [heading, *(f"  {name}: {_told(estimate, shown)}" for name, (estimate, shown) in lines.items())]
+    told = [f"{name}: {_told(estimate, shown)}" for name, (estimate, shown) in lines.items()]
+    told += [f"leading directions, of which other sequences show: {shares}"] if shares else []
+    needed = {name: asdict(entry) for name, entry in tokens_needed(result).items()}
+    if len(result.blocks) == 1:
+        del needed["block_diagonal_error"]
+    return [heading, *(f"  {line}" for line in told), *tokens_lines(needed)]
 
 
 def _told(estimate: Estimate, shown: Callable[[float | None], str]) -> str:

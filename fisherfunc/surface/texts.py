@@ -1,6 +1,10 @@
-"""The text of a run, from a file, standard input or the package: UTF-8, no byte-order mark, Unix ends of lines."""
+"""The text of a run, from a file, standard input or the package: UTF-8, no byte-order mark, Unix ends of lines.
+
+Of JSON Lines, each line is a document: a string, or an object whose "text" is one.
+"""
 
 import codecs
+import json
 import re
 import sys
 from pathlib import Path
@@ -13,7 +17,47 @@ _OTHER_MARKS = {
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
+JSON_LINES = (".jsonl", ".ndjson")
 _MARKS = re.compile("^\ufeff+", re.MULTILINE)  # also at the beginning of a later line, where files were joined
+
+
+def has_documents(path: str | None) -> bool:
+    """Return whether a text is JSON Lines, by its name."""
+    return path is not None and Path(path).suffix.lower() in JSON_LINES
+
+
+def is_stream(path: str | None) -> bool:
+    """Return whether a text comes from standard input or a pipe, of which nobody knows how it goes on."""
+    return path is not None and (path == "-" or not Path(path).is_file())
+
+
+def read_documents(path: str | None) -> list[str]:
+    """Return the documents of JSON Lines, or a text as one document (see `read_text`).
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it is no text, or a line of JSON Lines holds no text; it names the line.
+    """
+    text = read_text(path)
+    if not has_documents(path):
+        return [text]
+    lines = enumerate(text.split("\n"), start=1)
+    return [_document(line, f"line {number} of {path}") for number, line in lines if line.strip()]
+
+
+def _document(line: str, name: str) -> str:
+    try:
+        content = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{name} is not JSON ({error}); each line of JSON Lines is a document") from error
+    found = content.get("text") if isinstance(content, dict) else content
+    if not isinstance(found, str):
+        keys = f" with the keys {sorted(content)}" if isinstance(content, dict) else ""
+        raise ValueError(
+            f'{name} expected a string, or an object whose "text" is one, got {type(content).__name__}{keys}; '
+            "give each document such a line"
+        )
+    return found
 
 
 def read_text(path: str | None) -> str:

@@ -25,7 +25,7 @@ def carriers(
         OSError: If a file cannot be read.
         ImportError: If Transformers is not installed.
     """
-    loaded, batches, facts = loaded_model(job)
+    loaded, batches, clusters, facts = loaded_model(job)
     options = pass_options(job, loaded)
     pairs = fisher_eigenpairs(
         loaded.model,
@@ -34,8 +34,14 @@ def carriers(
         block=block,
         center=job.center,
         **options,
+        clusters=clusters,
         progress=progress,
     )
     rows = directions.leading_tokens(pairs, batches, options["loss"], top=top, decode=loaded.tokenizer.decode)
-    found = {"eigenvalues": pairs.eigenvalues.tolist(), "resolution": pairs.resolution.item()}
+    outside = None if pairs.out_of_sample is None else pairs.out_of_sample.tolist()
+    found = {
+        "eigenvalues": pairs.eigenvalues.tolist(),
+        "out_of_sample": outside,
+        "resolution": pairs.resolution.item(),
+    }
     return rows, {**pairs.metadata, **facts, **found, "block": pairs.label}

@@ -20,6 +20,9 @@ COLUMNS = (
     Column("pos.", rank=2),
     Column("target in its text", figures=False),
 )
+ONE_TOKEN = 0.5
+"""The share of a token in λ beyond which its gradient is closer to the direction than all others together."""
+HELD = "What is held: of λ, by this direction of all other sequences, of a sequence that it was made without"
 WHAT = "The share of a token in λ is the square of its coefficient ⟨g, v⟩/√(λN); all shares of a vector add up to 1"
 
 
@@ -49,9 +52,31 @@ def token_report(rows: Sequence[LeadingToken], facts: Mapping[str, Any], *, widt
         f"{count_of_units(facts)}; loss: {facts.get('loss')}",
         *windows(facts),
         WHAT,
+        *beyond_sample(rows, facts),
         *left_out_note(left_out, width),
     ]
     return rich.console.Group(drawn, "", *(rich.text.Text(line, style="dim") for line in below))
+
+
+def beyond_sample(rows: Sequence[LeadingToken], facts: Mapping[str, Any]) -> list[str]:
+    """Say of each direction how many tokens it is, and whether it exists beyond the sample, a line each.
+
+    Example:
+        >>> row = LeadingToken(vector=0, eigenvalue=50.0, row=0, sequence=0, position=0, coefficient=0.99, share=0.98,
+        ...                    loss=0.5)
+        >>> beyond_sample([row], {"eigenvalues": [50.0], "out_of_sample": [0.25]})[0]
+        'λ 5.000e+01: this direction is one token; of other sequences it holds 0.5 %'
+    """
+    outside = facts.get("out_of_sample")
+    if outside is None:
+        return []
+    found = []
+    for k, (value, other) in enumerate(zip(facts["eigenvalues"], outside, strict=True)):
+        shares = [row.share for row in rows if row.vector == k]
+        most = max(shares, default=0.0)
+        is_one = "this direction is one token" if most > ONE_TOKEN else f"no token has more than {most:.0%} of it"
+        found.append(f"λ {number(value)}: {is_one}; of other sequences it holds {100 * other / value:.2g} %")
+    return [*found, HELD]
 
 
 def shown(row: LeadingToken) -> str:

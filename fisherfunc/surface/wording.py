@@ -10,6 +10,7 @@ from fisherfunc.linalg.which_fisher import EMPIRICAL, matrix
 from fisherfunc.surface.visible import visible
 
 NOTHING = "–"
+_NEEDED = {"block_diagonal_error": "‖F − F_bd‖/‖F‖"}
 
 
 def matrix_name(metadata: Mapping[str, Any]) -> str:
@@ -31,19 +32,30 @@ def model_name(metadata: Mapping[str, Any]) -> str | None:
 
 
 def windows(metadata: Mapping[str, Any]) -> list[str]:
-    """The line that says what windows of text begin with, where that is known: of causal models.
+    """The line that says which windows of the text the tokens are of, and what they begin with, where that is known.
 
     Example:
         >>> windows({"context": 64, "window_start": ["<s>"]}), windows({"context": 64, "window_start": []})
         (['Windows of 64 positions that begin with <s>'], ['Windows of 64 positions without a start token'])
+        >>> windows({"context": 64, "num_windows": 9, "windows_of_text": 70})
+        ['9 windows of 64 positions, spread evenly over the 70 of the text']
+        >>> windows({"context": 64, "num_windows": 9, "windows_of_text": None})
+        ['9 windows of 64 positions, the first of a stream']
+        >>> windows({"context": 64, "num_windows": 9, "windows_of_text": 9, "num_documents": 4})
+        ['9 windows of 64 positions, all of the text, from 4 documents']
     """
-    if metadata.get("window_start") is None:
+    start, count = metadata.get("window_start"), metadata.get("num_windows")
+    if start is None and count is None:
         return []
-    start = visible(" ".join(map(str, metadata["window_start"])))
-    return [
-        f"Windows of {metadata.get('context')} positions "
-        + (f"that begin with {start}" if start else "without a start token")
-    ]
+    begin = visible(" ".join(map(str, start or ())))
+    line = f"{'Windows' if count is None else f'{count:,} windows'} of {metadata.get('context')} positions"
+    line += "" if start is None else f" that begin with {begin}" if begin else " without a start token"
+    if count is not None:
+        total = metadata.get("windows_of_text")
+        spread = "all of the text" if count == total else f"spread evenly over the {total or 0:,} of the text"
+        line += ", the first of a stream" if total is None else f", {spread}"
+    documents = metadata.get("num_documents")
+    return [line + ("" if documents is None else f", from {documents:,} documents")]
 
 
 def count_of_units(metadata: Mapping[str, Any]) -> str:
@@ -58,6 +70,30 @@ def count_of_units(metadata: Mapping[str, Any]) -> str:
     count, unit = metadata.get("num_tokens", 0), metadata.get("unit", "token")
     rows = metadata.get("num_rows", count)
     return f"{count:,} {unit}" + ("" if count == 1 else "s") + (f", {rows:,} rows" if rows != count else "")
+
+
+def tokens_lines(needed: Mapping[str, Mapping[str, int | None]]) -> list[str]:
+    """The lines that say how many tokens numbers take to be within 10 %.
+
+    Example:
+        >>> for line in tokens_lines({"trace": {"sample": None, "population": 3125},
+        ...                           "participation_ratio": {"sample": 64321, "population": None}}): print(line)
+        Within 10 % from so many tokens on, as estimated; of the tokens themselves:
+          trace: 3,100
+          participation ratio: –; 64,000
+    """
+
+    def told(name: str, sample: int | None, population: int | None) -> str:
+        text = f"  {_NEEDED.get(name, name.replace('_', ' '))}: {_about(population)}"
+        return text + ("" if sample is None else f"; {_about(sample)}")
+
+    parts = [told(name, found["sample"], found["population"]) for name, found in needed.items()]
+    return ["Within 10 % from so many tokens on, as estimated; of the tokens themselves:", *parts]
+
+
+def _about(count: int | None) -> str:
+    """To two digits."""
+    return NOTHING if count is None else f"{int(float(f'{count:.1e}')):,}"
 
 
 def number(value: float | None, *, digits: int = 4, scientific: bool = True) -> str:

@@ -27,6 +27,8 @@ from fisherfunc.linalg.full_precision import full_precision
 from fisherfunc.linalg.subspaces import departure, orthonormalised
 from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.linalg.trees import inner, stacked
+from fisherfunc.population.clusters import clusters_of
+from fisherfunc.population.leading import held_out
 from fisherfunc.records.axes import Batch, Params
 from fisherfunc.records.record import record
 
@@ -43,6 +45,7 @@ class Eigenvectors(Eigenpairs):
             Grams ⟨g_n − ḡ, v⟩/√(λN), ḡ the mean row.
         resolution: What eigenvalues are told from zero above.
         tokens: Which token (or sequence) each entry of u_k is.
+        out_of_sample: What direction k of all other sequences holds of a sequence, per token; see `Eigenpairs`.
         vectors: v_k, {name: (k, *shape)}, orthonormal over all tensors together.
         residuals: ‖F v − λ v‖/λ, by products with F that do not use the Grams.
         label: The block.
@@ -58,6 +61,9 @@ def eigenpairs(
     grams: TokenGrams, *, num: int = 1, block: str | None = None, blocks: Callable[[str], str] | None = None
 ) -> Eigenpairs:
     """The leading eigenvalues and what each token contributes to them, from Grams alone. Cost about 9 N³ operations.
+
+    With what each direction of all other sequences holds of a sequence, which tells those that exist beyond the sample
+    from those that are one token.
 
     Args:
         grams: The Grams of a pass.
@@ -127,6 +133,7 @@ def eigenvectors(
         coefficients=pairs.coefficients,
         resolution=pairs.resolution,
         tokens=pairs.tokens,
+        out_of_sample=pairs.out_of_sample,
         vectors=vectors,
         residuals=torch.stack([_residual(product, vectors, row, value) for row, value in enumerate(pairs.eigenvalues)]),
         label=pairs.label,
@@ -145,9 +152,18 @@ def _pairs(grams: TokenGrams, names: Iterable[str], block: str | None, num: int)
         coefficients=coefficients,
         resolution=resolution,
         tokens=grams.tokens,
+        out_of_sample=_out_of_sample(grams, chosen, num),
         label=WHOLE if block is None else block,
         metadata=facts,
     )
+
+
+def _out_of_sample(grams: TokenGrams, chosen: Iterable[str], num: int) -> Float[Tensor, " k"] | None:
+    try:
+        clusters = clusters_of(grams, None, "a direction")
+    except ValueError:  # centred, sampled, or too few sequences
+        return None
+    return held_out(grams.block(chosen).double(), clusters, num).eigenvalues
 
 
 def _residual(product: Product, vectors: Params, row: int, eigenvalue: Tensor) -> Tensor:

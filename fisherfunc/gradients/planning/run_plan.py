@@ -40,6 +40,7 @@ class RunPlan:
         num_targets: T.
         of_route: What the route itself goes by; None in a plan that was read.
         made_for: What it can be run for, by `fisher_spectrum(..., plan=)`; None in a plan that `ff.plan` did not make.
+        needed_tokens: {number: {"sample", "population"}}: how many tokens it takes, where an earlier result told.
     """
 
     route: str
@@ -60,6 +61,7 @@ class RunPlan:
     num_targets: int = 1
     of_route: FactoredPlan | DensePlan | None = field(default=None, repr=False)
     made_for: MadeFor | None = field(default=None, repr=False)
+    needed_tokens: Mapping[str, Mapping[str, int | None]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Show it on one screen: a row per parameter."""
@@ -91,6 +93,7 @@ class RunPlan:
             "operations": dict(self.operations),
             "seconds": dict(self.seconds) or None,
             "rates": dict(self.rates) or None,
+            "needed_tokens": {name: dict(found) for name, found in self.needed_tokens.items()} or None,
         }
 
 
