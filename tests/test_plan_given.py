@@ -66,7 +66,7 @@ def undiscovered(monkeypatch):
         ("mlp", {"route": "dense"}),
         ("mlp", {"max_coordinates": 7}),
     ],
-    ids=str,
+    ids=lambda value: "+".join(value) or "plain" if isinstance(value, dict) else None,
 )
 def test_another_batch_of_the_same_shapes_has_its_own_spectrum_and_nothing_is_discovered(monkeypatch, name, options):
     model, batch = build(name, dtype=torch.float64)
@@ -120,7 +120,7 @@ def test_what_does_not_touch_the_pass_may_differ(tmp_path):
         ({"parameters": ["2.*"]}, r"parameter '0\.weight' \(\(8, 5\) float64 in the plan, none here\)"),
         ({"loss": nn.CrossEntropyLoss(label_smoothing=0.1)}, r"loss \(classification, shift 0, "),
     ],
-    ids=str,
+    ids=lambda value: "+".join(value) or "plain" if isinstance(value, dict) else None,
 )
 def test_another_option_is_refused_by_name(changed, named):
     model, batch = classifier()
