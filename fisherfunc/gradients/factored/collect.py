@@ -21,7 +21,7 @@ from fisherfunc.gradients.factored.pieces import (
     kept_places,
     pieces_of,
 )
-from fisherfunc.gradients.factored.recording import Use
+from fisherfunc.gradients.factored.recording import Use, state_of
 from fisherfunc.gradients.factored.rules import Map
 from fisherfunc.gradients.factored.segments import Segments, strays
 from fisherfunc.gradients.factored.separate import sequences_apart
@@ -41,7 +41,7 @@ def recorded_of(work: Workload, stack: Stack, structure: Structure, segments: Se
     """
     traced = settled_pass(work, stack, structure, leaves=structure.dense, way=Way(outline=segments.outline))
     returned = traced.recording.returned
-    if any(tensor._version != version for tensor, version in returned.values()):  # changed by the model later
+    if any(state_of(tensor) != then for tensor, then in returned.values()):  # changed by the model later
         raise Unsettled(replace(structure, divisible=False))
     uses = [use for use in traced.recording.uses if is_lookup(use)]
     return Recorded(
@@ -153,9 +153,7 @@ def _agrees(whole: Traced, taken: Taken) -> bool:
     assert taken.recorded is not None
     end = taken.segments.end(taken.group.start)
     pairs = [(whole.losses, taken.recorded.losses)] if end is None else []
-    for output, (value, _) in whole.recording.returned.items():
-        if output[0] == end:
-            pairs.append((value, taken.recorded.returned[output]))
+    pairs += [(value, taken.recorded.returned[output]) for output, (value, _) in whole.recording.returned.items()]
     return all(value.shape == expected.shape and close(value.detach(), expected) for value, expected in pairs)
 
 
