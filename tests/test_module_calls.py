@@ -184,6 +184,8 @@ class Around(nn.Module):
         torch.manual_seed(0)
         self.first, self.seen, self.aside, self.last = map(Seen, ("left", variant, "", ""))
         self.head, self.variant, self.same = nn.Linear(6, 3), variant, nn.Dropout(0.5)
+        self.gate, self.scale = nn.Linear(6, 6), nn.Parameter(torch.zeros(6))
+        nn.init.zeros_(self.gate.weight)
         self.double()
 
     def forward(self, x):
@@ -191,6 +193,9 @@ class Around(nn.Module):
         given = h if self.first.left is None or self.variant != "left" else h.detach() + self.first.left
         aside = self.aside(given)
         h = self.seen(h if self.variant == "left" else aside)
+        if self.variant.startswith("closed"):
+            left = h.detach() if self.first.left is None else self.first.left
+            h = h + (self.gate(left) if self.variant == "closed gate" else self.scale * left)
         if self.variant == "same":
             with torch.no_grad():
                 h = self.same(h)  # in evaluation mode that is its input, with a graph
@@ -199,7 +204,10 @@ class Around(nn.Module):
         return self.head(self.last(h) + aside.softmax(-1))
 
 
-@pytest.mark.parametrize(("variant", "share"), [("hook", 2), ("left", 2), ("same", 5), ("cut at times", 5)])
+AROUND = [("hook", 2), ("left", 2), ("same", 5), ("cut at times", 5), ("closed gate", 3), ("closed scale", 3)]
+
+
+@pytest.mark.parametrize(("variant", "share"), AROUND)
 def test_what_goes_around_a_module_has_the_cotangent_of_the_whole_model(variant, share, monkeypatch):
     """Its value or cotangent may be another where a segment is run alone, though the value at its end is the same."""
     unchecked(monkeypatch)
