@@ -10,6 +10,7 @@ import torch
 from oracle import gradient_rows, gram_errors
 from test_factored import grams, workload
 from test_segments import Tower, samples, unchecked
+from tight import tighten
 from torch import nn
 from torch.testing import assert_close
 from zoo import build
@@ -158,6 +159,65 @@ def test_a_module_that_is_called_more_often_for_some_sequences_is_no_obstacle(mo
     result = grams(model, batch, EACH_ALONE)
     errors = gram_errors(result.grams, gradient_rows(model, "classification", batch), floor=1e-16)
     assert result.metadata["passes"] > 1 and max(errors.values()) < 1e-10, errors
+
+
+class Seen(nn.Module):
+    """A layer that triples the cotangent of what it is given, or leaves a half of that behind."""
+
+    def __init__(self, variant):
+        super().__init__()
+        self.layer, self.variant, self.left = nn.Linear(6, 6), variant, None
+
+    def forward(self, h):
+        if self.variant == "hook" and h.requires_grad:
+            h.register_hook(lambda cotangent: 3 * cotangent)
+        if self.variant == "left":
+            self.left = h.detach() / 2
+        return h + self.layer(h).softmax(-1)
+
+
+class Around(nn.Module):
+    """Layers of which the second goes around the others, and may read what the first has left behind."""
+
+    def __init__(self, variant):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.seen, self.aside, self.last = map(Seen, ("left", variant, "", ""))
+        self.head, self.variant, self.same = nn.Linear(6, 3), variant, nn.Dropout(0.5)
+        self.gate, self.scale = nn.Linear(6, 6), nn.Parameter(torch.zeros(6))
+        nn.init.zeros_(self.gate.weight)
+        self.double()
+
+    def forward(self, x):
+        h = self.first(x)
+        given = h if self.first.left is None or self.variant != "left" else h.detach() + self.first.left
+        aside = self.aside(given)
+        h = self.seen(h if self.variant == "left" else aside)
+        if self.variant.startswith("closed"):
+            left = h.detach() if self.first.left is None else self.first.left
+            h = h + (self.gate(left) if self.variant == "closed gate" else self.scale * left)
+        if self.variant == "same":
+            with torch.no_grad():
+                h = self.same(h)  # in evaluation mode that is its input, with a graph
+        if self.variant == "cut at times" and bool((x[:, :1] > 0).any()):
+            h, aside = h.detach(), aside.detach()
+        return self.head(self.last(h) + aside.softmax(-1))
+
+
+AROUND = [("hook", 2), ("left", 2), ("same", 5), ("cut at times", 5), ("closed gate", 3), ("closed scale", 3)]
+
+
+@pytest.mark.parametrize(("variant", "share"), AROUND)
+def test_what_goes_around_a_module_has_the_cotangent_of_the_whole_model(variant, share, monkeypatch):
+    """Its value or cotangent may be another where a segment is run alone, though the value at its end is the same."""
+    unchecked(monkeypatch)
+    tighten(monkeypatch, share=share)
+    model, batch = Around(variant), samples()
+    result = grams(model, batch, EACH_ALONE, self_check=False)
+    assert result.metadata["route"] == "factored" and result.metadata["passes"] > 1
+    assert (result.metadata["segments"] > 1) == (variant in ("same", "cut at times"))
+    errors = gram_errors(result.grams, gradient_rows(model, "classification", batch), floor=1e-16)
+    assert max(errors.values()) < 1e-10, errors
 
 
 def test_other_calls_than_those_of_the_outline_end_the_pass():

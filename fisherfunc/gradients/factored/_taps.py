@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from fisherfunc.gradients.factored.arguments import exchanged, leaves_among
 from fisherfunc.gradients.factored.calls import ModuleCall, OuterCall, Way, returned_by
-from fisherfunc.gradients.factored.recording import Directions, Reached, Recording, Use
+from fisherfunc.gradients.factored.recording import Directions, Reached, Recording, Use, state_of
 from fisherfunc.gradients.factored.rules import TRANSPOSES, Convolution, Map, Role, explained
 from fisherfunc.gradients.factored.segments import edge_of
 from fisherfunc.gradients.factored.shortcuts import elementwise_origins, is_elementwise, is_view, shortened_path
@@ -114,7 +114,7 @@ class Recorder(TorchFunctionMode):
             self._go_astray()
         for index, tensor in enumerate((result,) if expected.alone else result):
             if tensor is not None:
-                self.recording.returned[outer.rank, index] = (tensor, tensor._version)
+                self.recording.returned[outer.rank, index] = (tensor, state_of(tensor))
 
     def _played(self, outer: OuterCall) -> Any:
         """Return what a call returned before, where no graph leads on; no leaf itself, as the model may write to it."""
@@ -124,7 +124,7 @@ class Recorder(TorchFunctionMode):
         self.recording.played |= played
         self._counts.update(outer.call.uses)
         self.recording.uses_below = len(self.recording.uses)
-        with torch._C.DisableTorchFunction():  # nobody is to see these calls
+        with torch._C.DisableTorchFunction(), torch.enable_grad():  # nobody is to see these calls; it had a graph
             found = tuple(played[key].clone() if key in played else None for key in keys)
         return found[0] if outer.call.returned.alone else found
 

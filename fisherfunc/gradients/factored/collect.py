@@ -21,9 +21,9 @@ from fisherfunc.gradients.factored.pieces import (
     kept_places,
     pieces_of,
 )
-from fisherfunc.gradients.factored.recording import Use
-from fisherfunc.gradients.factored.rules import Map
-from fisherfunc.gradients.factored.segments import Segments, strays
+from fisherfunc.gradients.factored.recording import Use, state_of
+from fisherfunc.gradients.factored.rules import Convolution, Map, Scale
+from fisherfunc.gradients.factored.segments import Key, Segments, strays
 from fisherfunc.gradients.factored.separate import sequences_apart
 from fisherfunc.gradients.factored.starts import Start, starts
 from fisherfunc.gradients.factored.structure import Structure, Traced, Unsettled, apart, close, settled, trace
@@ -41,14 +41,32 @@ def recorded_of(work: Workload, stack: Stack, structure: Structure, segments: Se
     """
     traced = settled_pass(work, stack, structure, leaves=structure.dense, way=Way(outline=segments.outline))
     returned = traced.recording.returned
-    if any(tensor._version != version for tensor, version in returned.values()):  # changed by the model later
+    if any(state_of(tensor) != then for tensor, then in returned.values()):  # changed by the model later
         raise Unsettled(replace(structure, divisible=False))
     uses = [use for use in traced.recording.uses if is_lookup(use)]
     return Recorded(
         losses=traced.losses.detach(),
         returned={output: tensor.detach() for output, (tensor, _) in returned.items()},
         ids={n: torch.cat([_ids(use) for use in uses if use.name == n]).unique() for n in {u.name for u in uses}},
+        marks=_marks(traced.recording.uses),
     )
+
+
+def _marks(uses: Sequence[Use]) -> dict[Key, Tensor]:
+    """A number for each use that shows what went into it: what comes out shows nothing where a gate is closed."""
+    found = {}
+    for use in uses:
+        with torch.no_grad():
+            inputs = _into(use).detach().to(use.output.dtype)
+        places = torch.arange(inputs.shape[-1] if inputs.ndim else 1, device=inputs.device, dtype=inputs.dtype)
+        found[use.name, use.number] = torch.linalg.vector_norm(inputs * places.cos())
+    return found
+
+
+def _into(use: Use) -> Tensor:
+    if isinstance(use.role, Map | Convolution):
+        return use.role.source
+    return use.role.factor() if isinstance(use.role, Scale) else use.output
 
 
 def _ids(use: Use) -> Tensor:
@@ -153,9 +171,12 @@ def _agrees(whole: Traced, taken: Taken) -> bool:
     assert taken.recorded is not None
     end = taken.segments.end(taken.group.start)
     pairs = [(whole.losses, taken.recorded.losses)] if end is None else []
-    for output, (value, _) in whole.recording.returned.items():
-        if output[0] == end:
-            pairs.append((value, taken.recorded.returned[output]))
+    pairs += [(value, taken.recorded.returned[output]) for output, (value, _) in whole.recording.returned.items()]
+    here, there = _marks(whole.recording.uses[whole.recording.uses_below :]), taken.recorded.marks
+    segments, passed = taken.segments, range(taken.group.start, taken.last + 1)
+    if any(key not in here for key in there if segments.of.get(key) in passed):
+        return False
+    pairs += [(mark, there[key]) for key, mark in here.items() if key in there]
     return all(value.shape == expected.shape and close(value.detach(), expected) for value, expected in pairs)
 
 

@@ -5,12 +5,12 @@ of its parameters. Each starts where those before it left the cotangents.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from fisherfunc.gradients.factored.calls import Output, Way
-from fisherfunc.gradients.factored.segments import WHOLE, Segments
+from fisherfunc.gradients.factored.segments import WHOLE, Key, Segments
 
 Item = tuple[str, int]
 """A parameter and a segment in which it is used."""
@@ -42,11 +42,13 @@ class Recorded:
         losses: Its losses.
         returned: What its outer calls returned.
         ids: {parameter that is looked up: the ids, in ascending order}.
+        marks: {use: a number that shows what went into it}.
     """
 
     losses: Tensor
     returned: Mapping[Output, Tensor]
     ids: Mapping[str, Tensor]
+    marks: Mapping[Key, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,15 @@ class Use:
         return isinstance(self.role, Map) and self.role.multiplies
 
 
+State = tuple[int, int]
+"""How often a tensor was written to, and how many hooks its cotangent goes through."""
+
+
+def state_of(tensor: Tensor) -> State:
+    """To see whether a tensor was changed later."""
+    return tensor._version, len(tensor._backward_hooks or ())
+
+
 @dataclass
 class Recording:
     """What was seen of one forward pass.
@@ -48,7 +57,7 @@ class Recording:
         crooked: The uses whose inputs no shortcut leads to, of those that were to have one.
         modules: The calls of modules, in the order in which they ended, where asked for.
         num_bytes: How many bytes were made in the graph, where asked for.
-        returned: What the outer calls that were run returned, and its version.
+        returned: What the outer calls that were run returned, and its state then (`state_of`).
         played: What was played back in the place of the others: leaves of the graph.
         uses_below: How many uses there were until the last of these.
         astray: Whether the outer calls were others than expected.
@@ -61,7 +70,7 @@ class Recording:
     crooked: set[tuple[str, int]] = field(default_factory=set)
     modules: list[ModuleCall] = field(default_factory=list)
     num_bytes: int = 0
-    returned: dict[Output, tuple[Tensor, int]] = field(default_factory=dict)
+    returned: dict[Output, tuple[Tensor, State]] = field(default_factory=dict)
     played: dict[Output, Tensor] = field(default_factory=dict)
     uses_below: int = 0
     astray: bool = False

@@ -82,10 +82,10 @@ def starts(
         yield from _head_pieces(whole, structure, stack, at_logits, taken)
         below = _below_head(work, structure, stack, at_logits)
     for number, chunk in enumerate(chunks):
-        keys = [] if below is not None else [key for key in taken.above[number] if key[0] > taken.floor]
+        keys = None if below is not None else [key for key in taken.above[number] if key[0] > taken.floor]
         traced, ends = _shortest(work, stack, stack.position[chunk], whole, taken, structure, leaves, keys)
         if below is None:
-            cotangents = [taken.above[number][key] for key in keys]
+            cotangents = [taken.above[number][key] for key in keys or ()]
         else:
             cotangents = [_at_places(ends[0], stack.position[chunk], below[chunk])]
         if any(c.shape[1:] != end.shape for c, end in zip(cotangents, ends, strict=True)):
@@ -102,7 +102,7 @@ def _shortest(
     taken: Taken,
     structure: Structure,
     leaves: Sequence[str],
-    keys: Sequence[Output],
+    keys: Sequence[Output] | None,
 ) -> tuple[Traced, list[Tensor]]:
     """A forward pass over the shortest prefix that holds some positions, and the tensors where it ends.
 
@@ -127,16 +127,16 @@ def _shortest(
     return traced, found
 
 
-def _ends(traced: Traced, structure: Structure, keys: Sequence[Output]) -> list[Tensor]:
-    """What the calls of a segment returned; without any, what goes into the output layer."""
-    if keys:
+def _ends(traced: Traced, structure: Structure, keys: Sequence[Output] | None) -> list[Tensor]:
+    """What the calls of a segment returned; what goes into the output layer where it starts there."""
+    if keys is not None:
         return [traced.recording.returned[key][0] for key in keys]
     if traced.recording.end is not None:
         return [traced.recording.end]
     return [vectors(head_of(traced.recording, structure))]
 
 
-def _by_place(end: Tensor, stack: Stack, keys: Sequence[Output]) -> Tensor:
+def _by_place(end: Tensor, stack: Stack, keys: Sequence[Output] | None) -> Tensor:
     return end if keys else by_sequence(end, stack.width)
 
 
