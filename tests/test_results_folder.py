@@ -113,7 +113,7 @@ def test_a_result_says_what_windows_begin_with(hub, here):
     ran = run(*tiny(hub), *QUICK)
     facts = read_spectrum("gpt2").metadata
     assert (facts["bos"], facts["window_start"]) == ("auto", [])
-    assert "Windows of 32 positions without a start token" in ran.stdout
+    assert "windows of 32 positions without a start token, spread evenly over" in ran.stdout
     ran = run(*tiny(hub), *QUICK, "--bos", "always")
     assert ran.exit_code == 1 and "--bos always needs a start token" in ran.stderr
     folder = hf_folders.copy(hub / "gpt2", here / "starts")
@@ -121,5 +121,5 @@ def test_a_result_says_what_windows_begin_with(hub, here):
     tokenizer.bos_token = "[CLS]"
     tokenizer.save_pretrained(folder)
     ran = run("--model", folder, "--text", hub / "text.txt", *QUICK, "--bos", "always", "--out", "o")
-    assert "Windows of 32 positions that begin with [CLS]" in ran.stdout
+    assert "windows of 32 positions that begin with [CLS]" in ran.stdout
     assert read_spectrum("o").metadata["window_start"] == ["[CLS]"]
