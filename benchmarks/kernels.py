@@ -26,6 +26,7 @@ from benchmarks.stopwatch import Stopwatch
 from benchmarks.table import grid
 from benchmarks.tasks import Described, Task, build
 from benchmarks.workloads import WORKLOADS
+from fisherfunc.gradients import round_off
 from fisherfunc.gradients.factored import contract, loads
 from fisherfunc.linalg import grain, strips, triangle
 
@@ -66,7 +67,7 @@ def divided_as(sizes: grain.Grain) -> Iterator[None]:
         sizes: Of the pieces of work.
     """
     with ExitStack() as restored:
-        for module in (strips, triangle, loads, contract):
+        for module in (strips, triangle, loads, contract, round_off):
             restored.enter_context(patch.object(module, "grain_of", lambda device: sizes))
         yield
 

@@ -26,11 +26,10 @@ from fisherfunc.gradients.pullback import strided
 from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.gradients.sequences import Sequences
 from fisherfunc.gradients.workload import Workload
+from fisherfunc.linalg.grain import grain_of
 from fisherfunc.records.axes import Params
 from fisherfunc.records.containers import mapped
 
-FORMED = 2**28
-"""Bytes: the gradients of so many rows are formed; those of larger models take the pass itself, in float64."""
 NUM_ROWS = 8
 MARGIN = 3.0
 """What the norm that was scaled up is multiplied by: of eight rows it was seen to be up to three times too small."""
@@ -65,7 +64,7 @@ def round_off(
     coordinates: Coordinates = EVERY,
     limit: int,
     seed: int = 0,
-    formed: int = FORMED,
+    formed: int | None = None,
 ) -> RoundOff:
     """Measure the error of Grams on a few rows.
 
@@ -81,7 +80,8 @@ def round_off(
         coordinates: The columns that were kept.
         limit: In bytes; the model in float64 takes up to a quarter.
         seed: Of the draw of rows.
-        formed: Bytes up to which the gradients of the rows are formed, if a quarter of the limit has room for them.
+        formed: Bytes up to which the gradients of the rows are formed, if a quarter of the limit has room for them;
+            larger models take the pass, in float64. What is little on the device (linalg/grain.py) where None.
     """
     reason = _why_not(work)
     if reason is None and 8 * _num_entries(work) > limit // 4:
@@ -96,7 +96,8 @@ def round_off(
     num_bytes = 8 * len(rows) * sum(work.num_params.values())
     try:
         with InFloat64() as arithmetic:
-            fits = num_bytes <= min(formed, limit // 4)
+            little = grain_of(rows.device).little if formed is None else formed
+            fits = num_bytes <= min(little, limit // 4)
             exact = _formed(chosen, coordinates, labels) if fits else passed(chosen)
     except torch.OutOfMemoryError:
         raise
