@@ -3,8 +3,9 @@
 Errors that a long run would meet late (no valid token, targets out of range, a loss that is not finite) are found here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -120,14 +121,14 @@ def _surveyed(
     Of a model that is known, `first` is None: then any number of them runs together, if half of them give the same.
     """
     found: list[Tokens] = []
-    nature = look.nature
+    nature, run = look.nature, partial(_together, fn, params, sequences, loss)
     for group in neighbours(range(len(sequences)), sequences, look.width):
         together = None
         if len(group) > 1 and not (loss.each_alone or nature.draws):
-            together = _together(fn, params, sequences, loss, group)
+            together = run(group)
         holds = _is_sound if first is not None else _holds_in_half
         many = len(group) >= FEWEST_TOGETHER or first is None
-        if together is not None and many and holds(fn, params, sequences, loss, group, together, nature):
+        if together is not None and many and holds(run, group, together, nature):
             found.append(together)
             continue
         each = [
@@ -172,19 +173,13 @@ def _together(
     return Tokens(sequence=sequence, position=position, loss=values[valid], target=target)
 
 
-def _is_sound(
-    fn: ModelFunction,
-    params: Params,
-    sequences: Sequences,
-    loss: TokenLoss,
-    group: Sequence[int],
-    together: Tokens,
-    nature: Nature,
-) -> bool:
+Run = Callable[[Sequence[int]], Tokens | None]
+"""Some sequences → their tokens, where they run together; None where the model refuses them."""
+
+
+def _is_sound(run: Run, group: Sequence[int], together: Tokens, nature: Nature) -> bool:
     """Whether the first, and random parts of a group, have the same losses without the others."""
-    order = torch.randperm(len(group), generator=torch.Generator().manual_seed(group[0]), device="cpu")
-    parts = [[group[i] for i in part.sort().values.tolist()] for part in order.tensor_split(PARTS)]
-    found = [_together(fn, params, sequences, loss, part) for part in (group[:1], *parts)]
+    found = [run(part) for part in (group[:1], *_random_parts(group, PARTS))]
     ran = [tokens for tokens in found if tokens is not None]
     if len(ran) < len(found):
         return False
@@ -194,23 +189,20 @@ def _is_sound(
     return _same(losses, together.loss, nature) and _same(alone.loss, together.loss[: len(alone.loss)], nature)
 
 
-def _holds_in_half(
-    fn: ModelFunction,
-    params: Params,
-    sequences: Sequences,
-    loss: TokenLoss,
-    group: Sequence[int],
-    together: Tokens,
-    nature: Nature,
-) -> bool:
+def _holds_in_half(run: Run, group: Sequence[int], together: Tokens, nature: Nature) -> bool:
     """Whether a random half of a group has the same losses without the other: a batch may couple what others do not."""
-    order = torch.randperm(len(group), generator=torch.Generator().manual_seed(group[0]), device="cpu")
-    part = [group[i] for i in order[: len(group) // 2].sort().values.tolist()]
-    half = _together(fn, params, sequences, loss, part)
+    part = _random_parts(group, 2)[-1]
+    half = run(part)
     if half is None:
         return False
     rows = torch.isin(together.sequence, torch.tensor(part, device=together.sequence.device))
     return _same(half.loss, together.loss[rows], nature)
+
+
+def _random_parts(group: Sequence[int], count: int) -> list[list[int]]:
+    """A group in parts at random, the smaller ones last, each in ascending order; the first member is the seed."""
+    order = torch.randperm(len(group), generator=torch.Generator().manual_seed(group[0]), device="cpu")
+    return [[group[i] for i in part.sort().values.tolist()] for part in order.tensor_split(count)]
 
 
 def _check_apart(each: Tokens, together: Tokens, loss: TokenLoss, nature: Nature, group: Sequence[int]) -> None:

@@ -172,7 +172,7 @@ def _agrees(whole: Traced, taken: Taken) -> bool:
     end = taken.segments.end(taken.group.start)
     pairs = [(whole.losses, taken.recorded.losses)] if end is None else []
     pairs += [(value, taken.recorded.returned[output]) for output, (value, _) in whole.recording.returned.items()]
-    here, there = _marks(whole.recording.uses[whole.recording.uses_below :]), taken.recorded.marks
+    here, there = _marks(whole.recording.uses_here()), taken.recorded.marks
     segments, passed = taken.segments, range(taken.group.start, taken.last + 1)
     if any(key not in here for key in there if segments.of.get(key) in passed):
         return False
@@ -184,16 +184,15 @@ def _strays(whole: Traced, taken: Taken) -> list[str]:
     """The parameters that a pass reaches below its floor, past all that is played back, or does not expect at all."""
     recording = whole.recording
     roots = [whole.losses] if taken.from_losses else [tensor for tensor, _ in recording.returned.values()]
-    first = recording.uses_below
     others = {name: leaf for name, leaf in whole.leaves.items() if not taken.meets(name)}
-    known = [use.name for use in recording.uses[first:] if use.name not in taken.expected]
-    return known + list(strays(roots, recording.played.values(), recording.uses[:first], others))
+    known = [use.name for use in recording.uses_here() if use.name not in taken.expected]
+    return known + list(strays(roots, recording.played.values(), recording.uses[: recording.uses_below], others))
 
 
 def _inputs(whole: Traced, taken: Taken, width: int) -> dict[tuple[str, int, int], Tensor]:
     """The inputs of linear maps at all places, for the chunks to share."""
     found = {}
-    for use in whole.recording.uses[whole.recording.uses_below :]:
+    for use in whole.recording.uses_here():
         if use.name in taken.group.names and isinstance(use.role, Map):
             everywhere = inputs_by_place(use, width)
             for b, inputs in enumerate(() if at_one_place(everywhere) else everywhere):
@@ -215,7 +214,7 @@ def _pulled(
     """
     traced, recording = start.traced, start.traced.recording
     _, below = apart(recording, structure)
-    here = {id(use) for use in recording.uses[recording.uses_below :]}
+    here = set(map(id, recording.uses_here()))
     uses = [use for use in below if id(use) in here and use.name in taken.group.names]
     leaves = {n: leaf for n, leaf in traced.leaves.items() if n in taken.group.names and taken.meets(n)}
     played = {} if taken.below is None else recording.played

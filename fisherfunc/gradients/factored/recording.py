@@ -75,6 +75,10 @@ class Recording:
     uses_below: int = 0
     astray: bool = False
 
+    def uses_here(self) -> list[Use]:
+        """The uses after the last call that was played back."""
+        return self.uses[self.uses_below :]
+
     def overwritten(self) -> set[str]:
         """Parameters whose output was changed in place after it was kept."""
         return {use.name for use in self.uses if use.output._version != use.version}
