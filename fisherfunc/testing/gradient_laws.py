@@ -14,7 +14,7 @@ from torch import Tensor
 from fisherfunc.gradients.losses.asked import AnyLoss, token_loss_of
 from fisherfunc.gradients.losses.infer import infer
 from fisherfunc.testing.gradients import PARAMETER_NAMES
-from fisherfunc.testing.law import BrokenPartError, Law, Report, check_laws, relative
+from fisherfunc.testing.law import BrokenPartError, Law, Report, check_laws, laws_for, relative
 from fisherfunc.testing.matrices import gaussian, generator
 from fisherfunc.testing.models import TinyModel, tiny_models, token_batch
 
@@ -187,14 +187,7 @@ def _masked(losses: Callable[..., tuple[Tensor, Tensor]], example: Example) -> f
 
 
 LOSS_LAWS = tuple(
-    Law(
-        name=name,
-        statement=statement,
-        applies_to="loss",
-        tolerance=tolerance,
-        examples=examples,
-        deviation=deviation,
-    )
+    laws_for("loss", examples)(name, statement, tolerance, deviation)
     for name, statement, tolerance, examples, deviation in (
         ("alone", "The loss of a sample in a batch is that of the sample alone.", ROUND_OFF, class_outputs, _alone),
         ("order", "Samples in another order have their losses in that order.", ROUND_OFF, class_outputs, _permuted),
@@ -248,14 +241,7 @@ def _moved(rule: Callable[[str], str], names: list[str]) -> float:
 
 
 RULE_LAWS = tuple(
-    Law(
-        name=name,
-        statement=statement,
-        applies_to="rule",
-        tolerance=0.0,
-        examples=parameter_names,
-        deviation=deviation,
-    )
+    laws_for("rule", parameter_names)(name, statement, 0.0, deviation)
     for name, statement, deviation in (
         ("labelled", "Every name has a label, which is text and not empty.", _without_label),
         ("repeatable", "The label is a function of the name alone.", _moved),

@@ -71,6 +71,24 @@ class Law:
         return "" if deviation <= self.tolerance else f"off by {deviation:.3g}, allowed {self.tolerance:g}"
 
 
+def laws_for(
+    applies_to: str, examples: Callable[[], st.SearchStrategy[Any]]
+) -> Callable[[str, str, float, Callable[[Callable[..., Any], Any], float]], Law]:
+    """Return a maker of laws of one kind: (name, statement, tolerance, deviation) → law."""
+
+    def law(name: str, statement: str, tolerance: float, deviation: Callable[[Callable[..., Any], Any], float]) -> Law:
+        return Law(
+            name=name,
+            statement=statement,
+            applies_to=applies_to,
+            tolerance=tolerance,
+            examples=examples,
+            deviation=deviation,
+        )
+
+    return law
+
+
 @dataclass(frozen=True, kw_only=True)
 class Failure:
     """A law that does not hold.

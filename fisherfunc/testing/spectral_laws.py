@@ -14,7 +14,7 @@ from torch import Tensor
 from fisherfunc.linalg.gram import Gram, gram_of
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.testing.gradients import prescribed_spectra
-from fisherfunc.testing.law import BrokenPartError, Law, Report, check_laws, relative
+from fisherfunc.testing.law import BrokenPartError, Report, check_laws, laws_for, relative
 from fisherfunc.testing.matrices import gaussian
 
 ROUND_OFF = 1e-12
@@ -172,15 +172,7 @@ def _repeated(part: Spectral, example: tuple[Tensor, Tensor]) -> float:
     return relative(part(rows, len(rows)).eigenvalues, part(rows, len(rows)).eigenvalues)
 
 
-def _kernel_law(name: str, statement: str, tolerance: float, deviation: Callable[..., float]) -> Law:
-    return Law(
-        name=name,
-        statement=statement,
-        applies_to="kernel",
-        tolerance=tolerance,
-        examples=prescribed_spectra,
-        deviation=deviation,
-    )
+_kernel_law = laws_for("kernel", prescribed_spectra)
 
 
 KERNEL_LAWS = (
@@ -250,22 +242,14 @@ def _stacked(part: Callable[..., Any], spectrum: Spectrum) -> float:
     return max(_same(found[index], value) for index, value in enumerate(alone))
 
 
-def _metric_law(name: str, statement: str, deviation: Callable[..., float]) -> Law:
-    return Law(
-        name=name,
-        statement=statement,
-        applies_to="metric",
-        tolerance=ROUND_OFF,
-        examples=spectra,
-        deviation=deviation,
-    )
+_metric_law = laws_for("metric", spectra)
 
 
 METRIC_LAWS = (
-    _metric_law("homogeneous", "m(4λ) m(λ) = m(2λ)²: it scales by a power of the scale of F.", _homogeneous),
-    _metric_law("zeros", "An eigenvalue that is zero more changes nothing.", _lengthened),
-    _metric_law("facts", "It is a function of the eigenvalues, not of N or of the solver.", _renamed),
-    _metric_law("stacked", "Of a stack of spectra it is the stack of its values.", _stacked),
+    _metric_law("homogeneous", "m(4λ) m(λ) = m(2λ)²: it scales by a power of the scale of F.", ROUND_OFF, _homogeneous),
+    _metric_law("zeros", "An eigenvalue that is zero more changes nothing.", ROUND_OFF, _lengthened),
+    _metric_law("facts", "It is a function of the eigenvalues, not of N or of the solver.", ROUND_OFF, _renamed),
+    _metric_law("stacked", "Of a stack of spectra it is the stack of its values.", ROUND_OFF, _stacked),
 )
 
 
@@ -285,19 +269,11 @@ def _linear(part: Callable[[Tensor], Tensor], pair: Tensor) -> float:
     return relative(part(2 * pair[0] - 3 * pair[1]), 2 * images[0] - 3 * images[1], to=size)
 
 
-def _operator_law(name: str, statement: str, deviation: Callable[..., float]) -> Law:
-    return Law(
-        name=name,
-        statement=statement,
-        applies_to="operator",
-        tolerance=1e-10,
-        examples=vectors,
-        deviation=deviation,
-    )
+_operator_law = laws_for("operator", vectors)
 
 
 OPERATOR_LAWS = (
-    _operator_law("symmetric", "⟨x, A y⟩ = ⟨A x, y⟩.", _symmetric),
-    _operator_law("positive", "⟨x, A x⟩ is not negative.", _positive),
-    _operator_law("linear", "A (2 x − 3 y) = 2 A x − 3 A y.", _linear),
+    _operator_law("symmetric", "⟨x, A y⟩ = ⟨A x, y⟩.", 1e-10, _symmetric),
+    _operator_law("positive", "⟨x, A x⟩ is not negative.", 1e-10, _positive),
+    _operator_law("linear", "A (2 x − 3 y) = 2 A x − 3 A y.", 1e-10, _linear),
 )
