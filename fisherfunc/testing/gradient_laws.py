@@ -14,7 +14,7 @@ from torch import Tensor
 from fisherfunc.gradients.losses.asked import AnyLoss, token_loss_of
 from fisherfunc.gradients.losses.infer import infer
 from fisherfunc.testing.gradients import PARAMETER_NAMES
-from fisherfunc.testing.law import BrokenPartError, Law, Report, check_laws, laws_for, relative
+from fisherfunc.testing.law import BrokenPartError, Report, check_laws, laws_for, relative
 from fisherfunc.testing.matrices import gaussian, generator
 from fisherfunc.testing.models import TinyModel, tiny_models, token_batch
 
@@ -208,14 +208,7 @@ def _against_loop(rows: Callable[[TinyModel], Mapping[str, Tensor]], model: Tiny
 
 
 ROW_LAWS = tuple(
-    Law(
-        name=name,
-        statement=statement,
-        applies_to="rows",
-        tolerance=GRADIENT_ROUND_OFF,
-        examples=tiny_models,
-        deviation=partial(_against_loop, summed=summed),
-    )
+    laws_for("rows", tiny_models)(name, statement, GRADIENT_ROUND_OFF, partial(_against_loop, summed=summed))
     for name, statement, summed in (
         ("loop", "Row n is what a backward pass of the loss of token n alone gives.", False),
         ("sum", "The rows sum to the gradient of the summed loss.", True),
