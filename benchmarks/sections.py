@@ -57,7 +57,6 @@ SECTIONS = (
     Section(owner=route, name="plan_factored", title=_PLAN, opaque=True),
     Section(owner=route, name="tried", title=_TRIAL, opaque=True),
     Section(owner=collect, name="trace", title=_WHOLE),
-    Section(owner=collect, name="sequences_apart", title="check that the sequences of a stack are apart"),
     Section(owner=collect, name="starts", title="output layer, cotangents to start from"),
     Section(owner=starts, name="trace_prefix", title="forward passes of prefixes"),
     Section(owner=collect, name="pulled_back", title=BACKWARD),

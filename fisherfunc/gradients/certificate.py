@@ -3,8 +3,8 @@
 The right side is what a training step computes: a plain call of a fresh copy of the module on the user's sequences
 together, padding and all, and one backward pass. It knows nothing of single sequences, of factors, or of what a pass
 exploits, and it sees every token: uₙ = ±1/√Kₙₙ, so that no token drowns another. It is held for each stack of sequences
-by itself and for all of them together. What it does not see is whether sequences that ran together in the pass as well
-as here reach one another: that is for the survey (values) and for separate.py (gradients).
+by itself and for all of them together. Half as many sequences run together here as in the pass, so that those that
+reach one another, in values or in gradients alone, have other gradients here.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -91,8 +91,8 @@ def token_grams(
         self_check: Whether to hold the Grams against one ordinary backward pass of the batch (see certificate.py), and
             to measure their round-off by up to eight backward passes in float64 (see round_off.py). Where the check of
             the factored route fails, the pass is done again without what it exploits, without the factors that differ,
-            and then by the dense route; the metadata say so. Without a check every stack is tested by itself, which
-            costs about as much and sees less.
+            and then by the dense route; the metadata say so. Without a check the pass is tried on a few tokens, and
+            what other sequences do otherwise is not seen.
         checkpoint: A folder in which the pass keeps what it has done: the same call goes on from there, to the same
             bits, and after the end takes the Grams from there. Each run needs a folder of its own; nothing deletes it.
         plan: From `ff.plan` with the same options, for this model or one of the same shapes, and a batch of the same

@@ -1,6 +1,6 @@
 """Stacks: sequences of one shape that run through the model together, one row of a batch each.
 
-Only where no sequence of a stack is found to reach another (separate.py); elsewhere a stack is one sequence.
+Where the check finds that a sequence reaches another (certificate.py), a stack is one sequence.
 The k-th tokens of all sequences of a stack are its slot k: one backward pass of a slot gives a row for each of them.
 """
 

@@ -191,8 +191,7 @@ class Recorder(TorchFunctionMode):
         if directions.discover:
             straight = bool(outputs) and not is_view(source, outputs) and is_elementwise(source, outputs)
         else:
-            same = origins == directions.shortcuts[key]
-            straight = same and (not directions.verify or is_elementwise(source, outputs))
+            straight = origins == directions.shortcuts[key]
         found = shortened_path(source, outputs) if straight else None
         if found is None:
             self.recording.crooked.add(key)

@@ -22,9 +22,8 @@ from fisherfunc.gradients.factored.pieces import (
     pieces_of,
 )
 from fisherfunc.gradients.factored.recording import Use, state_of
-from fisherfunc.gradients.factored.rules import Convolution, Map, Scale
+from fisherfunc.gradients.factored.rules import Convolution, Map, Scale, Shift
 from fisherfunc.gradients.factored.segments import Key, Segments, strays
-from fisherfunc.gradients.factored.separate import sequences_apart
 from fisherfunc.gradients.factored.starts import Start, starts
 from fisherfunc.gradients.factored.structure import Structure, Traced, Unsettled, apart, close, settled, trace
 from fisherfunc.gradients.pullback import strided
@@ -77,7 +76,7 @@ def _ids(use: Use) -> Tensor:
 def settled_pass(
     work: Workload, stack: Stack, structure: Structure, *, leaves: Sequence[str] | Mapping[str, str], way: Way | None
 ) -> Traced:
-    """A pass over a whole stack, held against the structure, and its sequences against each other.
+    """A pass over a whole stack, held against the structure.
 
     Args:
         work: What is passed over.
@@ -87,19 +86,17 @@ def settled_pass(
         way: The outer calls whose values are kept.
 
     Raises:
-        Unsettled: If parameters are used in another way, one sequence reaches another, or they do not run together.
+        Unsettled: If parameters are used in another way, or the sequences do not run together.
     """
     mixed = Unsettled(replace(structure, stacked=False))
     try:
         whole = trace(work, stack.batch, structure, width=stack.width, leaves=leaves, way=way)
         changed = settled(structure, whole.recording)
         others = (changed.factored, changed.head) != (structure.factored, structure.head)
-        if stack.width > 1 and (others or len(whole.losses) != stack.width):  # another model where it runs more
+        if stack.width > 1 and (others or not _by_sequence(whole, stack.width)):  # another model where it runs more
             raise mixed
         if changed != structure:
             raise Unsettled(changed)
-        if stack.width > 1 and not sequences_apart(work, stack, structure, whole):
-            raise mixed
     except torch.OutOfMemoryError:
         raise
     except REFUSALS as error:
@@ -107,6 +104,13 @@ def settled_pass(
             raise
         raise mixed from error
     return whole
+
+
+def _by_sequence(whole: Traced, width: int) -> bool:
+    """Whether losses and outputs have an axis of so many sequences: what is computed of a parameter alone has none."""
+    uses = whole.recording.uses
+    alone = any(isinstance(use.role, Scale | Shift) and use.output.numel() == use.size for use in uses)
+    return len(whole.losses) == width and not alone and all(u.output.ndim and not len(u.output) % width for u in uses)
 
 
 def stack_pieces(

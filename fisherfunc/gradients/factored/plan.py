@@ -101,7 +101,6 @@ def plan_factored(work: Workload, options: PassOptions, *, structure: Structure 
     if structure is None:
         structure, traced, saved = probe(work)
         structure = refusing(structure, options.refused)
-    structure = replace(structure, tested=not options.checked)
     if known or options.refused:
         with SavedBytes() as saved:  # of one pass: memory of others is used again
             traced = trace(work, work.longest, structure, leaves=structure.dense, note=True)
@@ -127,7 +126,8 @@ def plan_factored(work: Workload, options: PassOptions, *, structure: Structure 
         gram=gram,
     )
     found = from_the_losses(needs)
-    if found.width > 1 and not known and not structure.dense and "stacks" not in structure.refused:
+    seen = options.checked or not work.loss.each_alone  # that samples meet: the check sees it, or the survey
+    if found.width > 1 and seen and not known and not structure.dense and "stacks" not in structure.refused:
         structure = replace(structure, stacked=True)
     if not structure.stacked:
         needs = replace(needs, stacked=False)

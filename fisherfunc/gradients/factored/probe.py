@@ -2,9 +2,7 @@
 
 On one sequence: which parameters have uses that a rule explains; whether the losses depend on the parameters through
 one last linear map, each on its own place of it; whether a shorter sequence gives the same values at its places; which
-inputs are elementwise functions. Other sequences are held against all of it again where nobody checks the Grams when
-they are done (`Structure.tested`), and against some of it always (collect.py); whether sequences that run together
-reach one another is for separate.py.
+inputs are elementwise functions. That it holds for all other sequences is for the check of the Grams (certificate.py).
 """
 
 from dataclasses import replace

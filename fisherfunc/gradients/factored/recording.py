@@ -96,7 +96,6 @@ class Directions:
         protected: Parameters whose outputs the model writes to: it gets copies of them to write to.
         width: The sequences of the stack; of what they share each gets its own.
         shortcuts: {use: the uses that its input is an elementwise function of} (see shortcuts.py).
-        verify: Whether to test that these functions are elementwise.
         discover: Whether to look for shortcuts, and take those that are found.
         last: The use of the last linear map, where the pass is to end before it.
         note: Whether to say which modules were called.
@@ -106,7 +105,6 @@ class Directions:
     protected: frozenset[str] = frozenset()
     width: int = 1
     shortcuts: Mapping[tuple[str, int], Origins] = field(default_factory=dict)
-    verify: bool = True
     discover: bool = False
     last: tuple[str, int] | None = None
     note: bool = False

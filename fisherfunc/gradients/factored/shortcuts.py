@@ -3,8 +3,7 @@
 Where the input a of a linear map is an elementwise function of the outputs y of earlier ones (an activation, a gate),
 ∂a/∂y is diagonal. It is computed once a forward pass, by one ordinary backward pass of ones, and a batched backward
 pass over many tokens then multiplies by it instead of going through every operation of the chain. Whether it is
-diagonal is tested on a random cotangent, for the sequence that shows the structure, and where nobody checks the Grams
-for every one.
+diagonal is tested on a random cotangent, for the sequence that shows the structure.
 """
 
 from collections.abc import Sequence

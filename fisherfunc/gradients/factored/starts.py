@@ -163,7 +163,7 @@ def _at_logits(whole: Traced, structure: Structure, stack: Stack) -> Float[Tenso
     """
     logits = head_of(whole.recording, structure).output
     position, entry = stack.slots.flat(stack.position), stack.slots.flat(stack.entry)
-    found = own_cotangents(whole.losses, logits, _sequence(stack), position, entry, tested=structure.tested)
+    found = own_cotangents(whole.losses, logits, _sequence(stack), position, entry, tested=False)
     if found is None:
         raise Unsettled(replace(structure, head=None, causal=False))
     return found

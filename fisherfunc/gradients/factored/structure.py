@@ -1,9 +1,10 @@
 """What may be exploited of a model, and forward passes that record how it uses its parameters.
 
-The structure is found on one sequence (probe.py), and every pass over others is held against it.
+The structure is found on one sequence (probe.py), and every pass over others is held against the part of it that costs
+nothing to see; of the rest the check of the Grams is the judge (certificate.py), or of a few the trial (trial.py).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -43,8 +44,6 @@ class Structure:
         shortcuts: {use: the uses that its input is an elementwise function of}.
         divisible: Whether passes may start and end between calls of modules.
         refused: {exploit: why it was given up}.
-        tested: Whether every stack is held against all this by itself. It need not be where the Grams are held against
-            ordinary backward passes when they are done; nothing else sees it where they are not.
     """
 
     factored: frozenset[str]
@@ -57,7 +56,6 @@ class Structure:
     shortcuts: dict[tuple[str, int], Origins] = field(default_factory=dict)
     divisible: bool = True
     refused: dict[str, str] = field(default_factory=dict)
-    tested: bool = True
 
 
 class Unsettled(Exception):  # noqa: N818 (it is no error: the caller starts again with the structure that it carries)
@@ -133,17 +131,6 @@ def _as_told(recording: Recording, way: Way | None) -> bool:
     return not recording.astray and (way.end is None or any(rank == way.end for rank, _ in recording.returned))
 
 
-def trace_part(work: Workload, members: Sequence[int], structure: Structure) -> Traced:
-    """Some sequences together, up to the last linear map where there is one; for their values only."""
-    batch = work.sequences.joined(members)
-    directions = replace(_directions(structure, len(members)), last=structure.head, shortcuts={})
-    output, traced = _run(work, batch, structure, (), directions)
-    if traced.recording.end is not None:
-        return traced
-    with torch.enable_grad():
-        return replace(traced, losses=work.loss.values(output, batch))
-
-
 def trace_prefix(
     work: Workload,
     batch: Batch,
@@ -164,7 +151,7 @@ def trace_prefix(
     at_head = way is None or way.end is None
     if way is not None:
         way = replace(way, played={output: value[:, :length] for output, value in way.played.items()})
-    directions = replace(_directions(structure, width), verify=False, way=way, last=structure.head if at_head else None)
+    directions = replace(_directions(structure, width), way=way, last=structure.head if at_head else None)
     try:
         _, traced = _run(work, prefix, structure, leaves, directions)
     except REFUSALS:  # a length that the model is not made for; the whole sequence is as right
@@ -179,7 +166,6 @@ def _directions(structure: Structure, width: int) -> Directions:
     return Directions(
         protected=structure.protected,
         width=width,
-        verify=structure.tested,
         shortcuts=structure.shortcuts,
     )
 
