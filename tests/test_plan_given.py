@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from zoo import build
 
 import fisherfunc as ff
-from fisherfunc.gradients import prepare, readings, survey
+from fisherfunc.gradients import readings, survey
 from fisherfunc.gradients.factored import route as factored
 from fisherfunc.gradients.planning.made_for import PlanMismatchError
 from fisherfunc.pipeline import fisher
@@ -44,8 +44,8 @@ def undiscovered(monkeypatch):
     def again(*args, **options):
         raise AssertionError("discovered again")
 
-    places = {factored: ["plan_factored", "tried"], fisher: ["inferred_loss"], survey: ["_width", "_is_sound"]}
-    places |= {prepare: ["check_reach"], readings: ["with_targets"]}
+    places = {factored: ["plan_factored", "tried"], fisher: ["inferred_loss"], survey: ["_looked_at", "_is_sound"]}
+    places |= {readings: ["with_targets"]}
     for module, names in places.items():
         for name in names:
             monkeypatch.setattr(module, name, again)

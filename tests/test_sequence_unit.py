@@ -9,6 +9,7 @@ from zoo import CASES, build, token_ids
 
 import fisherfunc as ff
 from fisherfunc.gradients import rows as rows_module
+from fisherfunc.gradients.factored import collect
 
 
 def grams_of(model, kind, batch, **options):
@@ -74,15 +75,14 @@ def passes(monkeypatch, num_sequences, route, unit):
 
             patch.setattr(rows_module, "one_hot", counted)
         else:
-            grad = torch.autograd.grad
+            pull = collect.pulled_back
 
-            def counting(outputs, inputs, cotangents=None, **options):
+            def counting(outputs, targets, cotangents):
                 nonlocal count
-                first = cotangents[0] if isinstance(cotangents, list | tuple) else cotangents
-                count += len(first) if options.get("is_grads_batched") else 1
-                return grad(outputs, inputs, cotangents, **options)
+                count += len(cotangents[0])
+                return pull(outputs, targets, cotangents)
 
-            patch.setattr(torch.autograd, "grad", counting)
+            patch.setattr(collect, "pulled_back", counting)
         grams_of(model, "causal_lm", batch, unit=unit, route=route, memory_limit=10**9)
     return count
 

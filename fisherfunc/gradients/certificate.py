@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from fisherfunc.gradients.dense.subsample import EVERY, Coordinates
-from fisherfunc.gradients.memory import SavedBytes
 from fisherfunc.gradients.nature import coarsest
 from fisherfunc.gradients.pullback import strided
 from fisherfunc.gradients.refusals import REFUSALS
@@ -281,12 +280,8 @@ def _whole(stacks: Sequence[_Stack]) -> _Stack:
 
 def _width(work: Workload, limit: int) -> int:
     """How many sequences run together, by what the largest saves for its backward pass."""
-    with torch.enable_grad(), SavedBytes() as saved:
-        _, run = work.fn.ordinary_call(work.params, work.params)
-        losses = work.loss.values(run(work.largest), work.largest)
-    del losses
     most = max(MOST, MOST_TOKENS // int(work.tokens.sequence.bincount().max()))
-    return max(1, min(most, limit // 4 // max(saved.total, 1)))
+    return max(1, min(most, limit // 4 // max(work.nature.saved_bytes, 1)))
 
 
 def _squared_norms(

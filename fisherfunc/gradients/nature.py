@@ -19,10 +19,12 @@ class Nature:
     Attributes:
         precision: The coarsest floating-point dtype that something was computed in, also where weights are finer.
         draws: Whether random numbers were drawn: what a sample draws then depends on those that run beside it.
+        saved_bytes: What it saves for its backward pass, of the largest sequence.
     """
 
     precision: torch.dtype
     draws: bool = False
+    saved_bytes: int = 0
 
 
 class Observed(TorchDispatchMode):

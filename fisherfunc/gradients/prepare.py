@@ -7,11 +7,10 @@ import torch
 
 from fisherfunc.gradients.losses.asked import AnyLoss, token_loss_of
 from fisherfunc.gradients.model_function import ModelFunction
-from fisherfunc.gradients.pullback import check_reach
+from fisherfunc.gradients.nature import Nature
 from fisherfunc.gradients.readings import Reading, reading_of, settled
-from fisherfunc.gradients.rows import losses_of
 from fisherfunc.gradients.sequences import split
-from fisherfunc.gradients.survey import Look, survey
+from fisherfunc.gradients.survey import survey
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.linalg.mapped import check_not_transformed
 from fisherfunc.linalg.token_grams import Tokens
@@ -27,11 +26,11 @@ class Seen:
 
     Attributes:
         reading: How it reads targets; None where more of a batch was unclear, which is looked at each time.
-        look: How many sequences may run together, and the model's arithmetic.
+        nature: Its arithmetic.
     """
 
     reading: Reading | None
-    look: Look
+    nature: Nature
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,13 +83,12 @@ def prepared(
     instead = "loop over the parameters, then stack the Grams and map a kernel over them: docs/composing.md shows it"
     check_not_transformed("a pass over the tokens", params.values(), instead=instead)
     params, loss, given = fn.at(params), token_loss_of(loss, batch), split(batch)
-    reading, look = (None, None) if seen is None else (seen.reading, seen.look)
+    reading, known = (None, None) if seen is None else (seen.reading, seen.nature)
     settled_fn, sequences = settled(fn, params, given, loss, known=reading)
-    found = survey(settled_fn, params, sequences, loss, drop_nonfinite=drop_nonfinite, known=look)
+    found = survey(settled_fn, params, sequences, loss, drop_nonfinite=drop_nonfinite, known=known)
     tokens = _pick(found.tokens, num_tokens, seed)
     if seen is None:
-        check_reach(losses_of(settled_fn, params, sequences, loss)(int(tokens.sequence[0])), params)
-        seen = Seen(reading=reading_of(fn, given, settled_fn), look=found.look)
+        seen = Seen(reading=reading_of(fn, given, settled_fn), nature=found.nature)
     work = Workload(fn=settled_fn, params=params, sequences=sequences, loss=loss, tokens=tokens, nature=found.nature)
     return Prepared(work=work, num_valid=len(found.tokens.sequence), num_dropped=found.num_dropped, seen=seen)
 

@@ -1,12 +1,11 @@
 """From cotangents of one sequence's losses to parameter gradients, for many tokens in one batched backward pass.
 
-One forward pass is shared by all tokens of the sequence; the pullback is batched over cotangents. Three ways, from
-the fastest: `torch.func.vjp` under `vmap`; autograd with batched cotangents (a model with its own
-`autograd.Function` may need it); a loop of backward passes. All are exact; `choose` takes the first that a probe on
-the actual model confirms. Axis order: cotangents `(c, s)`, gradients `{name: (c, *shape)}`.
+One forward pass is shared by all tokens of the sequence; the pullback is batched over cotangents by `torch.func.vmap`,
+or, for a model whose functions cannot be batched, a loop of backward passes. Both are exact; `choose` takes the first
+where a probe on the actual model confirms it. Axis order: cotangents `(c, s)`, gradients `{name: (c, *shape)}`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,78 +21,83 @@ LossesOf = Callable[[Params], Float[Tensor, " s"]]
 Pullback = Callable[[Float[Tensor, "c s"]], dict[str, Tensor]]
 
 
-def by_vjp(losses_of: LossesOf, params: Params) -> tuple[Tensor, Pullback]:
-    """`vmap` over the pullback of one `torch.func.vjp`."""
-    losses, pull, *_ = torch.func.vjp(losses_of, dict(params))
-    return losses, lambda cotangents: {n: strided(g) for n, g in torch.func.vmap(pull)(cotangents)[0].items()}
+def by_vmap(losses_of: LossesOf, params: Params) -> tuple[Tensor, Pullback]:
+    """One backward pass with batched cotangents."""
+    losses, leaves = _graph(losses_of, params)
 
+    def pull(cotangents: Tensor) -> dict[str, Tensor]:
+        if not losses.requires_grad:  # these parameters are not used
+            return _zeros(params, len(cotangents))
+        found = batched_grad([losses], list(leaves.values()), [cotangents])
+        missing = _zeros({n: params[n] for n, g in zip(leaves, found, strict=True) if g is None}, len(cotangents))
+        return {n: missing[n] if g is None else strided(g) for n, g in zip(leaves, found, strict=True)}
 
-def by_autograd(losses_of: LossesOf, params: Params) -> tuple[Tensor, Pullback]:
-    """One `torch.autograd.grad` with batched cotangents."""
-    return _by_graph(losses_of, params, batched=True)
+    return losses.detach(), pull
 
 
 def by_loop(losses_of: LossesOf, params: Params) -> tuple[Tensor, Pullback]:
-    """One backward pass a cotangent: the slowest, and what the others are checked against."""
-    return _by_graph(losses_of, params, batched=False)
+    """One backward pass a cotangent: the slowest, and what the other is checked against."""
+    losses, leaves = _graph(losses_of, params)
+
+    def one(cotangent: Tensor) -> dict[str, Tensor]:
+        if not losses.requires_grad:
+            return {name: torch.zeros_like(p) for name, p in params.items()}
+        found = torch.autograd.grad(losses, list(leaves.values()), cotangent, retain_graph=True, allow_unused=True)
+        pairs = zip(leaves.items(), found, strict=True)
+        return {n: torch.zeros_like(leaf) if g is None else strided(g) for (n, leaf), g in pairs}
+
+    def pull(cotangents: Tensor) -> dict[str, Tensor]:
+        return pytree.tree_map(lambda *g: torch.stack(g), *map(one, cotangents))
+
+    return losses.detach(), pull
 
 
-METHODS: dict[str, Callable[[LossesOf, Params], tuple[Tensor, Pullback]]] = {
-    "vjp": by_vjp,
-    "autograd": by_autograd,
-    "loop": by_loop,
-}
+METHODS: dict[str, Callable[[LossesOf, Params], tuple[Tensor, Pullback]]] = {"vmap": by_vmap, "loop": by_loop}
 
 
 def choose(losses_of: LossesOf, params: Params) -> str:
-    """The first method whose gradients agree with ordinary backward passes on two random cotangents.
+    """Choose "vmap" where its gradients agree with ordinary backward passes on two random cotangents.
 
     Args:
         losses_of: Parameters → the losses of one sequence.
         params: Where to differentiate, and by what.
 
     Returns:
-        A key of `METHODS`; "loop" where neither batched method will do.
+        A key of `METHODS`.
     """
     losses, pull = by_loop(losses_of, params)
     generator = torch.Generator().manual_seed(0)
     cotangents = torch.randn(2, len(losses), generator=generator, device="cpu").to(losses)
     expected = pull(cotangents)
-    for name in ("vjp", "autograd"):
-        try:
-            gradients = METHODS[name](losses_of, params)[1](cotangents)
-        except RuntimeError:  # what torch.func raises for a model that it cannot transform: the next way is as exact
-            continue
-        if _agree(gradients, expected):
-            return name
-    return "loop"
+    try:
+        gradients = by_vmap(losses_of, params)[1](cotangents)
+    except RuntimeError:  # what torch.func raises for a function that it cannot batch: the loop is as exact
+        return "loop"
+    return "vmap" if _agree(gradients, expected) else "loop"
 
 
-def check_reach(losses_of: LossesOf, params: Params) -> None:
-    """Raise where gradients would silently miss something, or cannot be had. Cost: a forward and a backward pass.
+def check_reach(losses: Float[Tensor, " s"], leaves: Params) -> None:
+    """Raise where gradients would silently miss something, or cannot be had. Cost: a backward pass.
 
     A parameter that the forward pass reaches past the module's registry (through a Python list, a closure, a patched
     `forward`) cannot be replaced by ours: it stays in the graph as a leaf of its own.
 
     Args:
-        losses_of: Parameters → the losses of one sequence.
-        params: Where to differentiate, and by what.
+        losses: Of one sequence, in the graph.
+        leaves: The parameters, as leaves of the graph.
 
     Raises:
         ValueError: If the losses do not depend on the parameters, or depend on one in such a way, or the backward pass
             fails in evaluation mode.
     """
-    leaves = leaves_of(params)
-    with torch.enable_grad():
-        losses = losses_of(leaves)
     if not losses.requires_grad:
         raise ValueError(
-            f"no gradient reaches any of the {len(params)} parameters, such as {next(iter(params))!r}: the losses do "
+            f"no gradient reaches any of the {len(leaves)} parameters, such as {next(iter(leaves))!r}: the losses do "
             "not depend on them; look for torch.no_grad, detach or argmax in the model or the loss"
         )
     for leaf in reached_leaves(losses.grad_fn):
         if isinstance(leaf, nn.Parameter) and leaf.numel():
-            names = [repr(name) for name, p in params.items() if p.data_ptr() == leaf.data_ptr()] or ["not named"]
+            names = [repr(name) for name, p in leaves.items() if p.data_ptr() == leaf.data_ptr()] or ["not named"]
             raise ValueError(
                 f"the forward pass reaches a parameter of shape {tuple(leaf.shape)}, {' or '.join(names)}, "
                 "past the module's attributes (a Python list, a closure, a cache of its class, a patched forward), so "
@@ -124,36 +128,38 @@ def reached_leaves(node: Any) -> Iterator[Tensor]:
                 waiting.append(parent)
 
 
-def _by_graph(losses_of: LossesOf, params: Params, *, batched: bool) -> tuple[Tensor, Pullback]:
+def _graph(losses_of: LossesOf, params: Params) -> tuple[Tensor, dict[str, Tensor]]:
     leaves = leaves_of(params)
     with torch.enable_grad():
-        losses = losses_of(leaves)
+        return losses_of(leaves), leaves
 
-    def one(cotangent: Tensor, *, is_grads_batched: bool) -> dict[str, Tensor]:
-        lead = cotangent.shape[:1] if is_grads_batched else ()
-        if not losses.requires_grad:  # these parameters are not used
-            return {name: p.new_zeros(*lead, *p.shape) for name, p in params.items()}
-        gradients = torch.autograd.grad(
-            losses,
-            list(leaves.values()),
-            cotangent,
-            retain_graph=True,
-            allow_unused=True,
-            is_grads_batched=is_grads_batched,
-        )
-        zeros = (
-            p.new_zeros(*lead, *p.shape) if g is None else strided(g)
-            for p, g in zip(leaves.values(), gradients, strict=True)
-        )
-        return dict(zip(leaves, zeros, strict=True))
 
-    def together(cotangents: Tensor) -> dict[str, Tensor]:
-        return one(cotangents, is_grads_batched=True)
+def _zeros(params: Params, count: int) -> dict[str, Tensor]:
+    return {name: p.new_zeros(count, *p.shape) for name, p in params.items()}
 
-    def in_turn(cotangents: Tensor) -> dict[str, Tensor]:
-        return pytree.tree_map(lambda *g: torch.stack(g), *(one(c, is_grads_batched=False) for c in cotangents))
 
-    return losses.detach(), together if batched else in_turn
+def batched_grad(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """Pull many cotangents back at once: `(c, *shape)` for each input; None for what the outputs do not depend on.
+
+    By `torch.func.vmap` over the backward pass, which has batching rules where `is_grads_batched=True` goes row by row
+    (layer norm, softmax, tanh and others): a kernel for all rows in place of one each.
+
+    Args:
+        outputs: In a graph, which is kept.
+        inputs: Of that graph.
+        cotangents: `(c, *shape)` for each output.
+    """
+    reached: list[bool] = []
+
+    def pulled(*one: Tensor) -> list[Tensor]:
+        found = torch.autograd.grad(outputs, inputs, one, retain_graph=True, allow_unused=True)
+        reached[:] = [g is not None for g in found]
+        return [g for g in found if g is not None]
+
+    found = iter(torch.func.vmap(pulled)(*cotangents))
+    return [next(found) if there else None for there in reached]
 
 
 def leaves_of(params: Params) -> dict[str, Tensor]:

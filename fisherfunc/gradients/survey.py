@@ -4,11 +4,12 @@ Errors that a long run would meet late (no valid token, targets out of range, a 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from fisherfunc.gradients.batches import others_than_tensors
@@ -16,7 +17,7 @@ from fisherfunc.gradients.losses import IGNORED, TokenLoss
 from fisherfunc.gradients.memory import SavedBytes
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.nature import Nature, Observed, coarsest
-from fisherfunc.gradients.pullback import leaves_of
+from fisherfunc.gradients.pullback import check_reach, leaves_of
 from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.gradients.sequences import Sequences
 from fisherfunc.gradients.stacks import neighbours
@@ -41,36 +42,18 @@ _OFFSETS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
-    """What a survey sees of the model beside its losses.
-
-    Attributes:
-        width: How many sequences may run together.
-        nature: The model's arithmetic.
-    """
-
-    width: int
-    nature: Nature
-
-
-@dataclass(frozen=True, kw_only=True)
 class Surveyed:
     """What there is to pass over.
 
     Attributes:
         tokens: The valid tokens, in the order of sequence and position.
         num_dropped: Tokens left out as their losses are not finite.
-        look: What was seen of the model, and holds for any batch of the same shapes.
+        nature: What was seen of the model's arithmetic, which holds for any batch of the same shapes.
     """
 
     tokens: Tokens
     num_dropped: int
-    look: Look
-
-    @property
-    def nature(self) -> Nature:
-        """What was seen of the model's arithmetic."""
-        return self.look.nature
+    nature: Nature
 
 
 def survey(
@@ -80,9 +63,11 @@ def survey(
     loss: TokenLoss,
     *,
     drop_nonfinite: bool = False,
-    known: Look | None = None,
+    known: Nature | None = None,
 ) -> Surveyed:
     """Find the valid tokens and their losses. Cost: two forward passes; one and a half where the model is known.
+
+    Of a model that is not known, the largest sequence is run with a graph, and once backward (`check_reach`).
 
     Args:
         fn: The model.
@@ -94,35 +79,49 @@ def survey(
 
     Raises:
         ValueError: If no token is valid, shapes differ, a target is out of range, a loss is not finite, or sequences
-            that run together have other losses than each alone.
+            that run together have other losses than each alone, or gradients would miss something.
     """
-    first = None
-    if known is None:
-        with Observed(coarsest(*(p.dtype for p in params.values()))) as seen:
-            first = _tokens(fn, params, sequences[0], loss, 0)
-        look = Look(width=_width(fn, params, sequences, loss), nature=seen.nature)
-    else:
-        look = known
-    tokens = concatenated(_surveyed(fn, params, sequences, loss, first, look))
+    first, nature = (None, known) if known is not None else _looked_at(fn, params, sequences, loss)
+    with torch.no_grad():
+        tokens = concatenated(_surveyed(fn, params, sequences, loss, first, nature))
     if tokens.loss.numel() == 0:
         raise ValueError(
             f"no valid token in {len(sequences)} sequences: a token counts if its target is not -100 and its position "
             "and its target's position are attended to; a causal model needs at least two tokens a sequence"
         )
     tokens, dropped = _finite(tokens, drop_nonfinite)
-    return Surveyed(tokens=tokens, num_dropped=dropped, look=look)
+    return Surveyed(tokens=tokens, num_dropped=dropped, nature=nature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _First:
+    """The sequence that was looked at first, and its tokens."""
+
+    number: int
+    tokens: Tokens
+
+
+def _looked_at(fn: ModelFunction, params: Params, sequences: Sequences, loss: TokenLoss) -> tuple[_First, Nature]:
+    """Run the largest sequence with a graph, and look at what the model does, saves, and has gradients by."""
+    number = max(range(len(sequences)), key=sequences.num_entries)
+    leaves = leaves_of(params)
+    with Observed(coarsest(*(p.dtype for p in params.values()))) as seen, SavedBytes() as saved, torch.enable_grad():
+        tokens, losses = _tokens(fn, leaves, sequences[number], loss, number)
+    check_reach(losses[0], leaves)
+    return _First(number=number, tokens=tokens), replace(seen.nature, saved_bytes=saved.total)
 
 
 def _surveyed(
-    fn: ModelFunction, params: Params, sequences: Sequences, loss: TokenLoss, first: Tokens | None, look: Look
+    fn: ModelFunction, params: Params, sequences: Sequences, loss: TokenLoss, first: _First | None, nature: Nature
 ) -> list[Tokens]:
     """Sequence by sequence; many small ones of one shape together, where that gives the losses that each has alone.
 
     Of a model that is known, `first` is None: then any number of them runs together, if half of them give the same.
     """
     found: list[Tokens] = []
-    nature, run = look.nature, partial(_together, fn, params, sequences, loss)
-    for group in neighbours(range(len(sequences)), sequences, look.width):
+    run = partial(_together, fn, params, sequences, loss)
+    width = max(FEWEST, min(MOST_TOGETHER, BYTES_TOGETHER // max(nature.saved_bytes, 1)))
+    for group in neighbours(range(len(sequences)), sequences, width):
         together = None
         if len(group) > 1 and not (loss.each_alone or nature.draws):
             together = run(group)
@@ -132,29 +131,15 @@ def _surveyed(
             found.append(together)
             continue
         each = [
-            first if index == 0 and first is not None else _tokens(fn, params, sequences[index], loss, index)
-            for index in group
+            first.tokens
+            if first is not None and number == first.number
+            else _tokens(fn, params, sequences[number], loss, number)[0]
+            for number in group
         ]
         if together is not None:
             _check_apart(concatenated(each), together, loss, nature, group)
         found += each
     return found
-
-
-def _width(fn: ModelFunction, params: Params, sequences: Sequences, loss: TokenLoss) -> int:
-    """How many sequences may run together, by what the largest would save if all parameters had gradients."""
-    if len(sequences) == 1:
-        return 1
-    largest = sequences[max(range(len(sequences)), key=sequences.num_entries)]
-    everything = {**fn.frozen, **fn.params, **params}
-    leaves = leaves_of({name: p for name, p in everything.items() if p.is_floating_point()})
-    try:
-        with torch.enable_grad(), SavedBytes() as saved:
-            predictions = loss.predictions(fn.apply(leaves, largest), largest)
-    except REFUSALS:  # one at a time, which finds what is wrong, and where
-        return 1
-    del predictions
-    return max(FEWEST, min(MOST_TOGETHER, BYTES_TOGETHER // max(saved.total, 1)))
 
 
 def _together(
@@ -242,8 +227,10 @@ def _same(alone: Tensor, here: Tensor, nature: Nature) -> bool:
     return bool(torch.linalg.vector_norm(alone - here) <= eps**0.5 * size + ROUNDING * eps * len(alone) ** 0.5)
 
 
-def _tokens(fn: ModelFunction, params: Params, batch: Batch, loss: TokenLoss, index: int) -> Tokens:
-    """The tokens of one sequence."""
+def _tokens(
+    fn: ModelFunction, params: Params, batch: Batch, loss: TokenLoss, index: int
+) -> tuple[Tokens, Float[Tensor, "1 s"]]:
+    """The tokens of one sequence, and the losses at all of its positions, in the graph where there is one."""
     values, valid, targets = _evaluated(fn, params, batch, loss, index)
     if values.shape != valid.shape or values.ndim != 2 or values.shape[0] != 1:
         raise ValueError(
@@ -253,18 +240,17 @@ def _tokens(fn: ModelFunction, params: Params, batch: Batch, loss: TokenLoss, in
     position = valid[0].nonzero().squeeze(-1)
     target = None if targets is None else targets[0, position]
     sequence = torch.full_like(position, index)
-    return Tokens(sequence=sequence, position=position, loss=values[0, position], target=target)
+    return Tokens(sequence=sequence, position=position, loss=values.detach()[0, position], target=target), values
 
 
 def _evaluated(
     fn: ModelFunction, params: Params, batch: Batch, loss: TokenLoss, index: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Losses, which of them count, and the classes that are their targets."""
-    with torch.no_grad():
-        targets = loss.targets(batch)
-        predictions = loss.predictions(_output(fn, params, batch, index), batch)
-        _check(predictions, targets, loss, index)
-        values = loss.negative_log_likelihood(predictions, targets)
+    targets = loss.targets(batch)
+    predictions = loss.predictions(_output(fn, params, batch, index), batch)
+    _check(predictions, targets, loss, index)
+    values = loss.negative_log_likelihood(predictions, targets)
     valid = loss.valid(batch)
     valid = torch.ones_like(values, dtype=torch.bool) if valid is None else valid
     classes = targets if loss.distribution == "categorical" else None

@@ -26,7 +26,7 @@ from fisherfunc.gradients.factored.rules import Convolution, Map, Scale, Shift
 from fisherfunc.gradients.factored.segments import Key, Segments, strays
 from fisherfunc.gradients.factored.starts import Start, starts
 from fisherfunc.gradients.factored.structure import Structure, Traced, Unsettled, apart, close, settled, trace
-from fisherfunc.gradients.pullback import strided
+from fisherfunc.gradients.pullback import batched_grad, strided
 from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.gradients.stacks import Stack
 from fisherfunc.gradients.workload import Workload
@@ -267,13 +267,8 @@ def pulled_back(
     pairs = [(output, given) for output, given in zip(outputs, cotangents, strict=True) if output.requires_grad]
     if not pairs:
         return [None] * len(targets)
-    batched = len(pairs[0][1]) > 1
-    found = torch.autograd.grad(
-        [output for output, _ in pairs],
-        targets,
-        [given if batched else given[0] for _, given in pairs],
-        retain_graph=True,
-        allow_unused=True,
-        is_grads_batched=batched,
-    )
-    return [g if batched or g is None else g[None] for g in found]
+    ends, given = [output for output, _ in pairs], [cotangent for _, cotangent in pairs]
+    if len(given[0]) > 1:
+        return batched_grad(ends, targets, given)
+    found = torch.autograd.grad(ends, targets, [one[0] for one in given], retain_graph=True, allow_unused=True)
+    return [None if g is None else g[None] for g in found]
