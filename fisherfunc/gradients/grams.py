@@ -172,6 +172,7 @@ def token_grams(
             checked.differences,
             lambda rows: _passed(rows, again, done.how["route"], coordinates, NOWHERE, "")[0],
             **how,
+            stack_width=done.how.get("stack_width", 1),
         )
     facts: dict[str, Any] = {
         "fisher": targets.fisher,

@@ -5,6 +5,7 @@ or, for a model whose functions cannot be batched, a loop of backward passes. Bo
 where a probe on the actual model confirms it. Axis order: cotangents `(c, s)`, gradients `{name: (c, *shape)}`.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -26,11 +27,7 @@ def by_vmap(losses_of: LossesOf, params: Params) -> tuple[Tensor, Pullback]:
     losses, leaves = _graph(losses_of, params)
 
     def pull(cotangents: Tensor) -> dict[str, Tensor]:
-        if not losses.requires_grad:  # these parameters are not used
-            return _zeros(params, len(cotangents))
-        found = batched_grad([losses], list(leaves.values()), [cotangents])
-        missing = _zeros({n: params[n] for n, g in zip(leaves, found, strict=True) if g is None}, len(cotangents))
-        return {n: missing[n] if g is None else strided(g) for n, g in zip(leaves, found, strict=True)}
+        return gradients_by(leaves, pulled_back([losses], list(leaves.values()), [cotangents]), len(cotangents))
 
     return losses.detach(), pull
 
@@ -40,14 +37,10 @@ def by_loop(losses_of: LossesOf, params: Params) -> tuple[Tensor, Pullback]:
     losses, leaves = _graph(losses_of, params)
 
     def one(cotangent: Tensor) -> dict[str, Tensor]:
-        if not losses.requires_grad:
-            return {name: torch.zeros_like(p) for name, p in params.items()}
-        found = torch.autograd.grad(losses, list(leaves.values()), cotangent, retain_graph=True, allow_unused=True)
-        pairs = zip(leaves.items(), found, strict=True)
-        return {n: torch.zeros_like(leaf) if g is None else strided(g) for (n, leaf), g in pairs}
+        return gradients_by(leaves, pulled_back([losses], list(leaves.values()), [cotangent[None]]), 1)
 
     def pull(cotangents: Tensor) -> dict[str, Tensor]:
-        return pytree.tree_map(lambda *g: torch.stack(g), *map(one, cotangents))
+        return pytree.tree_map(lambda *g: torch.cat(g), *map(one, cotangents))
 
     return losses.detach(), pull
 
@@ -134,31 +127,47 @@ def _graph(losses_of: LossesOf, params: Params) -> tuple[Tensor, dict[str, Tenso
         return losses_of(leaves), leaves
 
 
-def _zeros(params: Params, count: int) -> dict[str, Tensor]:
-    return {name: p.new_zeros(count, *p.shape) for name, p in params.items()}
+def gradients_by(leaves: Params, found: Sequence[Tensor | None], count: int) -> dict[str, Tensor]:
+    """`{name: (c, *shape)}` of what was pulled back to leaves: zero where the outputs do not depend on one."""
+    pairs = zip(leaves.items(), found, strict=True)
+    return {n: leaf.new_zeros(count, *leaf.shape) if g is None else strided(g) for (n, leaf), g in pairs}
 
 
-def batched_grad(
+def pulled_back(
     outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]
 ) -> list[Tensor | None]:
     """Pull many cotangents back at once: `(c, *shape)` for each input; None for what the outputs do not depend on.
 
     By `torch.func.vmap` over the backward pass, which has batching rules where `is_grads_batched=True` goes row by row
-    (layer norm, softmax, tanh and others): a kernel for all rows in place of one each.
+    (layer norm, softmax, tanh and others): a kernel for all rows in place of one each. A single one takes an ordinary
+    pass.
 
     Args:
-        outputs: In a graph, which is kept.
+        outputs: In a graph, which is kept, or without one.
         inputs: Of that graph.
         cotangents: `(c, *shape)` for each output.
+
+    Raises:
+        RuntimeError: If a function cannot be batched.
     """
+    pairs = [(output, given) for output, given in zip(outputs, cotangents, strict=True) if output.requires_grad]
+    if not pairs:
+        return [None] * len(inputs)
+    ends = [output for output, _ in pairs]
     reached: list[bool] = []
 
     def pulled(*one: Tensor) -> list[Tensor]:
-        found = torch.autograd.grad(outputs, inputs, one, retain_graph=True, allow_unused=True)
+        found = torch.autograd.grad(ends, inputs, one, retain_graph=True, allow_unused=True)
         reached[:] = [g is not None for g in found]
         return [g for g in found if g is not None]
 
-    found = iter(torch.func.vmap(pulled)(*cotangents))
+    given = [cotangent for _, cotangent in pairs]
+    if len(given[0]) == 1:
+        found = iter([g[None] for g in pulled(*(g[0] for g in given))])
+    else:
+        with warnings.catch_warnings():  # of functions that go row by row all the same, such as fused attention
+            warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
+            found = iter(torch.func.vmap(pulled)(*given))
     return [next(found) if there else None for there in reached]
 
 

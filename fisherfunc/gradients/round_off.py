@@ -17,17 +17,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from fisherfunc.gradients.dense.subsample import EVERY, Coordinates
 from fisherfunc.gradients.factored.structure import Unsettled
 from fisherfunc.gradients.nature import InFloat64, coarsest
-from fisherfunc.gradients.pullback import strided
+from fisherfunc.gradients.pullback import gradients_by, pulled_back
 from fisherfunc.gradients.refusals import REFUSALS
+from fisherfunc.gradients.rows import one_hot
 from fisherfunc.gradients.sequences import Sequences
+from fisherfunc.gradients.stacks import neighbours
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.linalg.grain import grain_of
-from fisherfunc.records.axes import Params
 from fisherfunc.records.containers import mapped
 
 NUM_ROWS = 8
@@ -64,6 +66,7 @@ def round_off(
     coordinates: Coordinates = EVERY,
     limit: int,
     seed: int = 0,
+    stack_width: int = 1,
     formed: int | None = None,
 ) -> RoundOff:
     """Measure the error of Grams on a few rows.
@@ -80,6 +83,7 @@ def round_off(
         coordinates: The columns that were kept.
         limit: In bytes; the model in float64 takes up to a quarter.
         seed: Of the draw of rows.
+        stack_width: How many sequences ran together in the pass: at most as many do here.
         formed: Bytes up to which the gradients of the rows are formed, if a quarter of the limit has room for them;
             larger models take the pass, in float64. What is little on the device (linalg/grain.py) where None.
     """
@@ -94,11 +98,12 @@ def round_off(
     params = {name: fn.params[name] for name in work.params}
     chosen = replace(work.select(rows), fn=fn, params=params, sequences=Sequences(wide))
     num_bytes = 8 * len(rows) * sum(work.num_params.values())
+    together = max(1, min(stack_width, limit // 4 // max(2 * work.nature.saved_bytes, 1)))
     try:
         with InFloat64() as arithmetic:
             little = grain_of(rows.device).little if formed is None else formed
             fits = num_bytes <= min(little, limit // 4)
-            exact = _formed(chosen, coordinates, labels) if fits else passed(chosen)
+            exact = _formed(chosen, coordinates, labels, together) if fits else passed(chosen)
     except torch.OutOfMemoryError:
         raise
     except (*REFUSALS, Unsettled) as error:
@@ -108,8 +113,7 @@ def round_off(
         return RoundOff(
             errors=None, reason="something in the model is rounded to a coarser dtype when it runs in float64"
         )
-    errors = {label: _error(gram, rows, exact[label], differences[label]) for label, gram in grams.items()}
-    return RoundOff(errors=errors, num_rows=len(rows))
+    return RoundOff(errors=_errors(grams, rows, exact, differences), num_rows=len(rows))
 
 
 def _why_not(work: Workload) -> str | None:
@@ -135,58 +139,62 @@ def _drawn(grams: Mapping[str, Tensor], seed: int) -> Tensor:
     return torch.multinomial(weights, count, generator=generator).sort().values.to(next(iter(grams.values())).device)
 
 
-def _error(gram: Tensor, rows: Tensor, exact: Tensor, difference: float) -> float:
-    """An upper estimate of ‖K̂ − K‖, from a submatrix of K and a difference seen over the trace of K."""
-    error = gram[rows][:, rows].double() - exact
-    if len(rows) == len(gram):
-        return float(torch.linalg.matrix_norm(error))
-    scaled_up = _scaled_up(gram, rows, exact, error)
-    return MARGIN * max(scaled_up, difference * float(gram.diagonal().double().sum()))
+def _errors(
+    grams: Mapping[str, Tensor], rows: Tensor, exact: Mapping[str, Tensor], differences: Mapping[str, float]
+) -> dict[str, float]:
+    """Upper estimates of ‖K̂ − K‖, from submatrices of K and differences seen over the traces of K."""
+    error = torch.stack([gram[rows][:, rows].double() - exact[label] for label, gram in grams.items()])
+    if all(len(rows) == len(gram) for gram in grams.values()):
+        return dict(zip(grams, torch.linalg.matrix_norm(error).tolist(), strict=True))
+    diagonal = torch.stack([gram.diagonal().double() for gram in grams.values()])
+    seen = diagonal.new_tensor([differences[label] for label in grams]) * diagonal.sum(dim=1)
+    scaled_up = _scaled_up(grams, diagonal, rows, torch.stack([exact[label] for label in grams]), error)
+    return dict(zip(grams, (MARGIN * torch.maximum(scaled_up, seen)).tolist(), strict=True))
 
 
-def _scaled_up(gram: Tensor, rows: Tensor, exact: Tensor, error: Tensor) -> float:
-    """‖E‖_F, as its submatrix shows it."""
-    diagonal = gram.diagonal().double()
-    sizes = torch.maximum(diagonal[rows], exact.diagonal())
-    own, pairs = sizes.square().sum(), sizes.sum().square() - sizes.square().sum()
-    off = error.square().sum() - error.diagonal().square().sum()
-    norm = torch.linalg.matrix_norm(gram.double()).square()
-    all_pairs = diagonal.sum().square() - diagonal.square().sum()
-    scaled = _ratio(error.diagonal().square().sum(), own) * norm + _ratio(off, pairs) * all_pairs
-    return float(scaled.clamp(min=0).sqrt())
+def _scaled_up(
+    grams: Mapping[str, Tensor], diagonal: Tensor, rows: Tensor, exact: Tensor, error: Tensor
+) -> Float[Tensor, " l"]:
+    """‖E‖_F of each Gram, as its submatrix shows it."""
+    sizes = torch.maximum(diagonal[:, rows], exact.diagonal(dim1=1, dim2=2))
+    own = sizes.square().sum(dim=1)
+    own_error = error.diagonal(dim1=1, dim2=2).square().sum(dim=1)
+    norm = torch.stack([torch.linalg.matrix_norm(gram.double()) for gram in grams.values()]).square()
+    all_pairs = diagonal.sum(dim=1).square() - diagonal.square().sum(dim=1)
+    scaled = _ratio(own_error, own) * norm
+    scaled += _ratio(error.square().sum(dim=(1, 2)) - own_error, sizes.sum(dim=1).square() - own) * all_pairs
+    return scaled.clamp(min=0).sqrt()
 
 
 def _ratio(over: Tensor, under: Tensor) -> Tensor:
     return torch.where(under > 0, over / under, 0.0)
 
 
-def _formed(work: Workload, coordinates: Coordinates, labels: Mapping[str, str] | None) -> dict[str, Tensor]:
-    """The Grams of all rows, by ordinary backward passes."""
+def _formed(
+    work: Workload, coordinates: Coordinates, labels: Mapping[str, str] | None, together: int
+) -> dict[str, Tensor]:
+    """The Grams of all rows, by backward passes of the sequences that they are of, so many together."""
     rows: list[dict[str, Tensor]] = []
-    for number in work.tokens.sequence.unique_consecutive().tolist():
+    for group in neighbours(work.tokens.sequence.unique_consecutive().tolist(), work.sequences, together):
         leaves, run = work.fn.ordinary_call(work.params, list(work.params))
-        batch = work.sequences[number]
+        batch = work.sequences.joined(group)
         with torch.enable_grad():
-            losses = work.loss.values(run(batch), batch)[0]
-            entries = work.tokens.entry[work.tokens.sequence == number].tolist()
-            rows += [_gradient(losses[entry], leaves) for entry in entries]
-    found: dict[str, Tensor] = {}
+            losses = work.loss.values(run(batch), batch)
+        here = torch.isin(work.tokens.sequence, work.tokens.sequence.new_tensor(group)).nonzero().squeeze(-1)
+        place = torch.searchsorted(work.tokens.sequence.new_tensor(group), work.tokens.sequence[here])
+        entry = place * losses.shape[1] + work.tokens.entry[here]
+        cotangents = one_hot(entry, losses.flatten()).reshape(len(here), *losses.shape)
+        found = pulled_back([losses], list(leaves.values()), [cotangents])
+        rows.append({n: g.detach().flatten(1) for n, g in gradients_by(leaves, found, len(here)).items()})
+    grams: dict[str, Tensor] = {}
     for name in work.params:
-        gradients = torch.stack([row[name].flatten() for row in rows])
+        gradients = torch.cat([row[name] for row in rows])
         if name in coordinates.index:
             gradients = gradients[:, coordinates.index[name].to(gradients.device)] * coordinates.weight[name]
         label = name if labels is None else labels[name]
         gram = gradients @ gradients.mT
-        found[label] = found[label] + gram if label in found else gram
-    return found
-
-
-def _gradient(loss: Tensor, leaves: Params) -> dict[str, Tensor]:
-    if not loss.requires_grad:
-        return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-    found = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True, allow_unused=True)
-    pairs = zip(leaves.items(), found, strict=True)
-    return {name: torch.zeros_like(leaf) if g is None else strided(g).detach() for (name, leaf), g in pairs}
+        grams[label] = grams[label] + gram if label in grams else gram
+    return grams
 
 
 def _widened(leaf: Any) -> Any:

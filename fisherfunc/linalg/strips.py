@@ -30,6 +30,9 @@ CANCELS = 1e-2
 """How much of a row's squared norm round-off may take by a bound (by what is seen, a hundredth of it) before products
 are taken in float64: inputs with a large part in common make factors large whose gradient is small."""
 
+TOGETHER = 2**22
+"""Entries of what rows share that are looked at together for that, in float64."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Strip:
@@ -123,7 +126,7 @@ def add_strips(gram: Tensor, strips: Sequence[Strip], workspace: Workspace | Non
     assert len({strip.own.shape[::3] for strip in strips}) == 1, "strips meet block by block"
     pairs = [(one, others) for i, one in enumerate(strips) for others in ((), *_groups(strips[:i], one))]
     pairs.sort(key=lambda pair: sum(map(_num_rows, pair[1])), reverse=True)  # the longest first, themselves last
-    exact = any(map(_cancels, strips))
+    exact = _cancel(strips)
     way = _double if exact else _as_it_is
     tasks = [partial(_product, way, one, others) for one, others in pairs]
     largest = max(one.own[0, 0].numel() * _whole_tiles(sum(map(_num_rows, others or (one,)))) for one, others in pairs)
@@ -146,23 +149,30 @@ def _double(strip: Strip) -> Strip:
     return replace(strip, own=strip.own.double(), shared=shared)
 
 
-def _cancels(strip: Strip) -> bool:
-    """Whether sums over places of float32 factors lose what they are to give, by a bound for some of the rows.
+def _cancel(strips: Sequence[Strip]) -> bool:
+    """Whether sums over places of float32 factors lose what they are to give, by a bound for some rows of each strip.
 
-    For δ_s and a_s at places s: eps (Σ_s ‖δ_s‖ ‖a_s‖)² against ‖Σ_s δ_s ⊗ a_s‖².
+    For δ_s and a_s at places s: eps (Σ_s ‖δ_s‖ ‖a_s‖)² against ‖Σ_s δ_s ⊗ a_s‖². Strips of one shape are looked at
+    together.
     """
-    if strip.own.dtype != torch.float32 or not strip.shared.is_floating_point():
-        return False
-    shared = strip.shared.double()
-    inner = shared @ shared.mT
-    sizes = inner.diagonal().sqrt()
-    lost, left = [], []
-    for _, stop, places in _some(strip.runs()):
-        own = strip.own[:, stop - 1, :places].double()
-        lost.append((own.square().sum(dim=(0, 2)).sqrt() @ sizes[:places]).square())
-        left.append((own * (inner[:places, :places] @ own)).sum())
-    bound = torch.finfo(torch.float32).eps * torch.stack(lost)
-    return bool((bound > CANCELS * torch.stack(left)).any())
+    alike: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+    for strip in strips:
+        if strip.own.dtype != torch.float32 or not strip.shared.is_floating_point():
+            continue
+        for _, stop, places in _some(strip.runs()):
+            group = alike.setdefault((places, strip.own.shape[3]), [])
+            group.append((strip.own[:, stop - 1, :places], strip.shared[:places]))
+    for group in alike.values():
+        each = max(1, TOGETHER // group[0][1].numel())
+        for first in range(0, len(group), each):
+            own, shared = (torch.stack(side).double() for side in zip(*group[first : first + each], strict=True))
+            inner = shared @ shared.mT  # (g, s, s)
+            sizes = inner.diagonal(dim1=1, dim2=2).sqrt()
+            lost = (own.square().sum(dim=(1, 3)).sqrt() * sizes).sum(dim=1).square()
+            left = (own * (inner[:, None] @ own)).sum(dim=(1, 2, 3))
+            if bool((torch.finfo(torch.float32).eps * lost > CANCELS * left).any()):
+                return True
+    return False
 
 
 def _some(runs: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
@@ -172,12 +182,12 @@ def _some(runs: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
 
 def _add_block(gram: Tensor, one: Strip, others: Sequence[Strip], block: Tensor) -> None:
     if not others:
-        gram[one.rows, one.rows] += block.triu() + block.triu(1).mT
+        gram[one.rows, one.rows].add_(block.triu()).add_(block.triu(1).mT)
         return
     runs = _adjacent(others)
     for rows, part in zip(runs, block.split([rows.stop - rows.start for rows in runs], dim=1), strict=True):
-        gram[one.rows, rows] += part  # one by one: two uses of one sequence have the same rows
-        gram[rows, one.rows] += part.mT
+        gram[one.rows, rows].add_(part)  # one by one: two uses of one sequence have the same rows
+        gram[rows, one.rows].add_(part.mT)
 
 
 def _adjacent(strips: Sequence[Strip]) -> list[slice]:

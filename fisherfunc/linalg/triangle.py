@@ -21,7 +21,7 @@ def add_rows(gram: Float[Tensor, "n n"], rows: Float[Tensor, "n p"]) -> None:
         total = gram.new_zeros(some.stop - some.start, others.stop - others.start)
         for tile in range(0, rows.shape[1], TILE):
             total += rows[some, tile : tile + TILE] @ rows[others, tile : tile + TILE].mT
-        gram[some, others] += total
+        gram[some, others].add_(total)
         _mirror(gram, some, others)
 
 
@@ -91,7 +91,7 @@ def add_points(terms: Sequence[Term], *, new: Sequence[Tensor] = ()) -> None:
                     gram[some, others] = tile
                     unset.remove(id(gram))
                 else:
-                    gram[some, others] += tile
+                    gram[some, others].add_(tile)
         for gram in grams.values():
             _mirror(gram, some, others)
 

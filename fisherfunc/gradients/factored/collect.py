@@ -26,7 +26,7 @@ from fisherfunc.gradients.factored.rules import Convolution, Map, Scale, Shift
 from fisherfunc.gradients.factored.segments import Key, Segments, strays
 from fisherfunc.gradients.factored.starts import Start, starts
 from fisherfunc.gradients.factored.structure import Structure, Traced, Unsettled, apart, close, settled, trace
-from fisherfunc.gradients.pullback import batched_grad, strided
+from fisherfunc.gradients.pullback import pulled_back, strided
 from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.gradients.stacks import Stack
 from fisherfunc.gradients.workload import Workload
@@ -258,17 +258,3 @@ def _added(
         else:
             raise Unsettled(replace(structure, divisible=False))
     return left
-
-
-def pulled_back(
-    outputs: Sequence[Tensor], targets: Sequence[Tensor], cotangents: Sequence[Tensor]
-) -> list[Tensor | None]:
-    """The cotangents of some tensors, each with the leading axis of those given; an ordinary pass for a single one."""
-    pairs = [(output, given) for output, given in zip(outputs, cotangents, strict=True) if output.requires_grad]
-    if not pairs:
-        return [None] * len(targets)
-    ends, given = [output for output, _ in pairs], [cotangent for _, cotangent in pairs]
-    if len(given[0]) > 1:
-        return batched_grad(ends, targets, given)
-    found = torch.autograd.grad(ends, targets, [one[0] for one in given], retain_graph=True, allow_unused=True)
-    return [None if g is None else g[None] for g in found]
