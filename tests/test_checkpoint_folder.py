@@ -6,14 +6,13 @@ import pytest
 import torch
 from plain_modules import mlp
 from test_factored import grams
+from tight import tighten
 from torch import nn
 
 import fisherfunc as ff
 from fisherfunc.gradients.checkpoint import INDEX, Folder
 from fisherfunc.gradients.factored import divide
-from fisherfunc.gradients.factored.pieces import Piece
-from fisherfunc.gradients.factored.store import ALIGNMENT, packed, unpacked
-from fisherfunc.linalg.factors import PointFactors, SharedFactors
+from fisherfunc.gradients.factored import plan as plans
 from fisherfunc.records.plain import from_plain, to_plain
 from fisherfunc.records.tensor_files import DamagedError, read_tensors, write_tensors
 
@@ -33,14 +32,9 @@ def stop_after(count):
 
 @pytest.fixture
 def interrupted(tmp_path, monkeypatch):
-    """A folder with the pieces of two of three stacks, and the Grams that a pass has in the end."""
-    monkeypatch.setattr(divide, "stack_width", lambda *_: 2)
-    model, batch = problem()
-    expected = grams(model, batch, "classification")
-    with pytest.raises(KeyboardInterrupt):
-        grams(model, batch, "classification", checkpoint=tmp_path / "kept", progress=stop_after(6))
-    assert len(list((tmp_path / "kept").glob("pieces-*"))) == 2
-    return tmp_path / "kept", expected
+    """A folder with the Grams of two groups and what the next starts from, and the Grams of the whole pass."""
+    stopped_in_the_third_group(tmp_path / "kept", monkeypatch)
+    return tmp_path / "kept", grams(*problem(), "classification")
 
 
 def other_parameters(model, batch):
@@ -106,8 +100,8 @@ DAMAGES = [cut_short, one_bit, lambda path: path.write_bytes(b""), lambda path: 
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("part", ["pieces-0-0", "pieces-0-1"])
-def test_damaged_pieces_are_computed_again(interrupted, damage, part):
+@pytest.mark.parametrize("part", ["grams-0", "grams-1", "cotangents-1-0", "cotangents-2-0"])
+def test_damaged_files_are_computed_again(interrupted, damage, part):
     folder, expected = interrupted
     damage(folder / f"{part}.safetensors")
     found = grams(*problem(), "classification", checkpoint=folder)
@@ -156,46 +150,6 @@ def test_another_plan_deletes_what_was_kept_under_the_first(tmp_path):
     assert (again.plan, again.note) == (("plan", 2), "as the first was wrong")
 
 
-def test_pieces_come_back_with_layout_sharing_and_order():
-    base = torch.randn(200)
-    shared = base[3:39].view(12, 3).mT  # strided, and not aligned
-    wide = torch.randn(3, 50)[:, 4:9]
-    ids = torch.tensor([4, 2, -1]).expand(2, 3)
-    rows = torch.tensor([5, 7])
-    pieces = [
-        Piece(name="w", use=1, rows=rows, part=SharedFactors(own=torch.randn(2, 3, 4), shared=shared, axis=1)),
-        Piece(name="w", use=1, rows=rows, part=SharedFactors(own=torch.randn(2, 2, 4), shared=shared, axis=1)),
-        Piece(
-            name="v", use=0, rows=rows, part=SharedFactors(own=torch.randn(2, 3, 4), shared=wide, axis=0), sequence=1
-        ),
-        Piece(name="e", use=2, rows=rows, part=SharedFactors(own=torch.randn(2, 3, 4), shared=ids[1], axis=1)),
-        Piece(
-            name="p", use=-1, rows=rows, part=PointFactors(own=base[:4].view(2, 2), shared=base[:2].view(2, 1), axis=1)
-        ),
-        Piece(name="b", use=0, rows=rows, part=torch.randn(2, 9).bfloat16()),
-        Piece(name="none", use=0, rows=rows[:0], part=torch.zeros(0, 9)),
-    ]
-    boundary = {"boundary": torch.randn(2, 5), "scalar": torch.tensor(2.0), "broadcast": torch.ones(1).expand(4)}
-    found, named = unpacked(*packed(pieces, boundary), device=torch.device("cpu"))
-    assert all(torch.equal(named[name], value) for name, value in boundary.items())
-    for one, other in zip(pieces, found, strict=True):
-        assert (one.name, one.use, one.sequence) == (other.name, other.use, other.sequence)
-        assert type(one.part) is type(other.part)
-        for a, b in zip(tensors_of(one), tensors_of(other), strict=True):
-            assert torch.equal(a, b) and (a.dtype, a.stride()) == (b.dtype, b.stride())
-            assert not a.numel() or a.data_ptr() % ALIGNMENT == b.data_ptr() % ALIGNMENT
-    assert found[0].part.shared is found[1].part.shared
-    assert found[0].part.shared is not found[2].part.shared
-
-
-def tensors_of(piece):
-    part = piece.part
-    parts = (
-        [part] if isinstance(part, torch.Tensor) else [x for x in vars(part).values() if isinstance(x, torch.Tensor)]
-    )
-    return [piece.rows, *parts]
-
-
 def test_a_file_of_tensors_that_share_memory_is_read_as_written(tmp_path):
     base = torch.arange(6.0)
     tensors = {"a": base, "b": base[2:], "c": base.view(2, 3).mT, "d": torch.tensor(1.5, dtype=torch.bfloat16)}
@@ -215,22 +169,28 @@ def test_a_value_that_json_cannot_give_back_is_refused():
         from_plain({"record": ["os", "system", {}]})
 
 
-def stopped_in_the_second_of_three_stacks(folder, monkeypatch, **options):
+def in_groups(monkeypatch):
+    """Several groups of parameters, that start at several segments."""
     monkeypatch.setattr(divide, "stack_width", lambda *_: 2)
+    monkeypatch.setattr(plans, "formed_cheaper", lambda *_: [])
+    tighten(monkeypatch, share=2.5)
+
+
+def stopped_in_the_third_group(folder, monkeypatch, **options):
+    in_groups(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        grams(*problem(), "classification", checkpoint=folder, progress=stop_after(6), **options)
-    assert len(list(folder.glob("pieces-*"))) == 2
+        grams(*problem(), "classification", checkpoint=folder, progress=stop_after(14), **options)
+    assert {"grams-0", "grams-1", "cotangents-1-0", "cotangents-2-0"} < {p.name.split(".")[0] for p in folder.iterdir()}
 
 
 def test_a_pass_goes_on_under_another_memory_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(divide, "stack_width", lambda *_: 2)
+    stopped_in_the_third_group(tmp_path, monkeypatch, memory_limit=10**9)
     expected = grams(*problem(), "classification")
-    stopped_in_the_second_of_three_stacks(tmp_path, monkeypatch, memory_limit=10**9)
     done = []
     found = grams(
         *problem(), "classification", checkpoint=tmp_path, memory_limit=10**8, progress=lambda n, _: done.append(n)
     )
-    assert done[0] == 4  # of two stacks, from what was kept
+    assert done[0] == 12  # of two groups, from what was kept
     assert all(torch.equal(found.grams[name], gram) for name, gram in expected.grams.items())
     assert found.metadata["resumed"] == (
         "under a memory limit of 100000000 bytes, 1000000000 before: what was kept was gone on from"
@@ -240,9 +200,9 @@ def test_a_pass_goes_on_under_another_memory_limit(tmp_path, monkeypatch):
 
 def test_what_another_memory_limit_has_another_plan_for_is_computed_again(tmp_path, monkeypatch):
     expected = grams(*problem(), "classification")
-    stopped_in_the_second_of_three_stacks(tmp_path, monkeypatch, memory_limit=10**9)
+    stopped_in_the_third_group(tmp_path, monkeypatch, memory_limit=10**9)
     monkeypatch.setattr(divide, "stack_width", lambda *_: 3)  # as less memory would have it
-    for part in tmp_path.glob("pieces-*"):
+    for part in tmp_path.glob("grams-*"):
         write_tensors(part, {"of the other plan": torch.ones(1)}, {})
     found = grams(*problem(), "classification", checkpoint=tmp_path, memory_limit=10**8)
     torch.testing.assert_close(found.block(), expected.block())

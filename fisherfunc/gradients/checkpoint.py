@@ -4,11 +4,11 @@
 | --- | --- |
 | `plan.safetensors` | fingerprint and plan of the pass, in its header |
 | `grams-K.safetensors` | the Grams that stage K (a group of parameters, or a slab) added to, as they were after it |
-| `pieces-K-S.safetensors` | what stack S of sequences gave in stage K (factored/store.py); deleted when used up |
-| `cotangents-L-S.safetensors` | the cotangents of stack S where level L of the model starts (factored/cotangents.py) |
+| `cotangents-L-S.safetensors` | the cotangents of stack S where segment L of the model starts (factored/descent.py) |
 
-Files are written whole or not at all, and have checksums. A damaged or missing one is computed again. Under another
-memory limit the pass is planned anew: what was kept is of use where the plan is the same, and else is deleted.
+That is what lies between two stages; of one that was stopped the passes are made again. Files are written whole or not
+at all, and have checksums. A damaged or missing one is computed again. Under another memory limit the pass is planned
+anew: what was kept is of use where the plan is the same, and else is deleted.
 """
 
 import os

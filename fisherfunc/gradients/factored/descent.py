@@ -15,7 +15,6 @@ from fisherfunc.gradients.factored.collect import recorded_of, stack_pieces
 from fisherfunc.gradients.factored.groups import Group, Recorded, Taken, names_of, passed_by
 from fisherfunc.gradients.factored.pieces import Piece
 from fisherfunc.gradients.factored.plan import FactoredPlan
-from fisherfunc.gradients.factored.store import packed, unpacked
 from fisherfunc.gradients.stacks import Stack
 from fisherfunc.gradients.workload import Workload
 
@@ -48,10 +47,9 @@ class Descent:
         below: Cotangents | None = [] if goes_on else None
         yield from self._passed(number, self._plan.groups[number], index, above, below, passed)
         if below is not None:
-            self._below[index] = below
-            if self._checkpoint.keeps:
-                part = _part_of(self._plan.groups[number + 1].start, index)
-                self._checkpoint.write(part, *packed([], _named(below)))
+            self._below[index] = [{output: _at_rest(t) for output, t in chunk.items()} for chunk in below]
+            part = _part_of(self._plan.groups[number + 1].start, index)
+            self._checkpoint.write(part, _named(self._below[index]), {})
 
     def done(self, number: int) -> None:
         """Go on to the next group."""
@@ -76,14 +74,14 @@ class Descent:
             return []
         found = self._checkpoint.read(_part_of(start, index))
         if found is not None:
-            named = unpacked(*found, device=next(iter(self._work.params.values())).device)[1]
-            return _chunks(named)
+            device = next(iter(self._work.params.values())).device
+            return _chunks({name: tensor.to(device, copy=True) for name, tensor in found[0].items()})
         before = max(n for n in range(number) if self._plan.groups[n].start < start)
         nothing = Group(items=frozenset(), start=self._plan.groups[before].start)
         below: Cotangents = []
         for _ in self._passed(before, nothing, index, self._recovered(before, index), below, lambda _: None):
             pass
-        return below
+        return [{output: _at_rest(t) for output, t in chunk.items()} for chunk in below]
 
     def _passed(
         self,
@@ -119,6 +117,12 @@ class Descent:
             stack, plan = self._stacks[index], self._plan
             self._recorded[index] = recorded_of(self._work, stack, plan.structure, plan.segments)
         return self._recorded[index]
+
+
+def _at_rest(cotangent: Tensor) -> Tensor:
+    """The same as it lies in memory after it was read from a file: products depend on strides and alignment."""
+    begins = cotangent.is_contiguous() and cotangent.storage_offset() == 0
+    return cotangent if begins else cotangent.clone(memory_format=torch.contiguous_format)
 
 
 def _named(below: Cotangents) -> dict[str, Tensor]:

@@ -4,9 +4,8 @@ A parameter is held until the last group that takes uses of it. So the Gram of a
 the input embedding is made at the end.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,13 +15,13 @@ from fisherfunc.gradients.factored.contract import Holder, NotLookedUp
 from fisherfunc.gradients.factored.descent import Descent
 from fisherfunc.gradients.factored.groups import names_of
 from fisherfunc.gradients.factored.plan import FactoredPlan
-from fisherfunc.gradients.factored.store import Passes, part_of, pieces_through
 from fisherfunc.gradients.factored.structure import Unsettled
 from fisherfunc.gradients.memory import give_back
 from fisherfunc.gradients.stacks import stacks_of
 from fisherfunc.gradients.workload import PassOptions, Workload
 from fisherfunc.linalg.threads import Workspace
 from fisherfunc.linalg.triangle import Term, add_points
+from fisherfunc.records.axes import Progress
 
 
 def passed_grams(
@@ -43,7 +42,7 @@ def _passed(work: Workload, plan: FactoredPlan, options: PassOptions, checkpoint
     grams: dict[str, Tensor] = {}
     like = next(iter(work.params.values()))
     stacks = list(stacks_of(work.sequences, work.tokens, plan.width))
-    counted = Passes(checkpoint, [stack.num_tokens for stack in stacks], len(plan.groups), options.progress)
+    counted = _Passes(checkpoint, [stack.num_tokens for stack in stacks], len(plan.groups), options.progress)
     descent = Descent(work, stacks, plan, checkpoint)
     holders: dict[str, Holder] = {}
     divided = len(plan.groups) > 1  # what a step freed is given back then: the next need not fit the pieces it lies in
@@ -58,8 +57,7 @@ def _passed(work: Workload, plan: FactoredPlan, options: PassOptions, checkpoint
         for name in taken:
             holders.setdefault(name, Holder(work.num_tokens))
         for index, stack in enumerate(stacks if taken else ()):
-            compute = partial(descent.pieces, number, index, counted.of(number, index))
-            for piece in pieces_through(checkpoint, number, index, compute, like.device):
+            for piece in descent.pieces(number, index, counted.of(number)):
                 if piece.name in taken:
                     holders[piece.name].put(piece, stack)
         descent.done(number)
@@ -81,9 +79,6 @@ def _passed(work: Workload, plan: FactoredPlan, options: PassOptions, checkpoint
             grams[label] = torch.empty(shape, dtype=options.gram_dtype, device=like.device)
         _add_all({name: holders.pop(name) for name in closed}, grams, options.label, new)
         checkpoint.write(stage_of(number), {label: grams[label] for label in {*map(options.label, closed)}}, {})
-        for earlier in range(number + 1):  # pieces of what is still held stay
-            if plan.groups[earlier].names.isdisjoint(later):
-                checkpoint.drop(part_of(earlier))
     return grams
 
 
@@ -123,3 +118,37 @@ def _terms(holders: dict[str, Holder], gram: Callable[[str], Tensor]) -> list[Te
             if along is not None:
                 del holders[along]
     return found
+
+
+class _Passes:
+    """Counts what is passed over, first of all what an earlier run has kept.
+
+    Args:
+        checkpoint: Where that is kept.
+        sizes: The tokens of each stack.
+        num_groups: How many times they are passed over.
+        progress: Called with the token passes done and their total.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, sizes: Sequence[int], num_groups: int, progress: Progress | None
+    ) -> None:
+        self._progress, self._total = progress, sum(sizes) * num_groups
+        self._kept = {group for group in range(num_groups) if checkpoint.has(stage_of(group))}
+        self._done = sum(sizes) * len(self._kept)
+        if self._kept:
+            self._report()
+
+    def of(self, group: int) -> Callable[[int], None]:
+        """What to call with the tokens passed over in a group; of one that was kept they do not count again."""
+
+        def passed(count: int) -> None:
+            if group not in self._kept:
+                self._done += count
+                self._report()
+
+        return passed
+
+    def _report(self) -> None:
+        if self._progress is not None:
+            self._progress(self._done, self._total)
