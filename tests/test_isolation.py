@@ -174,6 +174,20 @@ class Kind(enum.Enum):
         raise AssertionError("an entry is looked at again")
 
 
+@pytest.mark.parametrize("make", [torch.zeros, torch.Generator, lambda n=3: torch.zeros(n, requires_grad=True) * 2])
+def test_tensors_in_an_object_of_the_users_leave_the_factors_as_they_are(make):
+    class Holding(Body):
+        def __init__(self):
+            super().__init__()
+            self.kept = Anything()
+            self.kept.inside = {"tensor": make(3) if make is not torch.Generator else make()}
+
+    model = Holding().double()
+    fn = ff.functionalize(model)
+    found = ff.token_grams(fn, fn.params, samples(), ff.losses.classification())
+    assert found.metadata["route"] == "factored" and not found.metadata["formed_parameters"]
+
+
 def test_a_vocabulary_is_not_looked_through_at_each_call():
     model = Body()
     model.kinds = Anything()

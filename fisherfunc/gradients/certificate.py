@@ -380,6 +380,8 @@ def _gradients(
     place = torch.searchsorted(torch.tensor(stack.members, device=sequence.device), sequence)
     chosen = losses[place, work.tokens.entry[rows]]
     if chosen.requires_grad:
+        for leaf in leaves.values():
+            leaf.grad = None  # what a backward pass inside the model has left there
         (weights[rows].to(chosen) @ chosen).backward()
     return {name: torch.zeros_like(p) if p.grad is None else strided(p.grad) for name, p in leaves.items()}
 

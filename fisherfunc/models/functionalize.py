@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fisherfunc.gradients.model_function import Calls, ModelFunction, ordinary
 from fisherfunc.gradients.module_calls import Again, is_answered, watch_parts
+from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.linalg.full_precision import changeable
 from fisherfunc.models.arguments import arguments, takes_targets, time_first
 from fisherfunc.models.batch_of_one import ContiguousCotangents
@@ -29,7 +30,7 @@ from fisherfunc.models.recomputation import kept_activations
 from fisherfunc.models.uncached import uncached
 from fisherfunc.models.writes import Guard
 from fisherfunc.records.axes import Batch
-from fisherfunc.records.containers import flattened
+from fisherfunc.records.containers import flattened, mapped
 
 Selection = str | Callable[[str], bool] | Iterable[str] | Iterable[Tensor] | nn.Module
 _SELECTIONS = "expected 'trainable', 'all', names or glob patterns, parameters or a part of the model, or a predicate"
@@ -170,7 +171,7 @@ def _calls(blueprint: Blueprint, guard: Guard, *, give_targets: bool = False) ->
     fixed = {"use_cache": False} if "use_cache" in accepted.parameters else {}
     recurrent = any(isinstance(module, nn.RNNBase) for module in private.modules())
     shapes_seen: set[Any] = set()
-    first = [True]
+    first, needs_graph = [True], list[bool]()
     recordable = {name for name, p in private.named_parameters() if p.is_floating_point() or p.is_complex()}
 
     def run(module: nn.Module, batch: Batch, device: torch.device) -> Any:
@@ -189,25 +190,35 @@ def _calls(blueprint: Blueprint, guard: Guard, *, give_targets: bool = False) ->
             with sdpa_kernel(SDPBackend.MATH), kept_activations(), sound:
                 return run(module, batch, device)
 
+        def in_graph() -> Any:
+            with torch.enable_grad():
+                leaves = {n: nn.Parameter(t.detach()) if n in recordable else t for n, t in tensors.items()}
+                return guard.watched(built, leaves)
+
         recorded, shapes = is_answered(), _shapes(batch)
-        first_look = not torch.is_grad_enabled()  # at the values of each sequence, whatever its shape
-        while recorded or (shapes in shapes_seen and not first_look):
-            try:
-                return guard.unwatched(built, tensors)
-            except Again:
-                if recorded:
-                    raise
-        if first and not torch.is_grad_enabled():
+        if torch.is_grad_enabled():
+            while recorded or shapes in shapes_seen:
+                try:
+                    return guard.unwatched(built, tensors)
+                except Again:
+                    if recorded:
+                        raise
+            output = guard.watched(built, tensors)
+            shapes_seen.add(shapes)
+            return output
+        # A look at the values of each sequence, whatever its shape.
+        if first:
             # What it keeps outside of the module has a graph then, and the look at what gradients reach finds it.
             first.clear()
-            with torch.enable_grad():
-                guard.watched(
-                    built, {n: nn.Parameter(t.detach()) if n in recordable else t for n, t in tensors.items()}
-                )
-        output = guard.watched(built, tensors)
-        if not first_look:
-            shapes_seen.add(shapes)
-        return output
+            in_graph()
+        if not needs_graph:
+            try:
+                return guard.watched(built, tensors)
+            except REFUSALS:
+                if not _differentiates(in_graph):
+                    raise
+                needs_graph.append(True)
+        return mapped(_detached, in_graph())
 
     def ordinary_call(
         tensors: dict[str, Tensor], wanted: Collection[str]
@@ -224,6 +235,19 @@ def _calls(blueprint: Blueprint, guard: Guard, *, give_targets: bool = False) ->
         return {name: p for name, p in parameters.items() if name in wanted}, called
 
     return Calls(passes, ordinary_call)
+
+
+def _differentiates(run: Callable[[], Any]) -> bool:
+    """Whether a model that fails without a graph does not with one: it takes gradients of its own."""
+    try:
+        run()
+    except REFUSALS:
+        return False
+    return True
+
+
+def _detached(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
 def _shapes(batch: Batch) -> Any:

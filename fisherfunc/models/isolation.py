@@ -143,10 +143,22 @@ def _is_empty(value: Any) -> bool:
 
 
 def _loose_tensors(module: nn.Module) -> list[Tensor]:
-    """The tensors in attributes and containers that are neither parameters nor buffers, in a graph or not."""
-    registered = {id(t) for t in (*module.parameters(), *module.buffers())}
-    leaves = (leaf for part in module.modules() for leaf in pytree.tree_leaves(vars(part)))
-    return [t for t in leaves if isinstance(t, Tensor) and id(t) not in registered]
+    """The tensors in attributes, containers and objects that are neither parameters nor buffers, in a graph or not."""
+    known = {id(t) for t in (*module.parameters(), *module.buffers())}
+    found: list[Tensor] = []
+    seen: list[Any] = []  # alive, so that an id stays theirs
+    waiting: list[Any] = [vars(part) for part in module.modules()]
+    while waiting:
+        for leaf in pytree.tree_leaves(waiting.pop()):
+            if isinstance(leaf, (*ATOMS, nn.Module)) or id(leaf) in known:
+                continue
+            known.add(id(leaf))
+            seen.append(leaf)
+            if isinstance(leaf, Tensor):
+                found.append(leaf)
+            else:
+                waiting.append(getattr(leaf, "__dict__", {}))
+    return found
 
 
 def evaluation_copy(model: nn.Module) -> nn.Module:
