@@ -174,6 +174,34 @@ class Kind(enum.Enum):
         raise AssertionError("an entry is looked at again")
 
 
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("kind", [dict, list])
+def test_an_empty_container_that_two_modules_hold_is_one_in_each_call(kind, route):
+    class Writer(nn.Module):
+        def __init__(self, shared):
+            super().__init__()
+            self.shared, self.layer = shared, nn.Linear(5, 5)
+
+        def forward(self, x):
+            self.shared.update(seen=x) if isinstance(self.shared, dict) else self.shared.append(x)
+            return self.layer(x)
+
+    class Sharing(Body):
+        def __init__(self):
+            super().__init__()
+            self.shared = kind()
+            self.writer = Writer(self.shared)
+
+        def between(self, x):
+            x = self.writer(x)
+            return x + sum(self.shared.values() if isinstance(self.shared, dict) else self.shared)
+
+    model, batch = Sharing().double(), samples()
+    fn = ff.functionalize(model)
+    found = ff.token_grams(fn, fn.params, batch, ff.losses.classification(), route=route, self_check=False)
+    assert max(gram_errors(found.grams, fresh_rows(model, batch), floor=1e-15).values()) < 1e-10
+
+
 @pytest.mark.parametrize("make", [torch.zeros, torch.Generator, lambda n=3: torch.zeros(n, requires_grad=True) * 2])
 def test_tensors_in_an_object_of_the_users_leave_the_factors_as_they_are(make):
     class Holding(Body):

@@ -81,14 +81,14 @@ class _Part:
         others = {key: value for key, value in own.items() if key not in REGISTRIES}
         self._compiled = "_orig_mod" in module._modules
         self._fixed = {key: value for key, value in others.items() if self._compiled or _is_fixed(value)}
-        self._empty = {key: type(value) for key, value in others.items() if _is_empty(value)}
+        self._empty = {key: value for key, value in others.items() if _is_empty(value)}
         self._changing = {k: v for k, v in others.items() if k not in self._fixed and k not in self._empty}
 
     def attributes(self, memo: dict[int, Any]) -> dict[str, Any]:
         """Make those of a copy, given what stands for the tensors and modules of the blueprint."""
         made = dict(self._fixed)
-        for key, kind in self._empty.items():
-            made[key] = kind()
+        for key, value in self._empty.items():  # modules may hold the same one
+            made[key] = memo.setdefault(id(value), type(value)())
         for key, value in self._changing.items():
             made[key] = copy.deepcopy(value, memo)
         for key, registry in self._registries.items():
@@ -196,7 +196,7 @@ def evaluation_copy(model: nn.Module) -> nn.Module:
 def fresh_copy(module: nn.Module, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> nn.Module:
     """Copy a module by Python's own means, with these as its parameters, and copies of these tensors as buffers.
 
-    What a blueprint makes is held against calls of this: it shares no line with it.
+    What a blueprint makes is held against calls of this: it shares with it what tensors and what is empty.
 
     Args:
         module: The module.
@@ -204,6 +204,8 @@ def fresh_copy(module: nn.Module, parameters: Mapping[str, nn.Parameter], tensor
         tensors: By the names of buffers.
     """
     memo: dict[int, Any] = {id(tensor): tensor.clone() for tensor in _loose_tensors(module)}
+    empty = [value for part in module.modules() for value in vars(part).values() if _is_empty(value)]
+    memo |= {id(value): type(value)() for value in empty}  # most of what a module holds, and slow to copy one by one
     for name, parameter in module.named_parameters():
         memo[id(parameter)] = parameters[name]
     for name, buffer in module.named_buffers():
