@@ -82,7 +82,9 @@ def survey(
     drop_nonfinite: bool = False,
     known: Look | None = None,
 ) -> Surveyed:
-    """Find the valid tokens and their losses. Cost: two forward passes; one and a half where the model is known.
+    """Find the valid tokens and their losses.
+
+    Cost: two forward passes, one and a half where the model is known, and one of a sequence.
 
     Args:
         fn: The model.
@@ -94,7 +96,7 @@ def survey(
 
     Raises:
         ValueError: If no token is valid, shapes differ, a target is out of range, a loss is not finite, or sequences
-            that run together have other losses than each alone.
+            that run together, or one that runs again, have other losses than each alone.
     """
     first = None
     if known is None:
@@ -108,6 +110,12 @@ def survey(
         raise ValueError(
             f"no valid token in {len(sequences)} sequences: a token counts if its target is not -100 and its position "
             "and its target's position are attended to; a causal model needs at least two tokens a sequence"
+        )
+    if first is not None and not _same(first.loss, _tokens(fn, params, sequences[0], loss, 0).loss, look.nature):
+        raise ValueError(
+            "the first sequence has other losses when it runs again, where each call starts from the module as it was "
+            "given: the model, or the loss, goes on from what it keeps elsewhere (in a class, a closure, a function); "
+            "keep that in attributes of the module, or start it afresh in forward"
         )
     tokens, dropped = _finite(tokens, drop_nonfinite)
     return Surveyed(tokens=tokens, num_dropped=dropped, look=look)

@@ -25,7 +25,7 @@ from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.linalg.full_precision import changeable
 from fisherfunc.models.arguments import arguments, takes_targets, time_first
 from fisherfunc.models.batch_of_one import ContiguousCotangents
-from fisherfunc.models.isolation import Blueprint, evaluation_copy, fresh_copy, isolated
+from fisherfunc.models.isolation import Blueprint, evaluation_copy, fresh_copy, held_tensors, isolated
 from fisherfunc.models.recomputation import kept_activations
 from fisherfunc.models.uncached import uncached
 from fisherfunc.models.writes import Guard
@@ -42,7 +42,8 @@ def functionalize(model: nn.Module, *, parameters: Selection = "trainable") -> M
 
     A mapping is passed as keyword arguments, of a tuple all but the last element. Targets are passed where `forward`
     requires them; where it takes them, the passes find out whether that makes a difference (arguments.py).
-    Tensors are shared with the module: training it afterwards changes `params`.
+    Tensors are shared with the module: training it afterwards changes `params`. Hooks of its backward pass do not run:
+    gradients are those of the losses.
 
     Args:
         model: Any module; its mode, flags, hooks, buffers and `.grad` stay as they are.
@@ -68,7 +69,8 @@ def functionalize(model: nn.Module, *, parameters: Selection = "trainable") -> M
     names = _selected(originals, parameters)
     for name in names:
         _check_differentiable(name, everything[name])
-    blueprint, guard = Blueprint(private), Guard({name for name, _ in private.named_parameters()})
+    blueprint = Blueprint(private)
+    guard = Guard({name for name, _ in private.named_parameters()}, held_tensors(model))
     call = _calls(blueprint, guard)
     with_targets = {"required": call, "optional": _calls(blueprint, guard, give_targets=True), "never": None}
     return ModelFunction(
@@ -210,15 +212,10 @@ def _calls(blueprint: Blueprint, guard: Guard, *, give_targets: bool = False) ->
         if first:
             # What it keeps outside of the module has a graph then, and the look at what gradients reach finds it.
             first.clear()
-            in_graph()
-        if not needs_graph:
-            try:
-                return guard.watched(built, tensors)
-            except REFUSALS:
-                if not _differentiates(in_graph):
-                    raise
+            with_graph, without = in_graph(), _or_none(lambda: guard.watched(built, tensors))
+            if not _alike(mapped(_detached, with_graph), without):
                 needs_graph.append(True)
-        return mapped(_detached, in_graph())
+        return mapped(_detached, in_graph()) if needs_graph else guard.watched(built, tensors)
 
     def ordinary_call(
         tensors: dict[str, Tensor], wanted: Collection[str]
@@ -237,13 +234,28 @@ def _calls(blueprint: Blueprint, guard: Guard, *, give_targets: bool = False) ->
     return Calls(passes, ordinary_call)
 
 
-def _differentiates(run: Callable[[], Any]) -> bool:
-    """Whether a model that fails without a graph does not with one: it takes gradients of its own."""
+def _or_none(run: Callable[[], Any]) -> Any:
+    """What a call returns; None where it fails, as one without a graph does where the model takes gradients."""
     try:
-        run()
+        return run()
+    except torch.OutOfMemoryError:
+        raise
     except REFUSALS:
-        return False
-    return True
+        return None
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two outputs hold the same values, but for rounding."""
+    pairs = [[leaf for _, leaf in flattened(output) if isinstance(leaf, Tensor)] for output in (one, other)]
+    return [t.shape for t in pairs[0]] == [t.shape for t in pairs[1]] and all(map(_close, *pairs))
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    if one.dtype != other.dtype or one.layout != torch.strided or not one.dtype.is_floating_point or not one.numel():
+        return one.dtype == other.dtype
+    tolerance = torch.finfo(one.dtype).eps ** 0.5
+    size = float(one.nan_to_num(0.0, 0.0, 0.0).abs().max())
+    return torch.allclose(one, other, rtol=tolerance, atol=tolerance * size, equal_nan=True)
 
 
 def _detached(leaf: Any) -> Any:

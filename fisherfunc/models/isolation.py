@@ -9,7 +9,7 @@ change; parameters are not (writes.py).
 import copy
 import enum
 import types
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -46,6 +46,7 @@ class Blueprint:
         self.tensors = dict(module.named_parameters()) | self.buffers
         self._parts = [_Part(part) for part in module.modules()]
         self._loose = _loose_tensors(module)
+        self._generators = [(one, one.get_state()) for one in _loose(module) if isinstance(one, torch.Generator)]
         self._tables = list(_tables([vars(part) for part in module.modules()]))
 
     def build(self, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -60,6 +61,7 @@ class Blueprint:
             id(own): tensors[name] if name in tensors else own.detach() for name, own in self.tensors.items()
         }
         memo |= {id(tensor): tensor.clone() for tensor in self._loose}
+        memo |= {id(one): torch.Generator(one.device).set_state(state) for one, state in self._generators}
         memo |= {id(table): table.copy() for table in self._tables}
         plain = [part for part in self._parts if not part.copies_itself]
         for part in plain:
@@ -144,21 +146,27 @@ def _is_empty(value: Any) -> bool:
 
 def _loose_tensors(module: nn.Module) -> list[Tensor]:
     """The tensors in attributes, containers and objects that are neither parameters nor buffers, in a graph or not."""
-    known = {id(t) for t in (*module.parameters(), *module.buffers())}
-    found: list[Tensor] = []
-    seen: list[Any] = []  # alive, so that an id stays theirs
+    registered = {id(t) for t in (*module.parameters(), *module.buffers())}
+    return [leaf for leaf in _loose(module) if isinstance(leaf, Tensor) and id(leaf) not in registered]
+
+
+def held_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """All that a module holds beside its parameters, by name where it has one."""
+    loose = {f"tensor {number} in its attributes": tensor for number, tensor in enumerate(_loose_tensors(module))}
+    return dict(module.named_buffers()) | loose
+
+
+def _loose(module: nn.Module) -> list[Any]:
+    """What can change in attributes, containers and objects, each once."""
+    found: dict[int, Any] = {}
     waiting: list[Any] = [vars(part) for part in module.modules()]
     while waiting:
         for leaf in pytree.tree_leaves(waiting.pop()):
-            if isinstance(leaf, (*ATOMS, nn.Module)) or id(leaf) in known:
-                continue
-            known.add(id(leaf))
-            seen.append(leaf)
-            if isinstance(leaf, Tensor):
-                found.append(leaf)
-            else:
-                waiting.append(getattr(leaf, "__dict__", {}))
-    return found
+            if not isinstance(leaf, (*ATOMS, nn.Module)) and id(leaf) not in found:
+                found[id(leaf)] = leaf
+                if not isinstance(leaf, Tensor):
+                    waiting.append(getattr(leaf, "__dict__", {}))
+    return list(found.values())
 
 
 def evaluation_copy(model: nn.Module) -> nn.Module:
@@ -227,6 +235,13 @@ def _structure(model: nn.Module) -> nn.Module:
             f"cannot copy the structure of {type(model).__name__} ({error}); remove what cannot be deep-copied, "
             "such as open files, locks or generators, from the module and its hooks"
         ) from error
+    for name, part in model.named_modules():
+        for key, value in vars(part).items():
+            if isinstance(value, types.BuiltinFunctionType) and isinstance(value.__self__, list | dict | set | deque):
+                raise TypeError(
+                    f"cannot copy the structure of {type(model).__name__}: {key!r} of {name or 'the module'!r} is a "
+                    f"method of one {type(value.__self__).__name__}, and would change that; keep the object there"
+                )
     own = {id(part) for part in model.modules()}
     for name, part in copied.named_modules():
         if id(part) in own:
