@@ -157,9 +157,10 @@ def held_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _loose(module: nn.Module) -> list[Any]:
-    """What can change in attributes, containers and objects, each once."""
+    """What can change in attributes, containers and objects, each once; not what is registered."""
     found: dict[int, Any] = {}
-    waiting: list[Any] = [vars(part) for part in module.modules()]
+    attributes = ((key, value) for part in module.modules() for key, value in vars(part).items())
+    waiting = [v for key, v in attributes if not (key in REGISTRIES or isinstance(v, ATOMS) or _is_empty(v))]
     while waiting:
         for leaf in pytree.tree_leaves(waiting.pop()):
             if not isinstance(leaf, (*ATOMS, nn.Module)) and id(leaf) not in found:
