@@ -22,7 +22,7 @@ def class_losses(predict, x, y):
 def rows_of(model, losses):
     """{name: (N, P)} by ordinary backward passes, one loss after the other."""
     named = dict(model.named_parameters())
-    found = [torch.autograd.grad(loss(), list(named.values())) for loss in losses]
+    found = [torch.autograd.grad(loss(), list(named.values()), materialize_grads=True) for loss in losses]
     return {name: torch.stack([g[i].flatten() for g in found]) for i, name in enumerate(named)}
 
 

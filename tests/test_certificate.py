@@ -56,6 +56,14 @@ def test_a_row_that_is_lost_shows(kind):
     assert not certificate.certify(grams, work, limit=10**9).holds
 
 
+def test_grams_that_are_all_lost_are_not_taken_for_gradients_whose_squares_vanish():
+    model, batch = build("mlp", dtype=torch.float64)
+    fn, loss = ff.functionalize(model), ff.losses.classification()
+    work, grams = prepared(fn, fn.params, batch, loss).work, ff.token_grams(fn, fn.params, batch, loss).grams
+    with pytest.raises(ValueError, match="all Grams are zero, and an ordinary backward pass has gradients up to"):
+        certificate.certify({name: torch.zeros_like(gram) for name, gram in grams.items()}, work, limit=10**9)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_a_number_does_not_pass(value):
     model, batch = build("mlp", dtype=torch.float64)

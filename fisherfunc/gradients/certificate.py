@@ -178,7 +178,7 @@ def certify(
         stack_width: How many ran together in the pass: here half as many do, as a model may act on how many there are.
 
     Raises:
-        ValueError: If the Grams are zero, or almost, as squares of gradients vanish that are not zero.
+        ValueError: If the Grams are zero, or almost, where gradients are not, or only their squares are.
     """
     dtype = coarsest(work.nature.precision, *(gram.dtype for gram in grams.values()))
     # Sums of float16 over a batch lose what its few exponents have no room for, where those of a sequence do not.
@@ -237,7 +237,13 @@ def _raise_where_not_zero(work: Workload, stacks: Sequence["_Stack"], beside: in
         gradients = _gradients(
             work, stack, list(work.params), weights=weights.to(work.tokens.loss.device), beside=beside
         )
-        raise_vanished(max(float(gradient.abs().max()) for gradient in gradients.values()))
+        largest = max(float(gradient.abs().max()) for gradient in gradients.values())
+        if not squares_vanish(largest**2):
+            raise ValueError(
+                f"all Grams are zero, and an ordinary backward pass has gradients up to {largest:.1e}: the losses "
+                "depend on the parameters by round-off alone, or a pass has lost them; self_check=False gives the zeros"
+            )
+        raise_vanished(largest)
 
 
 def _size_of_residual(work: Workload, sizes: Tensor) -> Tensor:
@@ -375,6 +381,8 @@ def _gradients(
     place = torch.searchsorted(torch.tensor(stack.members, device=sequence.device), sequence)
     chosen = losses[place, work.tokens.entry[rows]]
     if chosen.requires_grad:
+        for leaf in leaves.values():
+            leaf.grad = None  # what a backward pass inside the model has left there
         (weights[rows].to(chosen) @ chosen).backward()
     return {name: torch.zeros_like(p) if p.grad is None else strided(p.grad) for name, p in leaves.items()}
 

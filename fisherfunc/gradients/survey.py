@@ -65,7 +65,9 @@ def survey(
     drop_nonfinite: bool = False,
     known: Nature | None = None,
 ) -> Surveyed:
-    """Find the valid tokens and their losses. Cost: two forward passes; one and a half where the model is known.
+    """Find the valid tokens and their losses.
+
+    Cost: two forward passes, one and a half where the model is known, and one of a sequence.
 
     Of a model that is not known, the largest sequence is run with a graph, and once backward (`check_reach`).
 
@@ -79,15 +81,23 @@ def survey(
 
     Raises:
         ValueError: If no token is valid, shapes differ, a target is out of range, a loss is not finite, or sequences
-            that run together have other losses than each alone, or gradients would miss something.
+            that run together, or one that runs again, have other losses than each alone, or gradients would miss
+            something.
     """
     first, nature = (None, known) if known is not None else _looked_at(fn, params, sequences, loss)
     with torch.no_grad():
         tokens = concatenated(_surveyed(fn, params, sequences, loss, first, nature))
+        again = None if first is None else _tokens(fn, params, sequences[first.number], loss, first.number)[0]
     if tokens.loss.numel() == 0:
         raise ValueError(
             f"no valid token in {len(sequences)} sequences: a token counts if its target is not -100 and its position "
             "and its target's position are attended to; a causal model needs at least two tokens a sequence"
+        )
+    if first is not None and again is not None and not _same(first.tokens.loss, again.loss, nature):
+        raise ValueError(
+            f"sequence {first.number} has other losses when it runs again, where each call starts from the module as "
+            "it was given: the model, or the loss, goes on from what it keeps elsewhere (in a class, a closure, a "
+            "function); keep that in attributes of the module, or start it afresh in forward"
         )
     tokens, dropped = _finite(tokens, drop_nonfinite)
     return Surveyed(tokens=tokens, num_dropped=dropped, nature=nature)

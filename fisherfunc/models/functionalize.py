@@ -21,15 +21,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fisherfunc.gradients.model_function import Calls, ModelFunction, ordinary
 from fisherfunc.gradients.module_calls import Again, is_answered, watch_parts
+from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.linalg.full_precision import changeable
 from fisherfunc.models.arguments import arguments, takes_targets, time_first
 from fisherfunc.models.batch_of_one import ContiguousCotangents
-from fisherfunc.models.isolation import Blueprint, evaluation_copy, fresh_copy, isolated
+from fisherfunc.models.isolation import Blueprint, evaluation_copy, fresh_copy, held_tensors, isolated
 from fisherfunc.models.recomputation import kept_activations
 from fisherfunc.models.uncached import uncached
 from fisherfunc.models.writes import Guard
 from fisherfunc.records.axes import Batch
-from fisherfunc.records.containers import flattened
+from fisherfunc.records.containers import flattened, mapped
 
 Selection = str | Callable[[str], bool] | Iterable[str] | Iterable[Tensor] | nn.Module
 _SELECTIONS = "expected 'trainable', 'all', names or glob patterns, parameters or a part of the model, or a predicate"
@@ -41,7 +42,8 @@ def functionalize(model: nn.Module, *, parameters: Selection = "trainable") -> M
 
     A mapping is passed as keyword arguments, of a tuple all but the last element. Targets are passed where `forward`
     requires them; where it takes them, the passes find out whether that makes a difference (arguments.py).
-    Tensors are shared with the module: training it afterwards changes `params`.
+    Tensors are shared with the module: training it afterwards changes `params`. Hooks of its backward pass do not run:
+    gradients are those of the losses.
 
     Args:
         model: Any module; its mode, flags, hooks, buffers and `.grad` stay as they are.
@@ -67,7 +69,8 @@ def functionalize(model: nn.Module, *, parameters: Selection = "trainable") -> M
     names = _selected(originals, parameters)
     for name in names:
         _check_differentiable(name, everything[name])
-    blueprint, guard = Blueprint(private), Guard({name for name, _ in private.named_parameters()})
+    blueprint = Blueprint(private)
+    guard = Guard({name for name, _ in private.named_parameters()}, held_tensors(model))
     call = _calls(blueprint, guard)
     with_targets = {"required": call, "optional": _calls(blueprint, guard, give_targets=True), "never": None}
     return ModelFunction(
@@ -170,7 +173,7 @@ def _calls(blueprint: Blueprint, guard: Guard, *, give_targets: bool = False) ->
     fixed = {"use_cache": False} if "use_cache" in accepted.parameters else {}
     recurrent = any(isinstance(module, nn.RNNBase) for module in private.modules())
     shapes_seen: set[Any] = set()
-    first = [True]
+    first, needs_graph = [True], list[bool]()
     recordable = {name for name, p in private.named_parameters() if p.is_floating_point() or p.is_complex()}
 
     def run(module: nn.Module, batch: Batch, device: torch.device) -> Any:
@@ -189,25 +192,30 @@ def _calls(blueprint: Blueprint, guard: Guard, *, give_targets: bool = False) ->
             with sdpa_kernel(SDPBackend.MATH), kept_activations(), sound:
                 return run(module, batch, device)
 
+        def in_graph() -> Any:
+            with torch.enable_grad():
+                leaves = {n: nn.Parameter(t.detach()) if n in recordable else t for n, t in tensors.items()}
+                return guard.watched(built, leaves)
+
         recorded, shapes = is_answered(), _shapes(batch)
-        first_look = not torch.is_grad_enabled()  # at the values of each sequence, whatever its shape
-        while recorded or (shapes in shapes_seen and not first_look):
-            try:
-                return guard.unwatched(built, tensors)
-            except Again:
-                if recorded:
-                    raise
-        if first and not torch.is_grad_enabled():
+        if torch.is_grad_enabled():
+            while recorded or shapes in shapes_seen:
+                try:
+                    return guard.unwatched(built, tensors)
+                except Again:
+                    if recorded:
+                        raise
+            output = guard.watched(built, tensors)
+            shapes_seen.add(shapes)
+            return output
+        # A look at the values of each sequence, whatever its shape.
+        if first:
             # What it keeps outside of the module has a graph then, and the look at what gradients reach finds it.
             first.clear()
-            with torch.enable_grad():
-                guard.watched(
-                    built, {n: nn.Parameter(t.detach()) if n in recordable else t for n, t in tensors.items()}
-                )
-        output = guard.watched(built, tensors)
-        if not first_look:
-            shapes_seen.add(shapes)
-        return output
+            with_graph, without = in_graph(), _or_none(lambda: guard.watched(built, tensors))
+            if not _alike(mapped(_detached, with_graph), without):
+                needs_graph.append(True)
+        return mapped(_detached, in_graph()) if needs_graph else guard.watched(built, tensors)
 
     def ordinary_call(
         tensors: dict[str, Tensor], wanted: Collection[str]
@@ -224,6 +232,34 @@ def _calls(blueprint: Blueprint, guard: Guard, *, give_targets: bool = False) ->
         return {name: p for name, p in parameters.items() if name in wanted}, called
 
     return Calls(passes, ordinary_call)
+
+
+def _or_none(run: Callable[[], Any]) -> Any:
+    """What a call returns; None where it fails, as one without a graph does where the model takes gradients."""
+    try:
+        return run()
+    except torch.OutOfMemoryError:
+        raise
+    except REFUSALS:
+        return None
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two outputs hold the same values, but for rounding."""
+    pairs = [[leaf for _, leaf in flattened(output) if isinstance(leaf, Tensor)] for output in (one, other)]
+    return [t.shape for t in pairs[0]] == [t.shape for t in pairs[1]] and all(map(_close, *pairs))
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    if one.dtype != other.dtype or one.layout != torch.strided or not one.dtype.is_floating_point or not one.numel():
+        return one.dtype == other.dtype
+    tolerance = torch.finfo(one.dtype).eps ** 0.5
+    size = float(one.nan_to_num(0.0, 0.0, 0.0).abs().max())
+    return torch.allclose(one, other, rtol=tolerance, atol=tolerance * size, equal_nan=True)
+
+
+def _detached(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
 def _shapes(batch: Batch) -> Any:

@@ -9,7 +9,7 @@ change; parameters are not (writes.py).
 import copy
 import enum
 import types
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -46,6 +46,7 @@ class Blueprint:
         self.tensors = dict(module.named_parameters()) | self.buffers
         self._parts = [_Part(part) for part in module.modules()]
         self._loose = _loose_tensors(module)
+        self._generators = [(one, one.get_state()) for one in _loose(module) if isinstance(one, torch.Generator)]
         self._tables = list(_tables([vars(part) for part in module.modules()]))
 
     def build(self, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -60,6 +61,7 @@ class Blueprint:
             id(own): tensors[name] if name in tensors else own.detach() for name, own in self.tensors.items()
         }
         memo |= {id(tensor): tensor.clone() for tensor in self._loose}
+        memo |= {id(one): torch.Generator(one.device).set_state(state) for one, state in self._generators}
         memo |= {id(table): table.copy() for table in self._tables}
         plain = [part for part in self._parts if not part.copies_itself]
         for part in plain:
@@ -81,14 +83,14 @@ class _Part:
         others = {key: value for key, value in own.items() if key not in REGISTRIES}
         self._compiled = "_orig_mod" in module._modules
         self._fixed = {key: value for key, value in others.items() if self._compiled or _is_fixed(value)}
-        self._empty = {key: type(value) for key, value in others.items() if _is_empty(value)}
+        self._empty = {key: value for key, value in others.items() if _is_empty(value)}
         self._changing = {k: v for k, v in others.items() if k not in self._fixed and k not in self._empty}
 
     def attributes(self, memo: dict[int, Any]) -> dict[str, Any]:
         """Make those of a copy, given what stands for the tensors and modules of the blueprint."""
         made = dict(self._fixed)
-        for key, kind in self._empty.items():
-            made[key] = kind()
+        for key, value in self._empty.items():  # modules may hold the same one
+            made[key] = memo.setdefault(id(value), type(value)())
         for key, value in self._changing.items():
             made[key] = copy.deepcopy(value, memo)
         for key, registry in self._registries.items():
@@ -143,10 +145,29 @@ def _is_empty(value: Any) -> bool:
 
 
 def _loose_tensors(module: nn.Module) -> list[Tensor]:
-    """The tensors in attributes and containers that are neither parameters nor buffers, in a graph or not."""
+    """The tensors in attributes, containers and objects that are neither parameters nor buffers, in a graph or not."""
     registered = {id(t) for t in (*module.parameters(), *module.buffers())}
-    leaves = (leaf for part in module.modules() for leaf in pytree.tree_leaves(vars(part)))
-    return [t for t in leaves if isinstance(t, Tensor) and id(t) not in registered]
+    return [leaf for leaf in _loose(module) if isinstance(leaf, Tensor) and id(leaf) not in registered]
+
+
+def held_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """All that a module holds beside its parameters, by name where it has one."""
+    loose = {f"tensor {number} in its attributes": tensor for number, tensor in enumerate(_loose_tensors(module))}
+    return dict(module.named_buffers()) | loose
+
+
+def _loose(module: nn.Module) -> list[Any]:
+    """What can change in attributes, containers and objects, each once; not what is registered."""
+    found: dict[int, Any] = {}
+    attributes = ((key, value) for part in module.modules() for key, value in vars(part).items())
+    waiting = [v for key, v in attributes if not (key in REGISTRIES or isinstance(v, ATOMS) or _is_empty(v))]
+    while waiting:
+        for leaf in pytree.tree_leaves(waiting.pop()):
+            if not isinstance(leaf, (*ATOMS, nn.Module)) and id(leaf) not in found:
+                found[id(leaf)] = leaf
+                if not isinstance(leaf, Tensor):
+                    waiting.append(getattr(leaf, "__dict__", {}))
+    return list(found.values())
 
 
 def evaluation_copy(model: nn.Module) -> nn.Module:
@@ -184,7 +205,7 @@ def evaluation_copy(model: nn.Module) -> nn.Module:
 def fresh_copy(module: nn.Module, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> nn.Module:
     """Copy a module by Python's own means, with these as its parameters, and copies of these tensors as buffers.
 
-    What a blueprint makes is held against calls of this: it shares no line with it.
+    What a blueprint makes is held against calls of this: it shares with it what tensors and what is empty.
 
     Args:
         module: The module.
@@ -192,6 +213,8 @@ def fresh_copy(module: nn.Module, parameters: Mapping[str, nn.Parameter], tensor
         tensors: By the names of buffers.
     """
     memo: dict[int, Any] = {id(tensor): tensor.clone() for tensor in _loose_tensors(module)}
+    empty = [value for part in module.modules() for value in vars(part).values() if _is_empty(value)]
+    memo |= {id(value): type(value)() for value in empty}  # most of what a module holds, and slow to copy one by one
     for name, parameter in module.named_parameters():
         memo[id(parameter)] = parameters[name]
     for name, buffer in module.named_buffers():
@@ -213,6 +236,13 @@ def _structure(model: nn.Module) -> nn.Module:
             f"cannot copy the structure of {type(model).__name__} ({error}); remove what cannot be deep-copied, "
             "such as open files, locks or generators, from the module and its hooks"
         ) from error
+    for name, part in model.named_modules():
+        for key, value in vars(part).items():
+            if isinstance(value, types.BuiltinFunctionType) and isinstance(value.__self__, list | dict | set | deque):
+                raise TypeError(
+                    f"cannot copy the structure of {type(model).__name__}: {key!r} of {name or 'the module'!r} is a "
+                    f"method of one {type(value.__self__).__name__}, and would change that; keep the object there"
+                )
     own = {id(part) for part in model.modules()}
     for name, part in copied.named_modules():
         if id(part) in own:

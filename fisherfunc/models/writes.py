@@ -9,6 +9,7 @@ parameter.
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -148,13 +149,14 @@ class Guard:
 
     Args:
         protected: The names of the tensors that are not to be written to.
+        users: What the user's module holds beside them, by name; calls have copies of it.
 
     Attributes:
         normalises: Whether a call that was watched had a batch or instance normalisation in it.
     """
 
-    def __init__(self, protected: set[str]) -> None:
-        self._protected = protected
+    def __init__(self, protected: set[str], users: Mapping[str, Tensor] = MappingProxyType({})) -> None:
+        self._protected, self._users = protected, users
         self._copied: set[str] = set()
         self.normalises = False
 
@@ -162,16 +164,23 @@ class Guard:
         """Run what takes tensors by name; where it is about to write to a protected one, again with a copy of that.
 
         Raises:
-            ValueError: If it gives a protected tensor other memory; the error names it.
+            ValueError: If it gives a protected tensor other memory, or writes to the user's; the error names it.
         """
         while True:
             given = self.writable(tensors)
             output = None
-            with writes_refused({n: t for n, t in given.items() if n in self._protected - self._copied}) as guard:
+            watched = {n: t for n, t in given.items() if n in self._protected - self._copied}
+            with writes_refused({**self._users, **watched}) as guard:
                 output = self._in_place(run, given)
             self.normalises = self.normalises or guard.normalises
             if not guard.found:
                 return output
+            if beyond := guard.found - watched.keys():
+                raise ValueError(
+                    f"the forward pass writes to {min(beyond)!r} of the module that was given, and not to that of the "
+                    "copy which is run: a closure, or a method that was put in another's place, holds the module "
+                    "itself; have it take the module as an argument"
+                )
             self._copied |= guard.found
 
     def unwatched(self, run: Callable[[dict[str, Tensor]], Any], tensors: dict[str, Tensor]) -> Any:

@@ -2,18 +2,22 @@
 
 While a model runs, every torch function that receives a parameter is seen. Where a rule knows its role (rules.py), the
 output is kept in the autograd graph and what it was made from beside it: they, and the cotangent of the output, are the
-parameter's gradient. A parameter that is used in any other way is reported, not guessed at. Modules that are called are
-seen on request, and played back where that is asked for (segments.py).
+parameter's gradient. A parameter that is used in any other way is reported, not guessed at: also one whose output a
+gradient with a graph of its own goes through before the pass has ended, for that gradient has the parameter in it.
+Modules that are called are seen on request, and played back where that is asked for (segments.py).
 """
 
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from fisherfunc.gradients.factored.arguments import exchanged, leaves_among
 from fisherfunc.gradients.factored.calls import ModuleCall, OuterCall, Way, returned_by
@@ -21,6 +25,25 @@ from fisherfunc.gradients.factored.recording import Directions, Reached, Recordi
 from fisherfunc.gradients.factored.rules import TRANSPOSES, Convolution, Map, Role, explained
 from fisherfunc.gradients.factored.segments import edge_of
 from fisherfunc.gradients.factored.shortcuts import elementwise_origins, is_elementwise, is_view, shortened_path
+
+DIFFERENTIATES = (torch.autograd.grad, torch.autograd.backward, Tensor.backward)
+"""What takes gradients; not all of it is seen in every version of torch, and what matters of it by hooks as well."""
+
+_OF_LEAF: Any = Tensor.grad
+INSIDE = "a gradient that is taken inside"
+
+
+class Differentiation(TorchFunctionMode):
+    """See whether a gradient is taken, and say so in a recording."""
+
+    def __init__(self, recording: Recording) -> None:
+        super().__init__()
+        self._recording = recording
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run `func`, and see what it is."""
+        self._recording.differentiates |= func in DIFFERENTIATES
+        return func(*args, **(kwargs or {}))
 
 
 class Recorder(TorchFunctionMode):
@@ -44,6 +67,12 @@ class Recorder(TorchFunctionMode):
         self._way: Way | None = self._directions.way
         self._num_modules = 0
         self._inside = False
+        self._handles: list[RemovableHandle] = []
+
+    def close(self) -> None:
+        """Look for gradients no more: those to come are ours."""
+        while self._handles:
+            self._handles.pop().remove()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run `func`; if it receives a watched parameter, record it."""
@@ -53,7 +82,9 @@ class Recorder(TorchFunctionMode):
         return result
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        names = self._watched(args, kwargs)
+        names = self._watched(func, args, kwargs)
+        if func in DIFFERENTIATES or (names and func == _OF_LEAF.__get__):
+            self._asked_for_gradients(names)
         if not names or not torch.is_grad_enabled():  # no gradient comes this way
             return func(*args, **kwargs)
         if func in TRANSPOSES and args[0].ndim == 2:
@@ -132,8 +163,10 @@ class Recorder(TorchFunctionMode):
         self.recording.astray = True
         raise Reached
 
-    def _watched(self, args: Any, kwargs: Any) -> list[str]:
+    def _watched(self, func: Any, args: Any, kwargs: Any) -> list[str]:
         """The parameters among the arguments, each as often as it is there."""
+        if func is Tensor.__deepcopy__:  # it is handed what was copied before it as well
+            args, kwargs = args[:1], {}
         names = self._names
         return [names[id(leaf)][0] for leaf in leaves_among((*args, *kwargs.values())) if id(leaf) in names]
 
@@ -217,11 +250,27 @@ class Recorder(TorchFunctionMode):
         self._counts[name] += 1
         use = Use(name=name, size=tensor.numel(), number=number, output=result, version=result._version, role=role)
         self.recording.uses.append(use)
-        self._nodes[torch.autograd.graph.get_gradient_edge(result).node] = (name, number)
+        node = torch.autograd.graph.get_gradient_edge(result).node
+        self._nodes[node] = (name, number)
+        self._handles.append(node.register_prehook(partial(self._passed_through, name)))
         return name
+
+    def _asked_for_gradients(self, names: list[str]) -> None:
+        """End the pass where the graph does not lead to what the model asks for, as it would without us."""
+        recording = self.recording
+        recording.differentiates = True
+        recording.unknown |= dict.fromkeys(names, INSIDE)
+        if names or recording.shortcuts or recording.played:
+            recording.interrupted = True
+            raise Reached
+
+    def _passed_through(self, name: str, _: Any) -> None:
+        if torch.is_grad_enabled():  # the gradient has a graph of its own, which leads to a constant
+            self.recording.unknown.setdefault(name, INSIDE)
 
 
 def _is_recordable(result: Any) -> bool:
-    """Whether rules hold for an output: they are about real numbers, outside any transform."""
+    """Whether rules hold for an output: they are about real numbers, without tangents and outside any transform."""
     real = isinstance(result, Tensor) and result.is_floating_point()
-    return real and not torch._C._functorch.is_functorch_wrapped_tensor(result)
+    transformed = torch._C._functorch.is_functorch_wrapped_tensor(result) or forward_ad._current_level >= 0
+    return real and not transformed

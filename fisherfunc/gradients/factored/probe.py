@@ -14,6 +14,7 @@ from fisherfunc.gradients.factored.rules import Map
 from fisherfunc.gradients.factored.structure import (
     Structure,
     Traced,
+    Unsettled,
     close,
     head_of,
     settled,
@@ -36,21 +37,28 @@ def probe(work: Workload) -> tuple[Structure, Traced, SavedBytes]:
         The structure, the pass over the sequence that exploits its shortcuts, and what this saves.
     """
     structure, batch = Structure(factored=frozenset(work.params)), work.longest
-    traced, saved = _looked(work, batch, structure)
-    recording = traced.recording
-    unseen = set(work.params) - {use.name for use in recording.uses} - set(recording.unknown)
-    found = with_leaves(settled(structure, recording), unseen, "not seen in use")
-    if found != structure:
-        structure, (traced, saved) = found, _looked(work, batch, found)
+    while True:
+        try:
+            traced, saved = _looked(work, batch, structure)
+        except Unsettled as found:
+            structure = found.structure
+            continue
+        recording = traced.recording
+        unseen = set(work.params) - {use.name for use in recording.uses} - set(recording.unknown)
+        changed = with_leaves(settled(structure, recording), unseen, "not seen in use")
+        if changed == structure:
+            break
+        structure = changed
     structure = replace(structure, head=_head(traced, work), shortcuts=traced.recording.shortcuts)
-    if structure.head is None:
+    if structure.head is None or "prefixes" in structure.refused:
         return structure, traced, saved
     return replace(structure, causal=_is_causal(work, batch, structure, traced)), traced, saved
 
 
 def _looked(work: Workload, batch: Batch, structure: Structure) -> tuple[Traced, SavedBytes]:
+    discover = "shortcuts" not in structure.refused
     with SavedBytes() as saved:  # of one pass: memory of others is used again
-        traced = trace(work, batch, structure, leaves=structure.dense, note=True, discover=True)
+        traced = trace(work, batch, structure, leaves=structure.dense, note=True, discover=discover)
     return traced, saved
 
 

@@ -61,6 +61,8 @@ class Recording:
         played: What was played back in the place of the others: leaves of the graph.
         uses_below: How many uses there were until the last of these.
         astray: Whether the outer calls were others than expected.
+        differentiates: Whether a gradient was taken before the pass had ended, inside the model or its loss.
+        interrupted: Whether the pass was ended as it would have needed what a recorded pass has no graph of.
     """
 
     uses: list[Use] = field(default_factory=list)
@@ -74,6 +76,8 @@ class Recording:
     played: dict[Output, Tensor] = field(default_factory=dict)
     uses_below: int = 0
     astray: bool = False
+    differentiates: bool = False
+    interrupted: bool = False
 
     def uses_here(self) -> list[Use]:
         """The uses after the last call that was played back."""

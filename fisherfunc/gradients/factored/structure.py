@@ -4,8 +4,8 @@ The structure is found on one sequence (probe.py), and every pass over others is
 nothing to see; of the rest the check of the Grams is the judge (certificate.py), or of a few the trial (trial.py).
 """
 
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fisherfunc.gradients.batches import shortened
-from fisherfunc.gradients.factored._taps import Recorder
+from fisherfunc.gradients.factored._taps import Differentiation, Recorder
 from fisherfunc.gradients.factored.calls import Way
 from fisherfunc.gradients.factored.recording import Directions, Reached, Recording, Use
 from fisherfunc.gradients.factored.rules import Map
@@ -26,6 +26,8 @@ from fisherfunc.records.axes import Batch
 
 EXPLOITS = ("segments", "shortcuts", "stacks", "prefixes")
 """What a pass is right without."""
+CUTS = dict.fromkeys(("segments", "shortcuts", "prefixes"), "a gradient is taken inside the model or its loss")
+"""What is given up where the graph of a forward pass is asked for before its end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,13 +112,14 @@ def trace(
         Unsettled: If the model does not call its modules as the way says.
     """
     directions = replace(_directions(structure, width), way=way, note=note, discover=discover)
-    output, traced = _run(work, batch, structure, leaves, directions)
-    if not _as_told(traced.recording, way):
-        raise Unsettled(replace(structure, divisible=False))
-    if way is not None and way.end is not None:
-        return traced
-    with torch.enable_grad():
-        end = work.loss.values(output, batch)
+    with _ran(work, batch, structure, leaves, directions) as (output, traced):
+        recording = traced.recording
+        if not _as_told(recording, way):
+            raise Unsettled(replace(structure, divisible=False))
+        if way is not None and way.end is not None:
+            return traced
+        with torch.enable_grad(), Differentiation(recording):
+            end = work.loss.values(output, batch)
     watched = {id(tensor): name for name, tensor in traced.watched.items()}
     for leaf in reached_leaves(end.grad_fn) if end.requires_grad else ():
         if id(leaf) in watched:  # what is explained leads to no leaf
@@ -153,10 +156,10 @@ def trace_prefix(
         way = replace(way, played={output: value[:, :length] for output, value in way.played.items()})
     directions = replace(_directions(structure, width), way=way, last=structure.head if at_head else None)
     try:
-        _, traced = _run(work, prefix, structure, leaves, directions)
+        with _ran(work, prefix, structure, leaves, directions) as (_, traced):
+            recording = traced.recording
     except REFUSALS:  # a length that the model is not made for; the whole sequence is as right
         return None
-    recording = traced.recording
     if at_head != (recording.end is not None) or not _as_told(recording, way):
         return None
     return None if settled(structure, recording, cut_short=True) != structure else traced
@@ -170,26 +173,39 @@ def _directions(structure: Structure, width: int) -> Directions:
     )
 
 
-def _run(
+@contextmanager
+def _ran(
     work: Workload, batch: Batch, structure: Structure, leaves: Iterable[str], directions: Directions
-) -> tuple[Any, Traced]:
+) -> Iterator[tuple[Any, Traced]]:
+    """Run the model; inside, gradients that are taken are still recorded.
+
+    Raises:
+        Unsettled: If the model takes gradients of its own that the structure does not allow for.
+    """
     constants = {name: p.detach() for name, p in work.params.items()}
-    leaf = leaves_of({name: work.params[name] for name in leaves})
-    watched = leaves_of({name: work.params[name] for name in work.params if name in structure.factored})
-    recorder, output = Recorder(watched, directions), None
-    try:
-        with torch.enable_grad(), recorder, answered_by(recorder.answer), suppress(Reached):
-            output = work.fn.apply({**constants, **watched, **leaf}, batch)
-    except Again:
-        return _run(work, batch, structure, leaves, directions)
-    none = torch.empty(0, device="cpu")
-    return output, Traced(losses=none, recording=recorder.recording, leaves=leaf, watched=watched)
+    while True:
+        leaf = leaves_of({name: work.params[name] for name in leaves})
+        watched = leaves_of({name: work.params[name] for name in work.params if name in structure.factored})
+        recorder, output = Recorder(watched, directions), None
+        with closing(recorder):
+            try:
+                with torch.enable_grad(), recorder, answered_by(recorder.answer), suppress(Reached):
+                    output = work.fn.apply({**constants, **watched, **leaf}, batch)
+            except Again:
+                continue
+            if recorder.recording.interrupted:
+                raise Unsettled(settled(structure, recorder.recording, cut_short=True))
+            none = torch.empty(0, device="cpu")
+            yield output, Traced(losses=none, recording=recorder.recording, leaves=leaf, watched=watched)
+            return
 
 
 def settled(structure: Structure, recording: Recording, *, cut_short: bool = False) -> Structure:
     """The structure put right by a recording: parameters of unknown use are leaves, overwritten outputs copied."""
     for name, function in recording.unknown.items():
         structure = with_leaves(structure, [name], f"used by {function}")
+    if recording.differentiates:
+        structure = refusing(structure, CUTS)
     head_seen = cut_short or any((u.name, u.number) == structure.head for u in recording.uses if u.multiplies)
     if structure.head is not None and not head_seen:
         structure = replace(structure, head=None, causal=False)
