@@ -7,6 +7,7 @@ import pytest
 import torch
 from builders import grams_of
 from consoles import shown
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fisherfunc as ff
 from fisherfunc.partitioning import by_parameter
@@ -30,6 +31,33 @@ def result_of(grams=GRAMS, **options):
 
 def printed(result, width=200):
     return shown(report(result, width=width), width)
+
+
+class Solves(TorchDispatchMode):
+    """How many symmetric matrices of each size are solved."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket is torch.ops.aten._linalg_eigh:
+            self.sizes.append(args[0].shape[-1])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("blocks", [by_parameter, ff.partitioning.whole])
+def test_the_full_matrix_is_solved_once_and_as_without_estimates(blocks):
+    with Solves() as counted:
+        result = ff.spectrum_of_grams(GRAMS, blocks=blocks, population=True)
+    count = len(result.blocks)
+    assert counted.sizes.count(30) == (count + 1 if count > 1 else 1)
+    alone = ff.spectrum_of_grams(GRAMS, blocks=blocks)
+    bound = 30 * torch.finfo(torch.float64).eps * float(alone.full.eigenvalues[0])  # of a backward stable solver
+    torch.testing.assert_close(result.full.eigenvalues, alone.full.eigenvalues, rtol=0, atol=bound)
+    assert result.full.solver == alone.full.solver
+    own = ff.spectrum_of_grams(GRAMS, blocks=blocks, population=True, kernel=ff.kernels.gram_svd())
+    assert "gram_svd" in own.full.solver and own.population == result.population
 
 
 def test_a_result_has_the_summary_of_its_grams_also_from_its_file(tmp_path):
