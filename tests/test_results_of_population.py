@@ -132,12 +132,12 @@ def test_clusters_of_a_pass_stay_with_its_tokens_wherever_these_go(tmp_path):
     grams = ff.token_grams(fn, fn.params, batch, clusters=documents, **options)
     plain = ff.token_grams(fn, fn.params, batch, **options)
     labels = [documents[s] for s in plain.tokens.sequence.tolist()]
-    want = ff.population.squared_norm(plain, clusters=labels)
-    assert want.num_clusters == 4 and ff.population.squared_norm(grams) == want
+    want = ff.population.squared_norm(plain, clusters=labels).full
+    assert want.num_clusters == 4 and ff.population.squared_norm(grams).full == want
     grams.save(tmp_path / "grams")
-    assert ff.population.squared_norm(ff.TokenGrams.load(tmp_path / "grams")) == want
-    assert ff.population.squared_norm(grams.by_sequence()).num_clusters == 4
+    assert ff.population.squared_norm(ff.TokenGrams.load(tmp_path / "grams")).full == want
+    assert ff.population.squared_norm(grams.by_sequence()).full.num_clusters == 4
     order = torch.arange(6, -1, -1)
-    turned = ff.population.squared_norm(grams.select(order))
+    turned = ff.population.squared_norm(grams.select(order)).full
     assert (turned.low, turned.high) == pytest.approx((want.low, want.high), rel=1e-12)
     assert ff.statistics.jackknife(grams).full["trace"].num_sequences == 4
