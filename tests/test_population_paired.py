@@ -67,11 +67,11 @@ def test_above_fifty_sequences_fifty_folds_are_left_out():
 
 
 def test_a_ratio_has_the_interval_of_the_jackknife_of_its_logarithm():
-    """Eight sequences that differ alike: 6 degrees of freedom, one less than S − 1 as `spread` has it."""
+    """Eight sequences that differ alike: 3.5 degrees of freedom, half of S − 1 as `spread` has it."""
     first, value = (2.0, *[2.0 + 0.1 * (-1) ** s for s in range(8)]), (3.0, *[3.0 - 0.1 * (-1) ** s for s in range(8)])
     found = paired_ratio(value, first, level=0.9)
     logs = torch.tensor([y / x for x, y in zip(first[1:], value[1:], strict=True)]).double().log()
-    width = student.ppf(0.95, 6) * (7 / 8 * (logs - logs.mean()).square().sum()).sqrt()
+    width = student.ppf(0.95, 3.5) * (7 / 8 * (logs - logs.mean()).square().sum()).sqrt()
     want = 1.5, 1.5 * float((-width).exp()), 1.5 * float(width.exp())
     assert (found.estimate, found.low, found.high) == pytest.approx(want, rel=1e-6)
     assert paired_ratio((1.0, 1.0, -1.0, 1.0), (1.0, 1.0, 1.0, 1.0)) is None

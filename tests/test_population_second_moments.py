@@ -64,7 +64,7 @@ def by_hand(value, left_out, *, log, level=0.95):
     deviations = scale(torch.tensor(left_out, dtype=torch.float64))
     deviations = deviations - deviations.mean()
     count, total, fourth = len(left_out), (deviations**2).sum(), (deviations**4).sum()
-    degrees = max(min(count - 1, 2 * total**2 / (fourth - total**2 / count)) - 1, 1)
+    degrees = min(count - 1, 2 * total**2 / (fourth - total**2 / count)) / 2
     width = student.ppf((1 + level) / 2, degrees) * ((count - 1) / count * total).sqrt()
     middle = scale(torch.tensor(value, dtype=torch.float64))
     return back(middle - width).item(), back(middle + width).item()
@@ -244,6 +244,9 @@ def test_squares_of_single_tokens_are_no_heavy_tail():
     assert summary(grams_of({"w": row}), blocks=None).trace.full.warning is None
     lognormal = grams_of({"w": (1.1 * row).exp()})  # spreads as much
     assert "too short" in summary(lognormal, blocks=None).trace.full.warning
+    # products of two clusters spread less, as the others have a part in each: the trace warns of the norm as well
+    norm = summary(lognormal, blocks=None).squared_norm.full
+    assert "too short" in norm.warning
 
 
 def test_heavy_tails_warn_of_the_moment_and_not_of_the_ratio():

@@ -21,7 +21,7 @@ from fisherfunc.population.clusters import ClusterLabels, Clusters, clusters_of
 from fisherfunc.population.estimate import Estimate, check_level, jackknifed
 from fisherfunc.population.second_moments import trace_estimate
 from fisherfunc.records.record import record
-from fisherfunc.statistics.heavy_tail import heavy_tail
+from fisherfunc.statistics.heavy_tail import heavy_moment
 
 ORDERS = {2: "the second moment", 3: "the third moment", 4: "the fourth moment"}
 
@@ -119,7 +119,7 @@ def moment_estimates(found: Moments, level: float) -> tuple[Estimate, ...]:
             level=level,
             limits=(0.0, torch.inf),
             method=f"cycles of {order} distinct clusters, jackknife",
-            warning=heavy_tail(parts, found.sizes, ORDERS[order]),
+            warning=heavy_moment(found.traces, parts, found.sizes, ORDERS[order]),
         )
         for order, value, left_out, parts in zip(ORDERS, found.values, found.left_out, found.parts, strict=False)
     )

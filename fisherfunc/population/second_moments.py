@@ -40,7 +40,7 @@ from fisherfunc.population.pairs import (
     summed,
 )
 from fisherfunc.statistics.block_grams import BlockRule, gathered
-from fisherfunc.statistics.heavy_tail import heavy_tail
+from fisherfunc.statistics.heavy_tail import heavy_moment, heavy_tail
 
 PAIRS = "pairs of distinct clusters, jackknife"
 Matrix = tuple[tuple[Estimate, ...], ...]
@@ -73,8 +73,13 @@ def squared_norm_of(moments: SecondMoments, block: int, level: float) -> Estimat
         level=level,
         limits=(0.0, torch.inf),
         method=PAIRS,
-        warning=heavy_tail(products.of, moments.sizes, "the squared norm"),
+        warning=_heavy(moments, block),
     )
+
+
+def _heavy(moments: SecondMoments, block: int) -> str | None:
+    products = entry_of(moments.products, block, block)
+    return heavy_moment(moments.traces[block], products.of, moments.sizes, "the squared norm")
 
 
 def participation_ratio_of(moments: SecondMoments, block: int, level: float) -> Estimate:
@@ -110,7 +115,7 @@ def coupling_estimate(moments: SecondMoments, level: float) -> "BlockCoupling":
     """
     products, weights, blocks = moments.products, moments.weights, range(len(moments.labels))
     own = [entry_of(products, a, a) for a in blocks]
-    warnings = [heavy_tail(pairs.of, moments.sizes, "the squared norm") for pairs in own]
+    warnings = [_heavy(moments, a) for a in blocks]
 
     def norm(a: int, b: int) -> Estimate:
         pairs = entry_of(products, a, b)
