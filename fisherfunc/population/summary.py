@@ -155,5 +155,5 @@ def summary_of(
         leading_sums=bracket_of_sums(outside, higher, level),
         effective_dimension=dimension,
         effective_rank=rank_estimate(curve, higher, traces, num_params=num_params, level=level),
-        left_out=left_out(grams, parts, found, second),
+        left_out=left_out(grams, parts, found, second, curve),
     )
