@@ -1,8 +1,11 @@
 """The simulation of coverage and the pool of windows: truths are those of matrices, and a small part of each runs."""
 
+from dataclasses import replace
+
 import torch
 
 import fisherfunc as ff
+from benchmarks import population_cost
 from benchmarks.coverage import MIXING, NUM_BLOCKS, Cell, main, markdown, population, sample
 from benchmarks.pool import of_population, of_sample, other_windows, subsets, tables
 from fisherfunc.testing import clustered_grams
@@ -116,3 +119,31 @@ def test_the_pool_is_dealt_into_disjoint_subsets_and_compared():
     assert of_population(found).keys() <= of_sample(grams).keys()
     text = tables(grams, [5])
     assert "| embedded model | 15 tokens | 36 tokens |" in text and "of 2: [" in text
+
+
+def test_second_moments_alone_are_those_of_the_whole_simulation():
+    """The same samples, no eigensolve."""
+    size = ("--samples", "2", "--sequences", "8", "--tokens", "6", "--spectra", "1/k", "--norms", "gaussian")
+    said, alone = [], []
+    main([*size], said.append)
+    main([*size, "--moments"], alone.append)
+    rows = alone[0].splitlines()[2:]
+    assert [row.split("|")[1].strip() for row in rows] == [
+        *("trace", "squared norm", "participation ratio", "block-diagonal error", "alignment")
+    ]
+    assert set(rows) < set(said[0].splitlines())
+
+
+def test_a_bias_is_counted_where_the_truth_is_not_zero():
+    cell = Cell(
+        "flat", "gaussian", 20, "alignment", truth=0.0, printed=1.0, held=1.0, held_all=1.0, bias=0.07, num_samples=9
+    )
+    assert not cell.is_biased and replace(cell, truth=0.5).is_biased
+
+
+def test_the_cost_of_estimates_is_measured_beside_the_eigensolve():
+    said = []
+    population_cost.main(["--tokens", "40", "--sequences", "8", "--params", "32"], said.append)
+    *_, row = said[0].splitlines()
+    count, solve, rest, _ = [cell.strip() for cell in row.strip("|").split("|")]
+    assert count == "40" and float(solve) >= 0 and float(rest) >= 0
