@@ -28,7 +28,8 @@ from fisherfunc.linalg.gram import gram_of
 from fisherfunc.linalg.token_grams import TokenGrams, Tokens
 from fisherfunc.population import Estimate, summary
 from fisherfunc.population.clusters import clusters_of
-from fisherfunc.population.paired import LeftOut, left_out, paired_ratio
+from fisherfunc.population.dimension import dimension_of
+from fisherfunc.population.paired import LeftOut, left_out, paired_dimension, paired_ratio
 from fisherfunc.population.pairs import full_of, second_moments_of
 from fisherfunc.population.second_moments import (
     coupling_estimate,
@@ -257,19 +258,25 @@ def measure_paired(
 ) -> list[Cell]:
     """Ratios to the population `REFERENCE` of the same draws."""
     pair = population(spectrum, norms), population(REFERENCE, norms)
+    kappa = DAMPINGS[0] * max(float(of.eigenvalues.max()) for of in pair)
     found: dict[str, list[Estimate]] = {name: [] for name in RATIOS}
+    dimensions: list[Estimate | None] = []
     for n in range(num_samples):
         drawn = crc32(f"{seed} {norms} {num_sequences} {n}".encode())
         size = {"num_sequences": num_sequences, "num_tokens": num_tokens}
-        values, first = (
-            _left_out(sample(of, **size, generator=torch.Generator().manual_seed(drawn))).full for of in pair
-        )
+        left = [_left_out(sample(of, **size, generator=torch.Generator().manual_seed(drawn)), kappa) for of in pair]
+        dimensions.append(paired_dimension(*left, kappa))
+        values, first = (each.full for each in left)
         for name in RATIOS:
             ratio = paired_ratio(values[name], first[name]) if name in values and name in first else None
             found[name] += [] if ratio is None else [ratio]
     truths = [of.truths() for of in pair]
     known = {name: truths[0][_told_name(name)] for name in RATIOS}
-    return [
+    resolved = [each for each in dimensions if each is not None]
+    at = f"ratio of dimensions at {DAMPINGS[0]:g} λ₁"
+    truth = pair[0].dimension(kappa) / pair[1].dimension(kappa)
+    cells = [_cell((spectrum, norms, num_sequences, at), truth, resolved)] if resolved else []
+    return cells + [
         _cell((spectrum, norms, num_sequences, told), known[name] / truths[1][_told_name(name)], found[name])
         for name, told in RATIOS.items()
         if found[name] and known[name] > 0
@@ -281,9 +288,11 @@ def _told_name(name: str) -> str:
     return name.replace("k_d", "k-d").replace("_", " ")
 
 
-def _left_out(grams: TokenGrams) -> LeftOut:
+def _left_out(grams: TokenGrams, kappa: float) -> LeftOut:
     blocks, clusters = gathered(grams, None), clusters_of(grams, None, "a ratio")
-    return left_out(grams, blocks, clusters, second_moments_of(grams, blocks, clusters))
+    gram = grams.block().double()
+    curve, _ = dimension_of(grams, gram, torch.linalg.eigh(gram), clusters, [kappa], 0.95)
+    return left_out(grams, blocks, clusters, second_moments_of(grams, blocks, clusters), curve)
 
 
 def _cell(which: tuple[str, str, int, str], truth: float, found: list[Estimate]) -> Cell:

@@ -86,10 +86,13 @@ def test_a_small_part_of_the_paired_simulation_runs():
     ]
     main(["--paired", *options], said.append)
     rows = {line.split("|")[1].strip(): line.split("|") for line in said[0].splitlines() if "| spiked |" in line}
-    assert len(rows) == 3 and not [line for line in said[0].splitlines() if "| 1/k |" in line]
+    assert len(rows) == 4 and not [line for line in said[0].splitlines() if "| 1/k |" in line]
     truths = [population(name, "gaussian").truths() for name in ("spiked", "1/k")]
     for told, name in (("ratio of traces", "trace"), ("ratio of participation ratios", "participation ratio")):
         assert rows[told][3].strip() == f"{truths[0][name] / truths[1][name]:.4g}"
+    kappa = 0.1 * truths[0]["leading eigenvalue"]  # of the larger of the two
+    dimensions = [population(name, "gaussian").dimension(kappa) for name in ("spiked", "1/k")]
+    assert rows["ratio of dimensions at 0.1 λ₁"][3].strip() == f"{dimensions[0] / dimensions[1]:.4g}"
 
 
 def test_what_falls_short_is_marked():
