@@ -265,8 +265,9 @@ def measure_paired(
         drawn = crc32(f"{seed} {norms} {num_sequences} {n}".encode())
         size = {"num_sequences": num_sequences, "num_tokens": num_tokens}
         left = [_left_out(sample(of, **size, generator=torch.Generator().manual_seed(drawn)), kappa) for of in pair]
-        dimensions.append(paired_dimension(*left, kappa))
-        values, first = (each.full for each in left)
+        warning = next((why for _, why in left if why is not None), None)
+        dimensions.append(paired_dimension(left[0][0], left[1][0], kappa, warning=warning))
+        values, first = (each.full for each, _ in left)
         for name in RATIOS:
             ratio = paired_ratio(values[name], first[name]) if name in values and name in first else None
             found[name] += [] if ratio is None else [ratio]
@@ -288,11 +289,13 @@ def _told_name(name: str) -> str:
     return name.replace("k_d", "k-d").replace("_", " ")
 
 
-def _left_out(grams: TokenGrams, kappa: float) -> LeftOut:
+def _left_out(grams: TokenGrams, kappa: float) -> tuple[LeftOut, str | None]:
+    """And what warns of the effective dimension at κ."""
     blocks, clusters = gathered(grams, None), clusters_of(grams, None, "a ratio")
     gram = grams.block().double()
-    curve, _ = dimension_of(grams, gram, torch.linalg.eigh(gram), clusters, [kappa], 0.95)
-    return left_out(grams, blocks, clusters, second_moments_of(grams, blocks, clusters), curve)
+    curve, dimension = dimension_of(grams, gram, torch.linalg.eigh(gram), clusters, [kappa], 0.95)
+    left = left_out(grams, blocks, clusters, second_moments_of(grams, blocks, clusters), curve)
+    return left, dimension.estimates[0].warning
 
 
 def _cell(which: tuple[str, str, int, str], truth: float, found: list[Estimate]) -> Cell:

@@ -116,6 +116,14 @@ def test_effective_dimensions_are_paired_at_the_least_damping_that_both_resolve(
     assert f"Effective dimension Σλ/(λ + κ) of the population at κ = {found.kappa:.3g}" in text
     same = ff.compare({"one": results["init"], "other": results["init"]}).paired["full"]["effective_dimension"]["other"]
     assert (same.low, same.estimate, same.high) == (1, 1, 1)
+    curve = results["early"].population.effective_dimension
+    warned = replace(curve, estimates=tuple(replace(e, warning="not so") for e in curve.estimates))
+    population = replace(results["early"].population, effective_dimension=warned)
+    again = ff.compare(results | {"early": replace(results["early"], population=population)})
+    assert again.paired["full"]["effective_dimension"]["early"].warning == "not so"
+    unsaid = shown(compare_report(again, metrics=("trace",), width=120), 120)
+    interval = f"×{ratio.low:#.3g} … ×{ratio.high:#.3g}"
+    assert interval in text and interval not in unsaid
     left = results["init"].population.left_out
     assert paired_dimension(left, left, 0.9 * min(left.dimensions)) is None
     assert paired_dimension(left, left, 1.1 * max(left.dimensions)) is None

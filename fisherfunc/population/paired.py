@@ -115,7 +115,9 @@ def _dimensions(curve: Curve) -> dict[float, Values]:
     return {kappa: tuple(row) for kappa, row, exists in points if exists}
 
 
-def paired_dimension(value: LeftOut, first: LeftOut, kappa: float, *, level: float = LEVEL) -> Estimate | None:
+def paired_dimension(
+    value: LeftOut, first: LeftOut, kappa: float, *, warning: str | None = None, level: float = LEVEL
+) -> Estimate | None:
     """Return the ratio of effective dimensions of the full matrix at one κ, with its paired interval.
 
     Between points of the curves by monotone cubics of logarithms.
@@ -124,6 +126,8 @@ def paired_dimension(value: LeftOut, first: LeftOut, kappa: float, *, level: flo
         value: Of one result.
         first: Of the other, on the same tokens and clusters.
         kappa: κ, in the losses' unit squared: the same eigenvalues count in both.
+        warning: What warns of either there: of heavy-tailed norms the ratio held in 85 and 87 % of 60 samples (8
+            sequences, nominal 95 %).
         level: The nominal coverage.
 
     Returns:
@@ -131,7 +135,7 @@ def paired_dimension(value: LeftOut, first: LeftOut, kappa: float, *, level: flo
     """
     above, below = dimension_at(value, kappa), dimension_at(first, kappa)
     found = None if above is None or below is None else paired_ratio(above, below, level=level)
-    return None if found is None else replace(found, method=f"{METHOD} at κ = {kappa:.3g}")
+    return None if found is None else replace(found, method=f"{METHOD} at κ = {kappa:.3g}", warning=warning)
 
 
 def dimension_estimate(

@@ -168,7 +168,9 @@ def _estimated(found: Comparison, label: str, name: str, result: str, estimate: 
 def _paired(found: Comparison, label: str, name: str) -> list[Row]:
     """A row of the paired intervals of ratios, where there are such."""
     row = found.paired.get(label, {}).get(name, {})
-    cells = ["" if e is None else f"{_times(e.low)} … {_times(e.high)}" for e in (row.get(r) for r in found.names)]
+    found_of = (row.get(name) for name in found.names)
+    held = [None if e is None or e.warning is not None else e for e in found_of]
+    cells = ["" if e is None else f"{_times(e.low)} … {_times(e.high)}" for e in held]
     return [Row(["", *cells], style="dim")] if any(cells) else []
 
 
