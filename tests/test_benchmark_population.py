@@ -1,8 +1,11 @@
 """The simulation of coverage and the pool of windows: truths are those of matrices, and a small part of each runs."""
 
+from dataclasses import replace
+
 import torch
 
 import fisherfunc as ff
+from benchmarks import population_cost
 from benchmarks.coverage import MIXING, NUM_BLOCKS, Cell, main, markdown, population, sample
 from benchmarks.pool import of_population, of_sample, other_windows, subsets, tables
 from fisherfunc.testing import clustered_grams
@@ -83,10 +86,13 @@ def test_a_small_part_of_the_paired_simulation_runs():
     ]
     main(["--paired", *options], said.append)
     rows = {line.split("|")[1].strip(): line.split("|") for line in said[0].splitlines() if "| spiked |" in line}
-    assert len(rows) == 3 and not [line for line in said[0].splitlines() if "| 1/k |" in line]
+    assert len(rows) == 4 and not [line for line in said[0].splitlines() if "| 1/k |" in line]
     truths = [population(name, "gaussian").truths() for name in ("spiked", "1/k")]
     for told, name in (("ratio of traces", "trace"), ("ratio of participation ratios", "participation ratio")):
         assert rows[told][3].strip() == f"{truths[0][name] / truths[1][name]:.4g}"
+    kappa = 0.1 * truths[0]["leading eigenvalue"]  # of the larger of the two
+    dimensions = [population(name, "gaussian").dimension(kappa) for name in ("spiked", "1/k")]
+    assert rows["ratio of dimensions at 0.1 λ₁"][3].strip() == f"{dimensions[0] / dimensions[1]:.4g}"
 
 
 def test_what_falls_short_is_marked():
@@ -116,3 +122,31 @@ def test_the_pool_is_dealt_into_disjoint_subsets_and_compared():
     assert of_population(found).keys() <= of_sample(grams).keys()
     text = tables(grams, [5])
     assert "| embedded model | 15 tokens | 36 tokens |" in text and "of 2: [" in text
+
+
+def test_second_moments_alone_are_those_of_the_whole_simulation():
+    """The same samples, no eigensolve."""
+    size = ("--samples", "2", "--sequences", "8", "--tokens", "6", "--spectra", "1/k", "--norms", "gaussian")
+    said, alone = [], []
+    main([*size], said.append)
+    main([*size, "--moments"], alone.append)
+    rows = alone[0].splitlines()[2:]
+    assert [row.split("|")[1].strip() for row in rows] == [
+        *("trace", "squared norm", "participation ratio", "block-diagonal error", "alignment")
+    ]
+    assert set(rows) < set(said[0].splitlines())
+
+
+def test_a_bias_is_counted_where_the_truth_is_not_zero():
+    cell = Cell(
+        "flat", "gaussian", 20, "alignment", truth=0.0, printed=1.0, held=1.0, held_all=1.0, bias=0.07, num_samples=9
+    )
+    assert not cell.is_biased and replace(cell, truth=0.5).is_biased
+
+
+def test_the_cost_of_estimates_is_measured_beside_the_eigensolve():
+    said = []
+    population_cost.main(["--tokens", "40", "--sequences", "8", "--params", "32"], said.append)
+    *_, row = said[0].splitlines()
+    count, solve, rest, _ = [cell.strip() for cell in row.strip("|").split("|")]
+    assert count == "40" and float(solve) >= 0 and float(rest) >= 0

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 
 import pytest
@@ -265,6 +266,36 @@ def test_the_picture_has_a_panel_a_block_with_a_line_a_result_and_says_which_fis
     values = dict(zip(found.values, (c.get_ydata().tolist() for c in below.axes[0].get_lines()), strict=True))
     assert values == {label: list(metrics["largest"].values()) for label, metrics in found.values.items()}
     assert rendered(figure, "png") == rendered(plot_comparison(found, metrics=("largest", "effective_rank")), "png")
+
+
+def test_the_picture_has_the_population_within_bands_and_no_band_where_an_interval_has_a_warning():
+    model, batch = torch.nn.Linear(4, 3), (1 + torch.randn(20, 4), torch.arange(20) % 3)
+    one, other = (ff.fisher_spectrum(model.double(), (scale * batch[0].double(), batch[1])) for scale in (1, 2))
+    ratios = other.population.participation_ratio
+    warned = type(ratios)(ratios, dataclasses.replace(ratios.full, warning="too short"))
+    other = dataclasses.replace(other, population=dataclasses.replace(other.population, participation_ratio=warned))
+    found = ff.compare({"one": one, "other": other}, across={"tokens"})
+    *_, panel = plot_comparison(found, metrics=("trace",)).subfigs
+    axes = {part.get_title(loc="left"): part for part in panel.axes}
+    ratio, bracket = axes["participation ratio"], axes[r"largest eigenvalue $\lambda_1$"]
+    full = [line.get_ydata().tolist() for line in ratio.lines][-1]
+    assert full == [one.population.participation_ratio.full.estimate, ratios.full.estimate]
+
+    def ends(axes):
+        """Of the bars, the last ones: those of the full matrix; none where there is no number."""
+        bars = [part.get_segments() for part in axes.collections if hasattr(part, "get_segments")][-1]
+        return [[y for _, y in part.tolist() if math.isfinite(y)] for part in map(torch.as_tensor, bars)]
+
+    held = one.population.participation_ratio.full
+    assert ends(ratio) == [[held.low, held.high], []]
+    brackets = [r.population.leading_eigenvalue for r in (one, other)]
+    assert ends(bracket) == [[e.low, e.high] if e.warning is None else [] for e in brackets]
+    assert all(math.isnan(value) for value in bracket.lines[-1].get_ydata())  # ends, and no point
+
+
+def test_without_estimates_the_picture_has_no_panel_of_the_population():
+    found = ff.compare({"one": result(), "other": result(1)})
+    assert len(plot_comparison(found, metrics=("trace",)).subfigs) == 3
 
 
 def test_many_blocks_have_the_panels_of_the_largest_and_a_colour_bar():

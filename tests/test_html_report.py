@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fisherfunc as ff
+from fisherfunc.pipeline.sheets import told
 from fisherfunc.records.sheet import figure
 from fisherfunc.surface import files, html_report
 from fisherfunc.surface.cli import cli, spectrum
@@ -71,7 +72,7 @@ def test_the_page_holds_what_the_result_holds(result):
         for metric in (ff.metrics.largest, ff.metrics.trace, ff.metrics.effective_rank):
             assert figure(metric(found_of).item()) in found
     trace = result.population.trace.full
-    assert f"{figure(trace.estimate)} ({figure(trace.low)} … {figure(trace.high)})" in found
+    assert told(trace) in found
     assert figure(result.coupling.block_diagonal_error) in found
     assert f"{result.coupling.alignment[0][1]:.2f}" in found
     assert f"{result.full.num_params:,} parameters, all of the model" in found

@@ -58,7 +58,7 @@ def test_the_first_moment_is_the_trace_and_the_second_the_squared_norm():
     grams = grams_of({"w": rows}, sequence=sequence)
     first, second = ff.population.moments(grams, num=2)
     assert first.estimate == pytest.approx(rows.square().sum().item() / len(rows))
-    norm = ff.population.squared_norm(grams)
+    norm = ff.population.squared_norm(grams).full
     assert (second.estimate, second.low, second.high) == pytest.approx((norm.estimate, norm.low, norm.high))
 
 

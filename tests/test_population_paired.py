@@ -11,7 +11,7 @@ from scipy.stats import t as student
 
 import fisherfunc as ff
 from fisherfunc.partitioning import by_parameter
-from fisherfunc.population.paired import LeftOut, paired_ratio
+from fisherfunc.population.paired import LeftOut, paired_dimension, paired_ratio
 from fisherfunc.surface.compare_report import compare_report
 from fisherfunc.surface.files import read_spectrum, to_json
 
@@ -67,11 +67,11 @@ def test_above_fifty_sequences_fifty_folds_are_left_out():
 
 
 def test_a_ratio_has_the_interval_of_the_jackknife_of_its_logarithm():
-    """Eight sequences that differ alike: 6 degrees of freedom, one less than S − 1 as `spread` has it."""
+    """Eight sequences that differ alike: 3.5 degrees of freedom, half of S − 1 as `spread` has it."""
     first, value = (2.0, *[2.0 + 0.1 * (-1) ** s for s in range(8)]), (3.0, *[3.0 - 0.1 * (-1) ** s for s in range(8)])
     found = paired_ratio(value, first, level=0.9)
     logs = torch.tensor([y / x for x, y in zip(first[1:], value[1:], strict=True)]).double().log()
-    width = student.ppf(0.95, 6) * (7 / 8 * (logs - logs.mean()).square().sum()).sqrt()
+    width = student.ppf(0.95, 3.5) * (7 / 8 * (logs - logs.mean()).square().sum()).sqrt()
     want = 1.5, 1.5 * float((-width).exp()), 1.5 * float(width.exp())
     assert (found.estimate, found.low, found.high) == pytest.approx(want, rel=1e-6)
     assert paired_ratio((1.0, 1.0, -1.0, 1.0), (1.0, 1.0, 1.0, 1.0)) is None
@@ -98,6 +98,37 @@ def test_errors_in_common_drop_out_of_ratios_of_results_on_the_same_tokens(tmp_p
     assert again.paired == found.paired
 
 
+def test_effective_dimensions_are_paired_at_the_least_damping_that_both_resolve():
+    results = {name: result_of(grams(seed)) for seed, name in enumerate(("init", "early"))}
+    found = ff.compare(results)
+    curves = [result.population.effective_dimension for result in results.values()]
+    assert found.kappa == max(curve.kappa_min for curve in curves)
+    each = found.of_population("full", "effective_dimension")
+    for of, estimate in zip((grams(0), grams(1)), each, strict=True):
+        (want,) = ff.population.effective_dimension(of, [found.kappa]).estimates  # by a curve of its own
+        numbers = [(e.estimate, e.low, e.high) for e in (estimate, want)]
+        assert numbers[0] == pytest.approx(numbers[1], rel=0.02) and estimate.warning == want.warning
+    ratio = found.paired["full"]["effective_dimension"]["early"]
+    assert ratio.estimate == pytest.approx(each[1].estimate / each[0].estimate, rel=1e-12)
+    apart = (each[1].high / each[1].low * each[0].high / each[0].low) ** 0.5
+    assert ratio.high / ratio.low < apart and f"κ = {found.kappa:.3g}" in ratio.method
+    text = shown(compare_report(found, metrics=("trace",), width=120), 120)
+    assert f"Effective dimension Σλ/(λ + κ) of the population at κ = {found.kappa:.3g}" in text
+    same = ff.compare({"one": results["init"], "other": results["init"]}).paired["full"]["effective_dimension"]["other"]
+    assert (same.low, same.estimate, same.high) == (1, 1, 1)
+    curve = results["early"].population.effective_dimension
+    warned = replace(curve, estimates=tuple(replace(e, warning="not so") for e in curve.estimates))
+    population = replace(results["early"].population, effective_dimension=warned)
+    again = ff.compare(results | {"early": replace(results["early"], population=population)})
+    assert again.paired["full"]["effective_dimension"]["early"].warning == "not so"
+    unsaid = shown(compare_report(again, metrics=("trace",), width=120), 120)
+    interval = f"×{ratio.low:#.3g} … ×{ratio.high:#.3g}"
+    assert interval in text and interval not in unsaid
+    left = results["init"].population.left_out
+    assert paired_dimension(left, left, 0.9 * min(left.dimensions)) is None
+    assert paired_dimension(left, left, 1.1 * max(left.dimensions)) is None
+
+
 def test_results_on_other_tokens_or_clusters_or_without_estimates_have_no_paired_ratios():
     one, other = result_of(grams(1)), result_of(grams(2), clusters=[s // 2 for s in range(8)])
     assert ff.compare({"one": one, "other": other}).paired == {}
@@ -121,4 +152,5 @@ def test_a_block_that_a_result_lacks_has_no_ratio_there():
 
 def test_left_out_values_survive_json():
     found = ff.population.summary(grams(1)).left_out
+    assert len(found.dimensions) > 1
     assert LeftOut.from_dict(json.loads(json.dumps(found.to_dict()))) == found

@@ -12,6 +12,8 @@ import fisherfunc as ff
 from fisherfunc.population import EffectiveDimension, Estimate, PopulationSummary
 from fisherfunc.population.clusters import clusters_of
 from fisherfunc.population.dimension import curve_of
+from fisherfunc.population.leading import HeldOut, bracket_of_leading
+from fisherfunc.population.moments import moments_of
 from fisherfunc.population.rank import _bounds
 from fisherfunc.testing import clustered_grams
 
@@ -203,9 +205,11 @@ def test_a_summary_is_what_each_estimator_gives_and_survives_json():
     found = ff.population.summary(grams, clusters=documents, level=0.9, num_leading=2)
     options = {"clusters": documents, "level": 0.9}
     assert found.num_clusters == 6 and len(found.leading_sums.sums) == 2
-    assert found.squared_norm.to_dict() == ff.population.squared_norm(grams, blocks=ff.by_layer, **options).to_dict()
-    ratios = ff.population.participation_ratio(grams, blocks=ff.by_layer, **options)
-    assert found.participation_ratio.to_dict() == ratios.to_dict()
+    for name in ("squared_norm", "participation_ratio"):
+        both = getattr(found, name), getattr(ff.population, name)(grams, **options)
+        assert dict(both[0]) == dict(both[1])
+        of_full = [(e.full.estimate, e.full.low, e.full.high) for e in both]  # summed in another order
+        assert of_full[0] == pytest.approx(of_full[1], rel=1e-12)
     assert found.coupling == ff.population.block_coupling(grams, **options)
     assert found.block_diagonal_error == ff.population.block_diagonal_error(grams, **options)
     assert found.moments == ff.population.moments(grams, **options)
@@ -237,3 +241,30 @@ def test_where_all_eigenvalues_are_round_off_the_dimension_says_so():
     measured = ff.population.summary(replace(coarse, errors={"w": torch.tensor(1e-6 * largest)})).effective_dimension
     assert not any("round-off" in (entry.warning or "") for entry in measured.estimates)
     assert measured.resolution == pytest.approx(1e-6 * largest / 300)
+
+
+def test_directions_that_turn_with_each_cluster_are_no_lower_end():
+    """What they hold of the clusters is then no sample of independent numbers; of λ₁ moments give the end in place."""
+    grams = clustered_grams([4.0, 1.0, 1.0], num_sequences=9, num_tokens=4, correlation=0.2, seed=0)
+    found = clusters_of(grams, None, "a test")
+    moments = moments_of(grams.block(), found)
+
+    def bracket(inside):
+        outside = torch.full((9, 1), 3.9 * 4, dtype=torch.float64) + torch.arange(9)[:, None] / 100
+        values = torch.tensor([inside], dtype=torch.float64)
+        return bracket_of_leading(moments, HeldOut(
+            inside=values, without=values.expand(9, 1), outside=outside, sizes=found.sizes
+        ), 0.95)  # fmt: skip
+
+    stable, turning = bracket(3.9 / 0.51), bracket(3.9 / 0.49)
+    assert stable.method.startswith("out of sample") and stable.low == pytest.approx(3.9, rel=0.02)
+    assert turning.method.startswith("p") and turning.low < stable.low
+
+
+def test_of_three_clusters_the_lower_end_is_that_of_the_second_moment_over_the_trace():
+    """‖F‖²/tr F ≤ λ₁ needs pairs of clusters alone."""
+    grams = clustered_grams([1.0] * 30, num_sequences=3, num_tokens=4, correlation=0.2, seed=0)
+    found = ff.population.leading_eigenvalue(grams)
+    assert found.method.startswith("p2/p1")
+    ratio = ff.population.squared_norm(grams).full.estimate / ff.population.moments(grams, num=1)[0].estimate
+    assert found.low < ratio

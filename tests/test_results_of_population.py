@@ -7,10 +7,13 @@ import pytest
 import torch
 from builders import grams_of
 from consoles import shown
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fisherfunc as ff
 from fisherfunc.partitioning import by_parameter
+from fisherfunc.pipeline.sheets import short, told
 from fisherfunc.population import summary
+from fisherfunc.surface import html_report
 from fisherfunc.surface.files import read_spectrum, to_json
 from fisherfunc.surface.report import report
 
@@ -32,6 +35,33 @@ def printed(result, width=200):
     return shown(report(result, width=width), width)
 
 
+class Solves(TorchDispatchMode):
+    """How many symmetric matrices of each size are solved."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket is torch.ops.aten._linalg_eigh:
+            self.sizes.append(args[0].shape[-1])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("blocks", [by_parameter, ff.partitioning.whole])
+def test_the_full_matrix_is_solved_once_and_as_without_estimates(blocks):
+    with Solves() as counted:
+        result = ff.spectrum_of_grams(GRAMS, blocks=blocks, population=True)
+    count = len(result.blocks)
+    assert counted.sizes.count(30) == (count + 1 if count > 1 else 1)
+    alone = ff.spectrum_of_grams(GRAMS, blocks=blocks)
+    bound = 30 * torch.finfo(torch.float64).eps * float(alone.full.eigenvalues[0])  # of a backward stable solver
+    torch.testing.assert_close(result.full.eigenvalues, alone.full.eigenvalues, rtol=0, atol=bound)
+    assert result.full.solver == alone.full.solver
+    own = ff.spectrum_of_grams(GRAMS, blocks=blocks, population=True, kernel=ff.kernels.gram_svd())
+    assert "gram_svd" in own.full.solver and own.population == result.population
+
+
 def test_a_result_has_the_summary_of_its_grams_also_from_its_file(tmp_path):
     result = result_of(population=True)
     expected = summary(GRAMS, blocks=by_parameter)
@@ -50,23 +80,43 @@ def test_what_is_not_asked_for_is_not_there():
     assert "population" not in printed(result) and "population" not in result.metadata
 
 
-def test_the_table_has_the_sample_and_below_it_the_population():
+def test_the_headline_is_of_the_population_with_the_sample_beside_it_and_below():
     result = result_of(population=True)
-    text = printed(result)
-    error = result.population.block_diagonal_error
-    assert f"{result.coupling.block_diagonal_error:.1%} of the full one of these tokens" in text
-    assert "Of the population that these 5 sequences were drawn from (95% intervals)" in text
-    assert f"‖F − F_bd‖/‖F‖: {error.estimate:.1%}" in text
-    bracket = result.population.leading_eigenvalue
-    assert bracket.estimate is None and f"between {bracket.low:.2e} and {bracket.high:.2e}" in text
+    text, found = printed(result), result.population
+    headline, alone = text.split("Of these 30 tokens alone: all but the trace move with their number")
+    assert "Of the population that these 5 sequences were drawn from (95% intervals)" in headline
+    error = found.block_diagonal_error
+    row = f"left out by blocks ‖F − F_bd‖/‖F‖ {told(error)} {short(result.coupling.block_diagonal_error)}"
+    curve = found.effective_dimension
+    at, dimension = next(pair for pair in zip(curve.kappas, curve.estimates, strict=True) if pair[1].estimate)
+    sample = float((result.full.eigenvalues / (result.full.eigenvalues + at)).sum())
+    lines = [" ".join(line.split()) for line in headline.splitlines()]
+    assert row in lines
+    assert f"effective dimension at κ = {at:.2g}, the least resolved {told(dimension)} {short(sample)}" in lines
+    assert (
+        f"alignment of a and b {told(found.coupling.alignment[0][1])} {short(result.coupling.alignment[0][1])}" in lines
+    )
+    bracket = found.leading_eigenvalue
+    assert bracket.estimate is None and f" {short(bracket.low)} … {short(bracket.high)} " in headline
+    for label in ("a", "b"):
+        of_block = told(found.trace[label]), told(found.participation_ratio[label])
+        assert any(line.startswith(label) and all(part in line for part in of_block) for line in lines)
+    assert "gap" in alone and "gap" not in headline
 
 
 def test_an_interval_with_a_warning_is_not_printed():
     result = result_of(population=True)
-    error = replace(result.population.block_diagonal_error, warning="its coverage is not known")
-    text = printed(replace(result, population=replace(result.population, block_diagonal_error=error)))
-    assert f"{error.estimate:.1%}; no interval: its coverage is not known" in text
-    assert f"{error.low:.1%} …" not in text
+    found = result.population
+    ratios = type(found.participation_ratio)(
+        found.participation_ratio, replace(found.participation_ratio.full, warning="its coverage is not known")
+    )
+    bracket = replace(found.leading_eigenvalue, warning="nor is that of this")
+    result = replace(result, population=replace(found, participation_ratio=ratios, leading_eigenvalue=bracket))
+    for text in (printed(result), repr(result), html_report.page({"": result})):
+        assert f"{short(ratios.full.estimate)}, no interval" in text
+        assert f"{short(ratios.full.low)} …" not in text and f"{short(bracket.low)} …" not in text
+    assert "no interval of participation ratio: its coverage is not known" in printed(result)
+    assert "no interval of λ_max: nor is that of this" in printed(result)
 
 
 @pytest.mark.parametrize(
@@ -104,12 +154,12 @@ def test_clusters_of_a_pass_stay_with_its_tokens_wherever_these_go(tmp_path):
     grams = ff.token_grams(fn, fn.params, batch, clusters=documents, **options)
     plain = ff.token_grams(fn, fn.params, batch, **options)
     labels = [documents[s] for s in plain.tokens.sequence.tolist()]
-    want = ff.population.squared_norm(plain, clusters=labels)
-    assert want.num_clusters == 4 and ff.population.squared_norm(grams) == want
+    want = ff.population.squared_norm(plain, clusters=labels).full
+    assert want.num_clusters == 4 and ff.population.squared_norm(grams).full == want
     grams.save(tmp_path / "grams")
-    assert ff.population.squared_norm(ff.TokenGrams.load(tmp_path / "grams")) == want
-    assert ff.population.squared_norm(grams.by_sequence()).num_clusters == 4
+    assert ff.population.squared_norm(ff.TokenGrams.load(tmp_path / "grams")).full == want
+    assert ff.population.squared_norm(grams.by_sequence()).full.num_clusters == 4
     order = torch.arange(6, -1, -1)
-    turned = ff.population.squared_norm(grams.select(order))
+    turned = ff.population.squared_norm(grams.select(order)).full
     assert (turned.low, turned.high) == pytest.approx((want.low, want.high), rel=1e-12)
     assert ff.statistics.jackknife(grams).full["trace"].num_sequences == 4

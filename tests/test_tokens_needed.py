@@ -1,14 +1,19 @@
 """The rule of tokens: what is extrapolated comes out where Gaussian populations have it in closed form."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 from builders import grams_of
+from click.testing import CliRunner
+from commands import run, tiny
 from consoles import shown
 
 import fisherfunc as ff
 from fisherfunc.pipeline.needed import tokens_needed
+from fisherfunc.surface.cli import cli
+from fisherfunc.surface.files import read_spectrum
 from fisherfunc.surface.plan_report import summary
 from fisherfunc.surface.report import report
 from fisherfunc.testing import clustered_grams
@@ -75,6 +80,23 @@ def test_the_table_and_the_plan_say_it():
     assert plan.to_dict()["needed_tokens"]["participation_ratio"]["sample"] == needed["participation_ratio"].sample
     assert any("Within 10 %" in line for line in summary(plan, {}))
     assert ff.plan(model, batch, calibrate=False).to_dict()["needed_tokens"] is None
+
+
+def test_the_command_takes_a_pilot_of_the_same_model_and_text(hub, here):
+    pilot = ["--context", 12, "--tokens", 33, "--out", "pilot", "--quiet"]
+    assert run(*tiny(hub, "gpt2"), *pilot).exit_code == 0
+    needed = tokens_needed(read_spectrum(here / "pilot"))["participation_ratio"]
+
+    def plan(*options):
+        words = ["plan", *tiny(hub, "gpt2"), "--tokens", 44, "--context", 12, "--pilot", "pilot", *options]
+        return CliRunner().invoke(cli, list(map(str, words)), prog_name="fisherfunc")
+
+    planned = json.loads(plan("--format", "json").stdout)["needed_tokens"]
+    assert planned["participation_ratio"]["population"] == needed.population
+    assert "Within 10 % from so many tokens on" in plan().stdout
+    for option in ("--unit", "sequence"), ("--targets", "sampled"), ("--text", hub / "gpt2" / "config.json"):
+        ran = plan(*option)
+        assert ran.exit_code == 1 and "--pilot pilot is of " in ran.stderr
 
 
 def test_without_estimates_there_is_no_rule():

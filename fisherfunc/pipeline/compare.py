@@ -1,5 +1,6 @@
 """`compare`: lines several results up, and refuses where their numbers would not mean the same."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ from fisherfunc.pipeline.comparison import Comparison, Table
 from fisherfunc.pipeline.result import FisherSpectrum, apart_from
 from fisherfunc.pipeline.solve import IntervalMethod, spectrum_of_grams
 from fisherfunc.population.estimate import Estimate
-from fisherfunc.population.paired import paired_ratio
+from fisherfunc.population.paired import dimension_estimate, paired_dimension, paired_ratio
 from fisherfunc.statistics.block_grams import gathered
 from fisherfunc.statistics.interval import Interval, Intervals
 
@@ -91,6 +92,7 @@ def compare(
         ratios=_ratios(values),
         intervals=_intervals(spectra),
         paired={} if "tokens" in differing else _paired(spectra),
+        kappa=_kappa(spectra),
         similarity=alike,
         overlaps={} if vectors is None else _overlaps({str(name): v for name, v in vectors.items()}, list(named)),
         differing=differing,
@@ -212,10 +214,37 @@ def _paired(results: Mapping[str, FisherSpectrum]) -> dict[str, dict[str, dict[s
         value, of_first = of(label, name).get(estimate), of(label, first).get(estimate)
         return None if name == first or value is None or of_first is None else paired_ratio(value, of_first)
 
-    return {
+    paired = {
         label: {e: {name: ratio(label, e, name) for name in results} for e in of(label, first)}
         for label in (*labels, full)
     }
+    kappa = _kappa(results)
+    if kappa is None:
+        return paired
+    left_out = {name: left for name, left in found.items() if left is not None}
+    warnings = {name: _warning(results[name], kappa) for name in results}
+    dimensions = {
+        name: None
+        if name == first
+        else paired_dimension(left, left_out[first], kappa, warning=warnings[name] or warnings[first])
+        for name, left in left_out.items()
+    }
+    return paired | {full: paired[full] | {"effective_dimension": dimensions}}
+
+
+def _warning(result: FisherSpectrum, kappa: float) -> str | None:
+    """What warns of the effective dimension at κ."""
+    assert result.population is not None
+    curve = result.population.effective_dimension
+    found = dimension_estimate(result.population.left_out, curve, kappa, num_params=math.inf)
+    return None if found is None else found.warning
+
+
+def _kappa(results: Mapping[str, FisherSpectrum]) -> float | None:
+    """The least κ that all results resolve."""
+    found = [result.population.left_out for result in results.values() if result.population is not None]
+    least = [min(left.dimensions) for left in found if left is not None and left.dimensions]
+    return max(least) if len(least) == len(results) else None
 
 
 def _ratios(values: Table) -> Table:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.pipeline.sheets import value_frame, which
-from fisherfunc.population.estimate import Estimate
+from fisherfunc.population.estimate import BlockEstimates, Estimate
+from fisherfunc.population.paired import dimension_estimate
 from fisherfunc.records.record import record
 from fisherfunc.records.sheet import Sheet, as_html, as_text, figure
 from fisherfunc.statistics.coupling import BlockCoupling
@@ -19,7 +20,7 @@ Table = Mapping[str, Mapping[str, Mapping[str, float | int | None]]]
 """{label: {metric: {name of the result: value}}}; what does not exist is None."""
 
 
-@record(static=("values", "ratios", "intervals", "paired", "differing"))
+@record(static=("values", "ratios", "intervals", "paired", "kappa", "differing"))
 class Comparison:
     """Results that are of one kind, lined up; the first is what the others are held against.
 
@@ -32,6 +33,7 @@ class Comparison:
         paired: {label: {estimate: {name: its ratio to that of the first result}}}, with paired intervals: of estimates
             of the population, by their names in `PopulationSummary`, where all results are on the same tokens and
             clusters; None of the first. The trace is the sample's as well.
+        kappa: The least κ that all results resolve, of which the effective dimensions are; None where not all have one.
         similarity: {label: (r, r)}: the centred kernel alignment of the token Grams of each pair of results, by block
             and `full`; empty where no Grams were given, or the tokens are not the same.
         overlaps: {label: (r, r)}: the overlap of the leading subspaces of each pair, `subspace_overlap`; empty where no
@@ -44,6 +46,7 @@ class Comparison:
     ratios: Table
     intervals: Mapping[str, Mapping[str, Mapping[str, Interval | None]]]
     paired: Mapping[str, Mapping[str, Mapping[str, Estimate | None]]]
+    kappa: float | None
     similarity: dict[str, Float[Tensor, "r r"]]
     overlaps: dict[str, Float[Tensor, "r r"]]
     differing: Mapping[str, Mapping[str, Any]]
@@ -69,6 +72,17 @@ class Comparison:
         """The names of the results, in order."""
         return list(self.results)
 
+    def of_population(self, label: str, name: str) -> list[Estimate | None]:
+        """Return an estimate of the population of each result, in order; None where a result has none.
+
+        Args:
+            label: Of a block or of the full matrix, as in `values`.
+            name: As in `PopulationSummary`: "trace", "squared_norm", "participation_ratio", and, of the full matrix,
+                "block_diagonal_error", "leading_eigenvalue", "effective_rank" and "effective_dimension", at `kappa`.
+        """
+        full = label == list(self.values)[-1]
+        return [_estimate(result, label, name, full, self.kappa) for result in self.results.values()]
+
     @property
     def couplings(self) -> dict[str, BlockCoupling | None]:
         """{name: how the blocks of F hang together}; None where a result does not know."""
@@ -89,10 +103,25 @@ class Comparison:
                 label: {estimate: {n: e.to_dict() for n, e in row.items() if e} for estimate, row in rows.items()}
                 for label, rows in self.paired.items()
             },
+            "kappa": self.kappa,
             "couplings": {name: c.to_dict() if c else None for name, c in self.couplings.items()},
             "similarity": {label: _rows(matrix) for label, matrix in self.similarity.items()},
             "overlaps": {label: _rows(matrix) for label, matrix in self.overlaps.items()},
         }
+
+
+def _estimate(result: FisherSpectrum, label: str, name: str, full: bool, kappa: float | None) -> Estimate | None:
+    found = result.population
+    if found is None:
+        return None
+    if name == "effective_dimension":
+        size = math.inf if result.full.num_params is None else float(result.full.num_params)
+        curve = found.effective_dimension
+        return dimension_estimate(found.left_out, curve, kappa, num_params=size) if full else None
+    estimates = getattr(found, name)
+    if isinstance(estimates, BlockEstimates):
+        return estimates.full if full else estimates.get(label)
+    return estimates if full else None
 
 
 def _plain(table: Table) -> dict[str, Any]:

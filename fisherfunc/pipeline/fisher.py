@@ -153,7 +153,9 @@ def fisher_spectrum(
         clusters=clusters,
         progress=progress,
     )
-    own = robust_eigh(dtype=eigensolve_dtype, device=_eigensolve_device(eigensolve_device, like.device))
+    solve_on = _eigensolve_device(eigensolve_device, like.device)
+    usual = eigensolve_dtype == torch.float64 and solve_on == like.device
+    own = None if usual else robust_eigh(dtype=eigensolve_dtype, device=solve_on)
     result = spectrum_of_grams(
         grams,
         blocks=blocks,

@@ -7,9 +7,11 @@ from typing import Any
 from fisherfunc.linalg import metrics
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.linalg.which_fisher import EMPIRICAL, matrix
+from fisherfunc.population.estimate import Estimate
 from fisherfunc.population.summary import PopulationSummary
-from fisherfunc.records.sheet import Sheet, figure, number_of
+from fisherfunc.records.sheet import NOTHING, Sheet, figure, number_of
 
+NO_INTERVAL = "no interval"
 COLUMNS = {
     "num_tokens": "N",
     "num_params": "P",
@@ -47,11 +49,12 @@ def result_sheet(
     notes += [f"approximation: {text}" for text in metadata.get("approximations") or ()]
     model = metadata.get("model_id") or metadata.get("model")
     if population is not None:
-        trace, leading = population.trace.full, population.leading_eigenvalue
-        notes.append(
-            f"of the population: trace {figure(trace.estimate)} ({figure(trace.low)} … {figure(trace.high)}), "
-            f"λ_max between {figure(leading.low)} and {figure(leading.high)}"
-        )
+        shown = {
+            "trace": population.trace.full,
+            "participation ratio": population.participation_ratio.full,
+            "λ_max": population.leading_eigenvalue,
+        }
+        notes.append("of the population: " + "; ".join(f"{name} {told(each)}" for name, each in shown.items()))
     return Sheet(
         title=f"Spectrum of the {which(metadata)}" + (f" of {model}" if model else ""),
         columns=("block", *COLUMNS.values()),
@@ -59,6 +62,36 @@ def result_sheet(
         notes=notes,
         lines={label: _resolved(spectrum) for label, spectrum in spectra.items()},
     )
+
+
+def told(estimate: Estimate | None) -> str:
+    """Return a point with its interval, or an interval alone; of what has a warning no interval.
+
+    Args:
+        estimate: Of the population; None where there is none.
+
+    Example:
+        >>> told(Estimate(estimate=2143.0, low=1284.0, high=3577.0, level=0.95, num_clusters=9, method=""))
+        '2,143 (1,284 … 3,577)'
+    """
+    if estimate is None:
+        return "not known"
+    if estimate.warning is not None:
+        return NO_INTERVAL if estimate.estimate is None else f"{short(estimate.estimate)}, {NO_INTERVAL}"
+    low, high = short(estimate.low), short(estimate.high)
+    return f"{low} … {high}" if estimate.estimate is None else f"{short(estimate.estimate)} ({low} … {high})"
+
+
+def short(value: float | None) -> str:
+    """Return a number to three digits, or to ones.
+
+    Example:
+        >>> short(1284.2), short(0.51019), short(None)
+        ('1,284', '0.51', '–')
+    """
+    if value is None or not 1e3 <= abs(value) < 1e7:
+        return NOTHING if value is None else f"{value:.3g}"
+    return f"{value:,.0f}"
 
 
 def which(metadata: Mapping[str, Any]) -> str:

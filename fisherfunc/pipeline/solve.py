@@ -14,7 +14,7 @@ from torch import Tensor
 from fisherfunc.linalg.full_precision import full_precision
 from fisherfunc.linalg.gram import gram_norm, raise_vanished, squares_vanish
 from fisherfunc.linalg.kernels import cheapest, checked, robust_eigh
-from fisherfunc.linalg.lifting import GramKernel, RowKernel, solved
+from fisherfunc.linalg.lifting import GramKernel, RowKernel, gram_kernel, solved
 from fisherfunc.linalg.mapped import check_not_mapped
 from fisherfunc.linalg.sound_spectrum import asked, moments_of_rows
 from fisherfunc.linalg.spectrum import Spectrum
@@ -22,8 +22,8 @@ from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.linalg.union import union
 from fisherfunc.partitioning import by_layer, partition, rule_name
 from fisherfunc.pipeline.result import FisherSpectrum, apart_from
-from fisherfunc.population.clusters import ClusterLabels, cluster_id, clustered, clusters_of
-from fisherfunc.population.summary import PopulationSummary, summary_of
+from fisherfunc.population.clusters import ClusterLabels, Clusters, cluster_id, clustered, clusters_of
+from fisherfunc.population.summary import summary_of
 from fisherfunc.records.dtypes import dtype_name
 from fisherfunc.records.versions import versions
 from fisherfunc.statistics.block_grams import gathered
@@ -59,8 +59,9 @@ def spectrum_of_grams(
         intervals: Confidence intervals of the trace of each matrix by "bootstrap" or "jackknife" over sequences, or
             by a function such as `partial(ff.statistics.bootstrap, level=0.9)`; none where None. Other metrics
             have a note why they have none.
-        population: Whether to estimate what holds of the population as well (`ff.population.summary`): about two
-            eigensolves with vectors of the full matrix. Where nothing can be said, `metadata["population"]` says why.
+        population: Whether to estimate what holds of the population as well (`ff.population.summary`): the full matrix
+            is then solved with vectors, once, and about as much again. Where nothing can be said,
+            `metadata["population"]` says why.
         clusters: A label per sequence, where sequences are not independent of each other (paragraphs of a document):
             they take the place of sequences in the intervals and in what is said of the population.
 
@@ -81,18 +82,22 @@ def spectrum_of_grams(
     between = interval_method(intervals)
     grams = _in_unit(clustered(grams, clusters), unit)
     grams = grams.center() if center else grams
-    kernel = robust_eigh() if kernel is None else checked(kernel)
+    solver = robust_eigh() if kernel is None else checked(kernel)
     blocks = blocks or (by_layer if grams.labels is None else None)
     labels = gathered(grams, blocks)
+    draws, reason = _draws(grams) if population else (None, None)
     sampled = {(grams.labels or {}).get(name, name) for name in grams.metadata.get("sampled_parameters", ())}
 
-    def solve(names: Sequence[str]) -> Spectrum:
-        spectrum = solved(kernel, grams.summed(names))
+    def solve(names: Sequence[str], by: GramKernel) -> Spectrum:
+        spectrum = solved(by, grams.summed(names))
         return replace(spectrum, exact=spectrum.exact and sampled.isdisjoint(names))
 
-    spectra = {label: solve(names) for label, names in labels.items()}
-    full = next(iter(spectra.values())) if len(spectra) == 1 else solve(list(grams))
-    estimated, reason = _population(grams, blocks) if population else (None, None)
+    spectra = {label: solve(names, solver) for label, names in labels.items()} if len(labels) > 1 else {}
+    # estimates of the population need eigenvectors of the full matrix, whose eigenvalues are then known
+    eigenpairs = None if draws is None or kernel is not None else torch.linalg.eigh(grams.block().double())
+    full = solve(list(grams), solver if eigenpairs is None else _known(eigenpairs[0]))
+    spectra = spectra or dict.fromkeys(labels, full)
+    estimated = None if draws is None else summary_of(grams, draws, blocks=blocks, eigenpairs=eigenpairs)
     facts = _facts(grams, blocks) | ({} if reason is None else {"population": reason})
     return replace(
         _result(spectra, full, dict(grams.metadata) | facts),
@@ -102,13 +107,17 @@ def spectrum_of_grams(
     )
 
 
-def _population(grams: TokenGrams, blocks: Callable[[str], str] | None) -> tuple[PopulationSummary | None, str | None]:
-    """What the sample says of the population, or why it says nothing."""
+def _draws(grams: TokenGrams) -> tuple[Clusters | None, str | None]:
+    """The independent draws that an estimate of the population rests on, or why there is none."""
     try:
-        found = clusters_of(grams, None, "a summary")
+        return clusters_of(grams, None, "a summary"), None
     except ValueError as error:
         return None, str(error)
-    return summary_of(grams, found, blocks=blocks), None
+
+
+def _known(eigenvalues: Tensor) -> GramKernel:
+    """The kernel that has found these already, by `gram_eigh` or by what gives its vectors as well."""
+    return checked(gram_kernel(lambda _: eigenvalues, solver="gram_eigh(float64)"))
 
 
 def interval_method(choice: IntervalMethod) -> Callable[..., Intervals] | None:

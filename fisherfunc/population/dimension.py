@@ -44,8 +44,9 @@ and 2.6 where it is 55 %; at 20 clusters 0.97 to 1.1, and 1.17 where d is 6 % to
 
 
 UNRESOLVED = "the eigenvalues of these tokens are round-off: pass in a finer dtype"
-STEEP = -0.5
-"""The slope of log d over log κ below which an error of the trace is one of d, by more than half of it."""
+STEEP = -0.4
+"""The slope of log d over log κ below which an error of the trace is one of d, by so much of it. λ = 1/k² has -0.5 at
+all κ; of heavy-tailed norms its intervals held the truth in 83 to 90 % of samples."""
 
 
 @dataclass(frozen=True, kw_only=True)

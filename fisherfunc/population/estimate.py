@@ -83,11 +83,12 @@ def spread(left_out: Float[Tensor, " s"]) -> tuple[float, float]:
 
     With d_s the deviations of the leave-one-out values from their mean,
 
-        error² = (S−1)/S Σ d_s²,    degrees = min(S−1, 2 (Σ d²)²/(Σ d⁴ − (Σ d²)²/S)) − 1, at least 1
+        error² = (S−1)/S Σ d_s²,    degrees = min(S−1, 2 (Σ d²)²/(Σ d⁴ − (Σ d²)²/S)) / 2
 
     The second term is Satterthwaite's, of the jackknife's own variance: about S where clusters are alike, 2 where one
-    cluster carries all. One less than that is what holds: by simulation of participation ratios (λ = 1/k and spiked,
-    norms Gaussian to lognormal, 4 to 50 clusters) t of S − 1 degrees held 85 to 95 % at nominal 95 %, this 88 to 97 %.
+    cluster carries all. Half of it is what holds, as the fourth moment of a few skewed values is too small: by
+    simulation of second moments and their ratios (λ = 1/k, 1/k² and spiked, Gaussian and lognormal norms, 8 and 20
+    clusters, nominal 95 %) t of S − 1 degrees held the truth in 86 to 95 %, t of these in 91 to 98 %.
 
     Args:
         left_out: The value without each cluster.
@@ -97,7 +98,7 @@ def spread(left_out: Float[Tensor, " s"]) -> tuple[float, float]:
     total, fourth = float(squares.sum()), float(squares.square().sum())
     excess = fourth - total**2 / count
     degrees = 2 * total**2 / excess if excess > 0 else math.inf
-    return math.sqrt((count - 1) / count * total), max(1.0, min(count - 1, degrees) - 1)
+    return math.sqrt((count - 1) / count * total), min(count - 1, degrees) / 2
 
 
 def half_width(left_out: Float[Tensor, " s"], level: float) -> float:

@@ -17,11 +17,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fisherfunc.linalg.token_grams import TokenGrams
+from fisherfunc.linalg.triangle import add_rows
 from fisherfunc.population.clusters import ClusterLabels, Clusters, clusters_of
 from fisherfunc.population.estimate import Estimate, check_level, jackknifed
 from fisherfunc.population.second_moments import trace_estimate
 from fisherfunc.records.record import record
-from fisherfunc.statistics.heavy_tail import heavy_tail
+from fisherfunc.statistics.heavy_tail import heavy_moment
 
 ORDERS = {2: "the second moment", 3: "the third moment", 4: "the fourth moment"}
 
@@ -46,7 +47,7 @@ class Moments:
 
 
 def moments_of(gram: Float[Tensor, "n n"], clusters: Clusters) -> Moments:
-    """Return the moments. Cost a product of 2 N³ operations and N² T more, of clusters of T rows.
+    """Return the moments. Cost N³ operations and N² T more, of clusters of T rows.
 
     Args:
         gram: K, in float64.
@@ -69,7 +70,8 @@ def _cycles(gram: Float[Tensor, "n n"], clusters: Clusters) -> Float[Tensor, "k 
     """The sums over cycles of 2, 3 and 4 distinct clusters that begin in each cluster."""
     same = clusters.group[:, None] == clusters.group
     off = gram.masked_fill(same, 0.0)
-    square = off @ off
+    square = torch.zeros_like(off)
+    add_rows(square, off)  # of a symmetric matrix: half of a product
     pairs, triples = off.square().sum(dim=-1), (off * square).sum(dim=-1)
     quadruples = square.square().masked_fill(same, 0.0).sum(dim=-1)
     sums = clusters.sums(torch.stack([pairs, triples, quadruples]))
@@ -119,7 +121,7 @@ def moment_estimates(found: Moments, level: float) -> tuple[Estimate, ...]:
             level=level,
             limits=(0.0, torch.inf),
             method=f"cycles of {order} distinct clusters, jackknife",
-            warning=heavy_tail(parts, found.sizes, ORDERS[order]),
+            warning=heavy_moment(found.traces, parts, found.sizes, ORDERS[order]),
         )
         for order, value, left_out, parts in zip(ORDERS, found.values, found.left_out, found.parts, strict=False)
     )
@@ -129,7 +131,7 @@ def moment_estimates(found: Moments, level: float) -> tuple[Estimate, ...]:
 def moments(
     grams: TokenGrams, *, num: int = 4, clusters: ClusterLabels = None, level: float = 0.95
 ) -> tuple[Estimate, ...]:
-    """Return tr F, tr F², … tr F^num of the population, each unbiased. Cost 2 N³ operations.
+    """Return tr F, tr F², … tr F^num of the population, each unbiased. Cost N³ operations.
 
     Where norms have heavy tails the intervals are too short, and warn. A moment is positive; where few sequences give
     less than zero, the estimate is 0.

@@ -32,6 +32,10 @@ NARROW = 1.5
 PER_DECADE, ROUNDS = 15, 5
 MOVED = 0.01
 NUM_DIMENSIONS = 10
+LARGEST = 0.2
+"""Of p₂/p₁, which λ₁ is at least: up to which κ dimensions are data. From there on d is what the trace and the moments
+say, and errors of d and of the trace cancel, to less than the curve is right to: by simulation (λ = 1/k², 20 clusters)
+the intervals of d over the trace missed in 2 % at 0.05 λ₁, in 14 and 31 % at 0.3 and 1.7 λ₁."""
 KINDS = 3
 """Of data: dimensions, which move together, and two moments; their levels are those of Bonferroni."""
 
@@ -68,7 +72,8 @@ def rank_estimate(
         return estimate(whole, "the trace is zero: there is no effective rank")
     powers = [(k + 1, _over_trace(found, k, each)) for k in range(min(2, len(found.values)))]
     powers = [(k, entry) for k, entry in powers if entry.high > 0]  # one of zero is of a sample that shows none of it
-    ends = _refined(_dimensions(curve, fold_traces, each), powers, num_params)
+    largest = LARGEST * float(found.values[0]) / (float(found.traces.sum()) / float(found.sizes.sum()))
+    ends = _refined(_dimensions(curve, fold_traces, each, largest), powers, num_params)
     if ends is None:
         return estimate(whole, "no spectrum agrees with all intervals of the data at once")
     ends = max(ends[0], whole[0]), max(min(ends[1], whole[1]), whole[0])
@@ -89,12 +94,14 @@ def _over_trace(found: Moments, k: int, level: float) -> Estimate:
     )
 
 
-def _dimensions(curve: Curve, fold_traces: Float[Tensor, " f"], level: float) -> list[tuple[float, float, float]]:
-    """Where κ/tr F is, and what d there is at least and at most, as of a trace that has an error of its own."""
+def _dimensions(
+    curve: Curve, fold_traces: Float[Tensor, " f"], level: float, largest: float
+) -> list[tuple[float, float, float]]:
+    """Where κ/tr F is, up to the largest κ, and what d is there at least and at most, as the trace has an error too."""
     logs = fold_traces.log()
     trace, shift = float(logs.mean().exp()), logs - logs.mean()
     slopes = slope_of(curve.kappa.log(), curve.dimension.log())
-    count = len(curve.kappa)
+    count = max(1, int((curve.kappa <= largest).sum()))
     chosen = sorted({round(k * (count - 1) / (NUM_DIMENSIONS - 1)) for k in range(NUM_DIMENSIONS)})
     found = []
     for k in chosen:

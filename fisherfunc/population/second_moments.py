@@ -14,7 +14,7 @@ Axis order: blocks `(b, c)`, clusters `(s,)`.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -34,14 +34,13 @@ from fisherfunc.population.pairs import (
     Pairs,
     SecondMoments,
     entry_of,
-    full_of,
     outer_pairs,
     own_of,
     second_moments_of,
     summed,
 )
 from fisherfunc.statistics.block_grams import BlockRule, gathered
-from fisherfunc.statistics.heavy_tail import heavy_tail
+from fisherfunc.statistics.heavy_tail import heavy_moment, heavy_tail
 
 PAIRS = "pairs of distinct clusters, jackknife"
 Matrix = tuple[tuple[Estimate, ...], ...]
@@ -74,8 +73,13 @@ def squared_norm_of(moments: SecondMoments, block: int, level: float) -> Estimat
         level=level,
         limits=(0.0, torch.inf),
         method=PAIRS,
-        warning=heavy_tail(products.of, moments.sizes, "the squared norm"),
+        warning=_heavy(moments, block),
     )
+
+
+def _heavy(moments: SecondMoments, block: int) -> str | None:
+    products = entry_of(moments.products, block, block)
+    return heavy_moment(moments.traces[block], products.of, moments.sizes, "the squared norm")
 
 
 def participation_ratio_of(moments: SecondMoments, block: int, level: float) -> Estimate:
@@ -111,7 +115,7 @@ def coupling_estimate(moments: SecondMoments, level: float) -> "BlockCoupling":
     """
     products, weights, blocks = moments.products, moments.weights, range(len(moments.labels))
     own = [entry_of(products, a, a) for a in blocks]
-    warnings = [heavy_tail(pairs.of, moments.sizes, "the squared norm") for pairs in own]
+    warnings = [_heavy(moments, a) for a in blocks]
 
     def norm(a: int, b: int) -> Estimate:
         pairs = entry_of(products, a, b)
@@ -172,17 +176,9 @@ class BlockCoupling:
         return BlockCoupling(labels=tuple(content["labels"]), **matrices)
 
 
-@overload
 def squared_norm(
-    grams: TokenGrams, *, blocks: None = None, clusters: ClusterLabels = None, level: float = 0.95
-) -> Estimate: ...
-@overload
-def squared_norm(
-    grams: TokenGrams, *, blocks: Callable[[str], str], clusters: ClusterLabels = None, level: float = 0.95
-) -> BlockEstimates: ...
-def squared_norm(
-    grams: TokenGrams, *, blocks: BlockRule = None, clusters: ClusterLabels = None, level: float = 0.95
-) -> Estimate | BlockEstimates:
+    grams: TokenGrams, *, blocks: BlockRule = by_layer, clusters: ClusterLabels = None, level: float = 0.95
+) -> BlockEstimates:
     """Return ‖F‖_F² of the population, unbiased, from pairs of tokens of distinct clusters. Cost N² operations a block.
 
     Its interval is too short where norms have heavy tails, as those of trained models have, and then warns: the
@@ -190,12 +186,12 @@ def squared_norm(
 
     Args:
         grams: The uncentred Grams of a pass, of all coordinates.
-        blocks: Parameter name → block label; the full matrix alone where None.
+        blocks: Parameter name → block label; where None, the blocks that the Grams were accumulated by.
         clusters: A label per sequence, or per row; where None, sequences are independent.
         level: The nominal coverage.
 
     Returns:
-        The estimate of the full matrix; where `blocks` are given, those of the blocks, with `.full`.
+        Those of the blocks by label, with `.full`.
 
     Raises:
         ValueError: If there are fewer than three clusters, or the Grams are centred or of sampled coordinates.
@@ -203,24 +199,16 @@ def squared_norm(
     Example:
         >>> from fisherfunc.testing import clustered_grams
         >>> grams = clustered_grams([3.0, 1.0], num_sequences=40, num_tokens=5, correlation=0.3, seed=0)
-        >>> found = squared_norm(grams)  # of the population: 3² + 1²
+        >>> found = squared_norm(grams).full  # of the population: 3² + 1²
         >>> found.low < 10 < found.high
         True
     """
     return _each(grams, blocks, clusters, level, squared_norm_of, "the squared norm")
 
 
-@overload
 def participation_ratio(
-    grams: TokenGrams, *, blocks: None = None, clusters: ClusterLabels = None, level: float = 0.95
-) -> Estimate: ...
-@overload
-def participation_ratio(
-    grams: TokenGrams, *, blocks: Callable[[str], str], clusters: ClusterLabels = None, level: float = 0.95
-) -> BlockEstimates: ...
-def participation_ratio(
-    grams: TokenGrams, *, blocks: BlockRule = None, clusters: ClusterLabels = None, level: float = 0.95
-) -> Estimate | BlockEstimates:
+    grams: TokenGrams, *, blocks: BlockRule = by_layer, clusters: ClusterLabels = None, level: float = 0.95
+) -> BlockEstimates:
     """Return (tr F)²/‖F‖_F² of the population, numerator and denominator unbiased. Cost as `squared_norm`.
 
     The participation ratio of a sample is below its number of tokens, whatever that of the population is. Of a zero
@@ -228,12 +216,12 @@ def participation_ratio(
 
     Args:
         grams: The uncentred Grams of a pass, of all coordinates.
-        blocks: Parameter name → block label; the full matrix alone where None.
+        blocks: Parameter name → block label; where None, the blocks that the Grams were accumulated by.
         clusters: A label per sequence, or per row; where None, sequences are independent.
         level: The nominal coverage.
 
     Returns:
-        The estimate of the full matrix; where `blocks` are given, those of the blocks, with `.full`.
+        Those of the blocks by label, with `.full`.
 
     Raises:
         ValueError: If there are fewer than three clusters, or the Grams are centred or of sampled coordinates.
@@ -291,12 +279,13 @@ def _each(
     level: float,
     of: Callable[[SecondMoments, int, float], Estimate],
     what: str,
-) -> Estimate | BlockEstimates:
-    """The estimate of the full matrix, with those of the blocks where any are asked for."""
+) -> BlockEstimates:
+    """The estimates of the blocks and of the full matrix, one after another: no products of two blocks are needed."""
     check_level(level)
     found = clusters_of(grams, clusters, what)
-    if blocks is None:
-        return of(second_moments_of(grams, {"full": tuple(grams.grams)}, found), 0, level)
-    moments = second_moments_of(grams, gathered(grams, blocks), found)
-    each = {label: of(moments, a, level) for a, label in enumerate(moments.labels)}
-    return BlockEstimates(each, of(full_of(moments), 0, level))
+
+    def one(label: str, names: tuple[str, ...]) -> Estimate:
+        return of(second_moments_of(grams, {label: names}, found), 0, level)
+
+    each = {label: one(label, names) for label, names in gathered(grams, blocks).items()}
+    return BlockEstimates(each, one("full", tuple(grams)))

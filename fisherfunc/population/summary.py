@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.partitioning import by_layer
@@ -121,8 +123,9 @@ def summary_of(
     level: float = 0.95,
     num_leading: int = 5,
     kappas: Sequence[float] | None = None,
+    eigenpairs: tuple[Float[Tensor, " n"], Float[Tensor, "n n"]] | None = None,
 ) -> PopulationSummary:
-    """Return the same for clusters that are known, those of `clusters_of`."""
+    """Return the same for clusters that are known, those of `clusters_of`; so may be the eigenpairs of K, ascending."""
     check_level(level)
     parts = gathered(grams, blocks)
     second = second_moments_of(grams, parts, found)
@@ -136,7 +139,8 @@ def summary_of(
     gram, num_params = grams.block().double(), sum(grams.num_params.values())
     higher = moments_of(gram, found)
     outside = held_out(gram, found, min(num_leading, grams.num_rows))
-    curve, dimension = dimension_of(grams, gram, torch.linalg.eigh(gram), found, kappas, level)
+    eigenpairs = torch.linalg.eigh(gram) if eigenpairs is None else eigenpairs
+    curve, dimension = dimension_of(grams, gram, eigenpairs, found, kappas, level)
     folds = found.folds()
     traces = left_out_traces(folds.sums(gram.diagonal()), folds.sizes)
     return PopulationSummary(
@@ -151,5 +155,5 @@ def summary_of(
         leading_sums=bracket_of_sums(outside, higher, level),
         effective_dimension=dimension,
         effective_rank=rank_estimate(curve, higher, traces, num_params=num_params, level=level),
-        left_out=left_out(grams, parts, found, second),
+        left_out=left_out(grams, parts, found, second, curve),
     )

@@ -106,6 +106,12 @@ _DIRECTIONS = (
     click.option("--vectors", type=_COUNT, default=3, show_default=True, metavar="K", help="How many eigenvectors."),
     click.option("--top", type=_COUNT, default=10, show_default=True, metavar="N", help="How many tokens of each."),
 )
+_PILOT = click.option(
+    "--pilot",
+    type=click.Path(exists=True),
+    metavar="DIR",
+    help="Folder of an earlier, smaller `spectrum` of this model and text: says how many tokens its numbers take.",
+)
 _PASS = (
     click.option("--dtype", type=_DTYPE, default="float32", show_default=True, help="Of weights and gradients."),
     click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …; auto prefers cuda."),
@@ -208,15 +214,15 @@ def spectrum(
 
 
 @cli.command(help=PLAN_HELP, short_help="What `spectrum` would do, and the time and memory it would take.")
-@as_options(*_TASK, *_ROWS, *_PASS, _DEBUG)
+@as_options(*_TASK, *_ROWS, _PILOT, *_PASS, _DEBUG)
 @guarded
-def plan(form: str, checkpoint: str | None, **options: Any) -> None:
+def plan(form: str, checkpoint: str | None, pilot: str | None, **options: Any) -> None:
     """Predict the main job."""
     _check_checkpoint(checkpoint, options)
     from fisherfunc.surface import job
 
     _hush()
-    found, facts = job.predict(job.Job(checkpoint=checkpoint or "final", **options))
+    found, facts = job.predict(job.Job(checkpoint=checkpoint or "final", **options), pilot=pilot)
     if form == "json":
         click.echo(json.dumps({"metadata": facts, **found.to_dict()}, allow_nan=False, indent=1))
         return

@@ -1,7 +1,7 @@
-"""The picture of a comparison: a panel a block with the spectra of all results, and a panel a metric along the results.
+"""The picture of a comparison: a panel a block with the spectra of all results, panels of numbers along the results.
 
-Spectra are solid down to their own resolution and faint below it. All panels of spectra have the same axes. Bands are
-the confidence intervals of results that have some.
+Spectra are solid down to their own resolution and faint below it. All panels of spectra have the same axes. Numbers are
+those of the tokens, and below them, where they are known, those of the population. Bands are intervals.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from typing import Any
 
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.pipeline.comparison import Comparison
+from fisherfunc.population.estimate import Estimate
 from fisherfunc.statistics.interval import Interval
 from fisherfunc.surface.axis import axis_name, varying_number
 from fisherfunc.surface.compare_report import PLAIN, shown, title
@@ -38,8 +39,17 @@ _LABELS = {
 }
 
 
+_OF_POPULATION = {
+    "participation_ratio": "participation ratio",
+    "block_diagonal_error": r"left out $\|F-F_{bd}\|/\|F\|$",
+    "leading_eigenvalue": r"largest eigenvalue $\lambda_1$",
+    "effective_dimension": "eff. dimension",
+}
+"""Estimates in `PopulationSummary`, a panel each."""
+
+
 def plot_comparison(found: Comparison, *, metrics: Sequence[str]) -> Any:
-    """The spectra of all results, block by block, above their metrics, as a matplotlib `Figure`.
+    """The spectra of all results, block by block, above their metrics and what holds of the population, as a `Figure`.
 
     Args:
         found: What to draw.
@@ -51,14 +61,18 @@ def plot_comparison(found: Comparison, *, metrics: Sequence[str]) -> Any:
     matplotlib = require_matplotlib()
     labels = _panels(found)
     rows, rows_below = -(-(len(labels) + 1) // _COLUMNS), -(-len(metrics) // 3)
-    heights = [_HEAD, _PANEL * rows, _METRIC * rows_below]
+    estimates = [name for name in _OF_POPULATION if _points(found, name)]
+    heights = [_HEAD, _PANEL * rows, _METRIC * rows_below, *([_METRIC] if estimates else [])]
     with styled(matplotlib):
         figure = matplotlib.figure.Figure(figsize=(_WIDTH, sum(heights)), layout="constrained")
         matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
-        head, above, below = figure.subfigures(3, 1, height_ratios=heights)
+        head, above, below, *last = figure.subfigures(len(heights), 1, height_ratios=heights)
         _titles(head, found)
         _spectra(matplotlib, above, found, labels, rows)
         _metrics(matplotlib, below, found, metrics, rows_below)
+        for part in last:
+            below.suptitle("Of these tokens", x=0.012, ha="left", fontsize=9.5, weight="bold")
+            _population(matplotlib, part, found, estimates)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # the layout is settled: every save gives the same picture
     return figure
@@ -147,12 +161,7 @@ def _metrics(matplotlib: ModuleType, figure: Any, found: Comparison, metrics: Se
 
 
 def _metric(matplotlib: ModuleType, axes: Any, found: Comparison, metric: str) -> None:
-    *blocks, union, full = found.values
-    palette = palette_of(matplotlib, len(blocks))
-    looks: dict[str, dict[str, Any]] = {label: {"color": palette(index)} for index, label in enumerate(blocks)}
-    looks[union] = {"color": INK, "dashes": (4, 2), "linewidth": 1.6}
-    looks[full] = {"color": INK, "linewidth": 2.0}
-    steps = _steps(found)
+    looks, steps = _looks(matplotlib, found), _steps(found)
     for label, look in looks.items():
         values = [float("nan") if v is None else v for v in found.values[label][metric].values()]
         axes.plot(steps, values, label=shortened(shown(label), 24), marker="o", markersize=3.5, **look)
@@ -163,10 +172,62 @@ def _metric(matplotlib: ModuleType, axes: Any, found: Comparison, metric: str) -
     _bands(
         axes, steps, [(look["color"], list(found.intervals[label][metric].values())) for label, look in looks.items()]
     )
-    if steps == list(range(len(steps))):
+    _along(axes, found, steps)
+
+
+def _looks(matplotlib: ModuleType, found: Comparison) -> dict[str, dict[str, Any]]:
+    """How the line of each matrix looks."""
+    *blocks, union, full = found.values
+    palette = palette_of(matplotlib, len(blocks))
+    looks: dict[str, dict[str, Any]] = {label: {"color": palette(index)} for index, label in enumerate(blocks)}
+    looks[union] = {"color": INK, "dashes": (4, 2), "linewidth": 1.6}
+    looks[full] = {"color": INK, "linewidth": 2.0}
+    return looks
+
+
+def _along(axes: Any, found: Comparison, steps: Sequence[float]) -> None:
+    """The axis of the results."""
+    if list(steps) == list(range(len(steps))):
         axes.set_xticks(steps, [shortened(name, 16) for name in found.names], rotation=30 if len(steps) > 5 else 0)
         axes.set_xlim(-0.3, len(steps) - 0.7)
     axes.set_xlabel(axis_name(found.names) if steps == varying_number(found.names) else "result")
+
+
+def _points(found: Comparison, name: str) -> dict[str, list[Estimate | None]]:
+    """An estimate of the population along the results, of each matrix that has it, without what is not to be shown."""
+    rows = {label: found.of_population(label, name) for label in found.values}
+    shown = {
+        label: [e if e is not None and (e.warning is None or e.estimate is not None) else None for e in row]
+        for label, row in rows.items()
+    }
+    return {label: row for label, row in shown.items() if any(row)}
+
+
+def _population(matplotlib: ModuleType, figure: Any, found: Comparison, estimates: Sequence[str]) -> None:
+    """A panel an estimate: points, or bars where there are ends alone, within bands where the interval holds."""
+    levels = {e.level for name in estimates for row in _points(found, name).values() for e in row if e is not None}
+    shares = " and ".join(f"{level:.0%}" for level in sorted(levels))
+    figure.suptitle(f"Of the population, with {shares} intervals", x=0.012, ha="left", fontsize=9.5, weight="bold")
+    grid = figure.subplots(1, len(_OF_POPULATION), squeeze=False).flatten().tolist()
+    looks, steps = _looks(matplotlib, found), _steps(found)
+    for axes, name in zip(grid, estimates, strict=False):
+        for label, row in _points(found, name).items():
+            look = looks[label]
+            points = [float("nan") if e is None or e.estimate is None else e.estimate for e in row]
+            axes.plot(steps, points, marker="o", markersize=3.5, **look)
+            held = [e if e is not None and e.warning is None else None for e in row]
+            ends = [(float("nan"), float("nan")) if e is None else (e.low, e.high) for e in held]
+            axes.fill_between(steps, *zip(*ends, strict=True), color=look["color"], alpha=0.13, linewidth=0)
+            axes.vlines(steps, *zip(*ends, strict=True), color=look["color"], linewidth=1.0, alpha=0.7)
+        at = rf", $\kappa$ = {found.kappa:.2g}" if name == "effective_dimension" else ""
+        axes.set_title(f"{_OF_POPULATION[name]}{at}", fontsize=9, pad=3)
+        if name == "block_diagonal_error":
+            axes.set_ylim(-0.02, 1.02)
+        else:
+            axes.set_yscale("log")
+        _along(axes, found, steps)
+    for axes in grid[len(estimates) :]:
+        axes.set_axis_off()
 
 
 def _bands(axes: Any, steps: Sequence[float], intervals: Sequence[tuple[Any, Sequence[Interval | None]]]) -> None:

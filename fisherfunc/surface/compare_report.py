@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from fisherfunc.pipeline.comparison import Comparison
-from fisherfunc.population.estimate import BlockEstimates
+from fisherfunc.population.estimate import Estimate
 from fisherfunc.population.paired import LEVEL, METHOD
 from fisherfunc.statistics.interval import Interval
 from fisherfunc.surface.report import require_rich
@@ -45,6 +45,7 @@ _OVERLAP = "Overlap of the leading subspaces"
 POPULATION = {
     "participation_ratio": "Participation ratio (tr F)²/‖F‖² of the population",
     "block_diagonal_error": "‖F − F_bd‖/‖F‖ of the population: what the block-diagonal matrix leaves out",
+    "effective_dimension": "Effective dimension Σλ/(λ + κ) of the population",
 }
 WHOLE = {"block_diagonal": "block-diagonal", "full": "full matrix"}
 
@@ -143,10 +144,14 @@ def _population(rich: ModuleType, found: Comparison, name: str, width: int) -> A
     """An estimate of the population, with its ratios to the first result's."""
     rows = []
     for label in _labels(found, name):
-        cells = [_estimated(found, label, name, result) for result in found.names]
+        estimates = dict(zip(found.names, found.of_population(label, name), strict=True))
+        cells = [_estimated(found, label, name, result, estimates[result]) for result in found.names]
         rows += [Row([shown(label), *cells], style="bold" if label == list(found.values)[-1] else "")]
         rows += _paired(found, label, name)
-    return _headed(rich, POPULATION[name], in_groups(rich, _BLOCK, _columns(found), rows, width=width))
+    heading = POPULATION[name]
+    if name == "effective_dimension":
+        heading += f" at κ = {found.kappa:.3g}, the least that all results resolve"
+    return _headed(rich, heading, in_groups(rich, _BLOCK, _columns(found), rows, width=width))
 
 
 def _labels(found: Comparison, name: str) -> list[str]:
@@ -154,13 +159,8 @@ def _labels(found: Comparison, name: str) -> list[str]:
     return [label for label, rows in found.paired.items() if any(rows.get(name, {}).values())]
 
 
-def _estimated(found: Comparison, label: str, name: str, result: str) -> str:
-    population = found.results[result].population
-    assert population is not None
-    estimates = getattr(population, name)
-    if isinstance(estimates, BlockEstimates):
-        estimates = estimates.full if label == list(found.values)[-1] else estimates.get(label)
-    text = NOTHING if estimates is None else number(estimates.estimate, scientific=False)
+def _estimated(found: Comparison, label: str, name: str, result: str, estimate: Estimate | None) -> str:
+    text = NOTHING if estimate is None else number(estimate.estimate, scientific=False)
     ratio = found.paired[label][name][result]
     return text if result == found.names[0] else f"{text} {_times(None if ratio is None else ratio.estimate):>8}"
 
@@ -168,7 +168,9 @@ def _estimated(found: Comparison, label: str, name: str, result: str) -> str:
 def _paired(found: Comparison, label: str, name: str) -> list[Row]:
     """A row of the paired intervals of ratios, where there are such."""
     row = found.paired.get(label, {}).get(name, {})
-    cells = ["" if e is None else f"{_times(e.low)} … {_times(e.high)}" for e in (row.get(r) for r in found.names)]
+    found_of = (row.get(name) for name in found.names)
+    held = [None if e is None or e.warning is not None else e for e in found_of]
+    cells = ["" if e is None else f"{_times(e.low)} … {_times(e.high)}" for e in held]
     return [Row(["", *cells], style="dim")] if any(cells) else []
 
 

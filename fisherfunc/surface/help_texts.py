@@ -50,6 +50,7 @@ Examples:
   fisherfunc plan
   fisherfunc plan --model gpt2 --text book.txt --tokens 1024 --memory 2GB
   fisherfunc plan --format json | jq .seconds.total
+  fisherfunc plan --tokens 8192 --pilot sotu-llama-final
 
 \b
 Routes of parameters:

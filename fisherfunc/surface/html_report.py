@@ -12,10 +12,10 @@ from typing import Any
 from fisherfunc.linalg import metrics
 from fisherfunc.partitioning import RULES
 from fisherfunc.pipeline.result import FisherSpectrum, limits_of
-from fisherfunc.pipeline.sheets import result_sheet, which
-from fisherfunc.population.estimate import Estimate
+from fisherfunc.pipeline.sheets import result_sheet, told, which
 from fisherfunc.records.sheet import Sheet, figure, log_plot, share_plot, table_html
 from fisherfunc.surface.files import JSON_NAME, read_spectrum, write_files
+from fisherfunc.surface.population_notes import quantities
 from fisherfunc.surface.sample_notes import interval_notes
 from fisherfunc.surface.visible import visible
 from fisherfunc.surface.wording import count_of_units, model_name, notes
@@ -157,27 +157,14 @@ def _warnings(result: FisherSpectrum) -> list[str]:
 
 
 def _both(result: FisherSpectrum) -> Iterator[tuple[str, str, str]]:
-    """(quantity, of the sample, of the population)."""
-    sample: dict[str, Any] = metrics.summary(result.full)
-    coupling, found = result.coupling, result.population
-    trace, ratio = (found.trace.full, found.participation_ratio.full) if found else (None, None)
-    yield "trace", figure(sample["trace"]), _told(trace)
-    yield "λ_max", figure(sample["largest"]), _told(found.leading_eigenvalue if found else None)
-    yield "participation ratio (Σλ)²/Σλ²", figure(sample["participation_ratio"]), _told(ratio)
-    yield "effective rank", figure(sample["effective_rank"]), _told(found.effective_rank if found else None)
-    if coupling is not None and len(result.blocks) > 1:
-        left_out = _told(found.block_diagonal_error if found else None)
-        yield "left out by blocks ‖F − F_bd‖/‖F‖", figure(coupling.block_diagonal_error), left_out
-
-
-def _told(estimate: Estimate | None) -> str:
-    """A point with its interval, or an interval alone, or why there is none."""
-    if estimate is None:
-        return "not known"
-    point, low, high = (figure(value) for value in (estimate.estimate, estimate.low, estimate.high))
-    if estimate.warning is not None:
-        return ("" if estimate.estimate is None else f"{point}; ") + f"no interval: {estimate.warning}"
-    return f"between {low} and {high}" if estimate.estimate is None else f"{point} ({low} … {high})"
+    """(quantity, of the sample, of the population), or why there is no interval."""
+    if result.population is None:
+        sample: dict[str, Any] = metrics.summary(result.full)
+        for name, key in {"trace": "trace", "λ_max": "largest", "effective rank": "effective_rank"}.items():
+            yield name, figure(sample[key]), told(None)
+    for one in quantities(result):
+        why = one.population.warning
+        yield one.name, figure(one.sample), told(one.population) + ("" if why is None else f": {why}")
 
 
 def _population_note(result: FisherSpectrum) -> str:

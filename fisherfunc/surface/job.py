@@ -21,6 +21,7 @@ from fisherfunc.pipeline.fisher import fisher_spectrum
 from fisherfunc.pipeline.plan import plan
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.records.axes import Progress
+from fisherfunc.surface.files import read_spectrum
 from fisherfunc.surface.texts import has_documents, is_stream, read_documents
 
 DEFAULT_TOKENS = 512
@@ -151,14 +152,20 @@ def compute(
     return replace(result, metadata={**result.metadata, "method": "exact", **facts})
 
 
-def predict(job: Job) -> tuple[RunPlan, dict[str, Any]]:
+def predict(job: Job, *, pilot: str | os.PathLike[str] | None = None) -> tuple[RunPlan, dict[str, Any]]:
     """What `compute` would do and take, and what of the metadata is known before.
 
+    Args:
+        job: What would be computed.
+        pilot: The folder of an earlier result of the model and the text, which says how many tokens numbers take.
+
     Raises:
-        ValueError: If the text, the model or an option cannot be used; it says which and why.
+        ValueError: If the text, the model or an option cannot be used, or the pilot is of something else; it says which
+            and why.
         OSError: If a file cannot be read.
         ImportError: If Transformers is not installed.
     """
+    earlier = None if pilot is None else _pilot(job, pilot)
     loaded, batches, _, facts = loaded_model(job)
     found = plan(
         loaded.model,
@@ -166,8 +173,28 @@ def predict(job: Job) -> tuple[RunPlan, dict[str, Any]]:
         **pass_options(job, loaded),
         targets=job.chosen_targets,
         unit=job.unit,
+        pilot=earlier,
     )
     return found, {**facts, "unit": job.unit, "fisher": job.chosen_targets.fisher, "targets": job.chosen_targets.name}
+
+
+def _pilot(job: Job, folder: str | os.PathLike[str]) -> FisherSpectrum:
+    """An earlier result of the same model, text, rows and Fisher: of another number of tokens, it may be."""
+    found = read_spectrum(folder)
+    here = {
+        "model_source": job.owner,
+        "text": _storable(job.text or "embedded sample"),
+        "unit": job.unit,
+        "fisher": job.chosen_targets.fisher,
+    }
+    for fact, value in here.items():
+        there = found.metadata.get(fact)
+        if there != value:
+            raise ValueError(
+                f"--pilot {folder} is of {fact.replace('_', ' ')} {there!r}, and this plan of {value!r}; run "
+                "`fisherfunc spectrum` with the options of this plan and fewer --tokens, and give its folder"
+            )
+    return found
 
 
 def pass_options(job: Job, loaded: LoadedModel) -> dict[str, Any]:

@@ -1,16 +1,115 @@
-"""Lines under the table on the population: what another sample of its sequences would give as well."""
+"""What a result says of the population, for people: quantities beside those of the sample, tables, and lines below.
 
-from collections.abc import Callable
+The population is what another sample of its sequences would give as well: what may be quoted without its N.
+"""
+
+from collections.abc import Iterable
 from dataclasses import asdict
+from types import ModuleType
+from typing import Any, NamedTuple
 
+from fisherfunc.linalg import metrics
 from fisherfunc.pipeline.needed import tokens_needed
 from fisherfunc.pipeline.result import FisherSpectrum
+from fisherfunc.pipeline.sheets import NO_INTERVAL, short, told
 from fisherfunc.population.estimate import Estimate
-from fisherfunc.surface.wording import NOTHING, number, tokens_lines
+from fisherfunc.population.second_moments import BlockCoupling
+from fisherfunc.records.sheet import figure
+from fisherfunc.surface.tables import Column, Row, table
+from fisherfunc.surface.wording import count_of_units, tokens_lines
+
+BY_BLOCK = ("trace", "participation ratio")
+
+
+class Quantity(NamedTuple):
+    """One number of the full matrix."""
+
+    name: str
+    sample: float | None
+    population: Estimate
+
+
+def quantities(result: FisherSpectrum) -> list[Quantity]:
+    """Return what is known of the full matrix of the population beside that of the sample; nothing where none is.
+
+    The effective dimension is that at the least κ that the tokens resolve.
+
+    Args:
+        result: The result.
+    """
+    found = result.population
+    if found is None:
+        return []
+    sample: dict[str, Any] = metrics.summary(result.full)
+    several = result.coupling is not None and len(result.blocks) > 1
+    lines = [
+        Quantity("trace", sample["trace"], found.trace.full),
+        Quantity("participation ratio (tr F)²/‖F‖²", sample["participation_ratio"], found.participation_ratio.full),
+    ]
+    if result.coupling is not None and several:
+        left_out = result.coupling.block_diagonal_error
+        lines.append(Quantity("left out by blocks ‖F − F_bd‖/‖F‖", left_out, found.block_diagonal_error))
+        a, b = _strongest(found.coupling)
+        name = f"alignment of {found.coupling.labels[a]} and {found.coupling.labels[b]}"
+        lines.append(Quantity(name, result.coupling.alignment[a][b], found.coupling.alignment[a][b]))
+    lines.append(Quantity("λ_max", sample["largest"], found.leading_eigenvalue))
+    curve = found.effective_dimension
+    for kappa, dimension in zip(curve.kappas, curve.estimates, strict=True):
+        if dimension.estimate is not None:
+            values = result.full.eigenvalues
+            name = f"effective dimension at κ = {kappa:.2g}, the least resolved"
+            lines.append(Quantity(name, float((values / (values + kappa)).sum()), dimension))
+            break
+    return [*lines, Quantity("effective rank", sample["effective_rank"], found.effective_rank)]
+
+
+def _strongest(coupling: BlockCoupling) -> tuple[int, int]:
+    """The two blocks of the largest alignment."""
+    count = range(len(coupling.labels))
+    pairs = [(a, b) for a in count for b in count if a < b]
+    return max(pairs, key=lambda pair: coupling.alignment[pair[0]][pair[1]].estimate or 0.0)
+
+
+def population_tables(rich: ModuleType, result: FisherSpectrum, width: int) -> list[Any]:
+    """Return the tables of the population: of the full matrix beside the sample's, and by block; none where none is.
+
+    Args:
+        rich: As of `require_rich`.
+        result: The result.
+        width: The columns of the terminal.
+    """
+    found = result.population
+    if found is None:
+        return []
+    level = found.leading_eigenvalue.level
+    title = (
+        f"Of the population that these {found.num_clusters:,} {_draws(result)} were drawn from ({level:.0%} intervals)"
+    )
+    columns = [Column("full matrix", figures=False), Column("of the population"), Column(f"of these {_count(result)}")]
+    rows = [Row([one.name, told(one.population), short(one.sample)]) for one in quantities(result)]
+    whole = table(rich, columns, rows, width=width, title=title, gap=1)[0]
+    if len(result.blocks) == 1:
+        return [whole, ""]
+    columns = [
+        Column("block", figures=False),
+        Column("parameters", rank=1),
+        Column("trace"),
+        Column("participation ratio"),
+    ]
+    rows = [
+        Row([label, figure(spectrum.num_params), told(found.trace[label]), told(found.participation_ratio[label])])
+        for label, spectrum in result.blocks.items()
+    ]
+    return [whole, "", table(rich, columns, rows, width=width, gap=1)[0], ""]
+
+
+def sample_heading(result: FisherSpectrum) -> str:
+    """Return what stands above numbers of the sample alone, where those of the population are known."""
+    return f"Of these {_count(result)} alone: all but the trace move with their number"
 
 
 def population_notes(result: FisherSpectrum) -> list[str]:
-    """Say what the sample says of the population, a line per quantity; or why it says nothing.
+    """Return the lines below the tables: why intervals are missing, what directions hold, and how many tokens it takes.
 
     Args:
         result: The result.
@@ -19,55 +118,36 @@ def population_notes(result: FisherSpectrum) -> list[str]:
     if found is None:
         reason = result.metadata.get("population")
         return [] if reason is None else [f"All numbers are of these {result.full.num_units:,} rows: {reason}"]
-    level = found.leading_eigenvalue.level
-    curve = found.effective_dimension
-    resolved = next(
-        ((k, d) for k, d in zip(curve.kappas, curve.estimates, strict=True) if d.estimate is not None), None
-    )
-    lines = {
-        "trace": (found.trace.full, _scientific),
-        "participation ratio (tr F)²/‖F‖²": (found.participation_ratio.full, _plain),
-        "‖F − F_bd‖/‖F‖": (found.block_diagonal_error, _percent),
-        "λ_max": (found.leading_eigenvalue, _scientific),
-        "effective rank": (found.effective_rank, _plain),
-    }
-    if len(result.blocks) == 1:
-        del lines["‖F − F_bd‖/‖F‖"]
-    if resolved is not None:
-        lines[f"effective dimension at κ = {resolved[0]:.2g}, the least that is resolved"] = (resolved[1], _plain)
-    draws = "sequences" if result.metadata.get("clusters") is None else "clusters of sequences"
-    if result.metadata.get("num_documents") == found.num_clusters:
-        draws = "documents"
+    named = [(one.name.split(" (tr")[0], one.population) for one in quantities(result)]
+    if len(result.blocks) > 1:
+        named += [(f"trace of {label}", estimate) for label, estimate in found.trace.items()]
+        named += [(f"participation ratio of {label}", e) for label, e in found.participation_ratio.items()]
     leading = found.leading_sums
     pairs = zip(leading.out_of_sample, leading.in_sample, strict=True)
     shares = ", ".join(f"{100 * outside / value:.2g} %" for outside, value in pairs if value > 0)
-    heading = (
-        f"Of the population that these {found.num_clusters:,} {draws} were drawn from ({level:.0%} intervals), where "
-        "the table is of these tokens:"
-    )
-    told = [f"{name}: {_told(estimate, shown)}" for name, (estimate, shown) in lines.items()]
-    told += [f"leading directions, of which other sequences show: {shares}"] if shares else []
+    lines = _missing(named)
+    lines += [f"Of the leading directions of these tokens, other {_draws(result)} hold {shares}"] if shares else []
     needed = {name: asdict(entry) for name, entry in tokens_needed(result).items()}
     if len(result.blocks) == 1:
         del needed["block_diagonal_error"]
-    return [heading, *(f"  {line}" for line in told), *tokens_lines(needed)]
+    return [*lines, *tokens_lines(needed)]
 
 
-def _told(estimate: Estimate, shown: Callable[[float | None], str]) -> str:
-    """A point with its interval, or an interval alone; of what has a warning no interval, and the warning."""
-    low, point, high = shown(estimate.low), shown(estimate.estimate), shown(estimate.high)
-    if estimate.warning is not None:
-        return ("" if estimate.estimate is None else f"{point}; ") + f"no interval: {estimate.warning}"
-    return f"between {low} and {high}" if estimate.estimate is None else f"{point} ({low} … {high})"
+def _missing(named: Iterable[tuple[str, Estimate]]) -> list[str]:
+    """Why there is no interval, a line for each reason."""
+    reasons: dict[str, list[str]] = {}
+    for name, estimate in named:
+        if estimate.warning is not None:
+            reasons.setdefault(estimate.warning, []).append(name)
+    return [f"{NO_INTERVAL} of {', '.join(names)}: {reason}" for reason, names in reasons.items()]
 
 
-def _scientific(value: float | None) -> str:
-    return number(value, digits=3)
+def _draws(result: FisherSpectrum) -> str:
+    """What counts as independent."""
+    if result.population is not None and result.metadata.get("num_documents") == result.population.num_clusters:
+        return "documents"
+    return "sequences" if result.metadata.get("clusters") is None else "clusters of sequences"
 
 
-def _plain(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"
-
-
-def _percent(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.1%}"
+def _count(result: FisherSpectrum) -> str:
+    return count_of_units({"num_tokens": result.full.num_units, "unit": result.metadata.get("unit", "token")})

@@ -1,7 +1,8 @@
-"""The table of a result, for a terminal: one line a block, then the block-diagonal and the full matrix.
+"""The tables of a result, for a terminal: what holds of the population, and what is of the sample alone.
 
-Below the table stand what the numbers mean (unit, normalisation, loss, resolution) and whatever made the
-result other than plain and exact. The columns hold metrics of `fisherfunc.metrics.summary`.
+The first is what may be quoted without its N, where it is known; the second has one line a block, then the
+block-diagonal and the full matrix, and its columns hold metrics of `fisherfunc.metrics.summary`. Below stand what the
+numbers mean (unit, normalisation, loss, resolution) and whatever made the result other than plain and exact.
 """
 
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from fisherfunc.linalg.metrics import numerical_rank, summary
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.statistics.interval import Interval, Intervals
-from fisherfunc.surface.population_notes import population_notes
+from fisherfunc.surface.population_notes import population_notes, population_tables, sample_heading
 from fisherfunc.surface.sample_notes import interval_notes, sample_notes
 from fisherfunc.surface.tables import Column, Row, left_out_note, table
 from fisherfunc.surface.visible import visible
@@ -33,7 +34,7 @@ LEFT_OUT = ("gap", "second", "parameters", "condition_number", "tokens", "effect
 
 
 def report(result: FisherSpectrum, *, width: int = 100) -> Any:
-    """The table with its caption and notes, as something that a rich console prints.
+    """The tables with their caption and notes, as something that a rich console prints.
 
     Args:
         result: What to show.
@@ -46,7 +47,10 @@ def report(result: FisherSpectrum, *, width: int = 100) -> Any:
     rich = require_rich()
     drawn, left_out = _table(rich, result, width)
     lines = map(visible, [*caption(result), *notes(result.metadata), *left_out_note(left_out, width)])
-    return rich.console.Group(drawn, "", *(rich.text.Text(line, style="dim") for line in lines))
+    of_population = population_tables(rich, result, width)
+    if of_population:
+        of_population.insert(0, rich.text.Text(f"{visible(_title(result.metadata))}\n", style="bold"))
+    return rich.console.Group(*of_population, drawn, "", *(rich.text.Text(line, style="dim") for line in lines))
 
 
 def caption(result: FisherSpectrum) -> list[str]:
@@ -63,7 +67,7 @@ def caption(result: FisherSpectrum) -> list[str]:
         lines.append(f"Eigenvalues of the full matrix below {floor:.1e} λ_max are not resolved")
     if any(_unresolved(spectrum) for spectrum in (*result.blocks.values(), result.full)):
         lines.append("Condition numbers with ≥ are lower bounds: the smallest eigenvalues are below the resolution")
-    if result.coupling is not None and len(result.blocks) > 1:
+    if result.coupling is not None and len(result.blocks) > 1 and result.population is None:
         error = result.coupling.block_diagonal_error
         left_out = f"The block-diagonal matrix leaves out {error:.1%} of the full one of these {unit}s"
         lines.append(f"{left_out}: ‖F − F_bd‖/‖F‖, Frobenius norms")
@@ -92,7 +96,8 @@ def _table(rich: ModuleType, result: FisherSpectrum, width: int) -> tuple[Any, l
         rows.append(Row([label, *_cells(spectrum, wide=wide)], style="bold"))
         rows += _ends(ends, wide=wide)
     block = Column("block", figures=False)
-    return table(rich, [block, *columns], rows, width=width, title=_title(result.metadata), gap=1)
+    title = _title(result.metadata) if result.population is None else sample_heading(result)
+    return table(rich, [block, *columns], rows, width=width, title=title, gap=1)
 
 
 def _rank(key: str) -> int:
