@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from fisherfunc.linalg.spectrum import Spectrum
     from fisherfunc.linalg.token_grams import TokenGrams, Tokens
     from fisherfunc.models.functionalize import functionalize
-    from fisherfunc.partitioning import by_layer, by_module, by_parameter, partition, whole
+    from fisherfunc.models.heads import divide_heads
+    from fisherfunc.partitioning import by_head, by_layer, by_module, by_parameter, partition, whole
     from fisherfunc.pipeline.compare import compare
     from fisherfunc.pipeline.comparison import Comparison
     from fisherfunc.pipeline.determinism import deterministic
@@ -50,12 +51,14 @@ __all__ = [
     "SpectrumRecorder",
     "TokenGrams",
     "Tokens",
+    "by_head",
     "by_layer",
     "by_module",
     "by_parameter",
     "compare",
     "deterministic",
     "directions",
+    "divide_heads",
     "fisher_eigenvectors",
     "fisher_spectrum",
     "functionalize",
@@ -104,11 +107,13 @@ _PLACES = {
     "SpectrumRecorder": "fisherfunc.surface.recorder",
     "TokenGrams": "fisherfunc.linalg.token_grams",
     "Tokens": "fisherfunc.linalg.token_grams",
+    "by_head": "fisherfunc.partitioning",
     "by_layer": "fisherfunc.partitioning",
     "by_module": "fisherfunc.partitioning",
     "by_parameter": "fisherfunc.partitioning",
     "compare": "fisherfunc.pipeline.compare",
     "deterministic": "fisherfunc.pipeline.determinism",
+    "divide_heads": "fisherfunc.models.heads",
     "fisher_eigenvectors": "fisherfunc.pipeline.eigenvectors",
     "fisher_spectrum": "fisherfunc.pipeline.fisher",
     "functionalize": "fisherfunc.models.functionalize",

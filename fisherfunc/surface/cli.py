@@ -46,7 +46,7 @@ _DTYPE = click.Choice(["float32", "float64", "bfloat16"])
 _BOS = click.Choice(["auto", "always", "never"])
 
 
-_BLOCKS = click.Choice(["layer", "module", "parameter", "whole"])
+_BLOCKS = click.Choice(["layer", "module", "head", "parameter", "whole"])
 _TASK = (
     click.option("--model", metavar="ID_OR_FOLDER", help="Hugging Face folder or hub id.  [default: embedded]"),
     click.option(
