@@ -3,7 +3,7 @@
 A projection y = W x + b of attention becomes one linear map per head, of the rows of W and b that make its part of y
 (queries, keys, values), or of the columns that read its part of x (the output). With the layouts below these are
 
-    one projection each    rows [head, d]                         LLaMA, BERT, T5, OPT; keys, values may have fewer heads
+    one projection each    rows [head, d]                         LLaMA, BERT, T5, OPT; keys, values may be fewer
     fused, parts first     rows [query | key | value, head, d]    GPT-2, Phi-3, ModernBERT, MPT
     fused, heads first     rows [head, query | key | value, d]    GPT-NeoX, BLOOM
 
