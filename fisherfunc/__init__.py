@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from fisherfunc.pipeline.plan import plan
     from fisherfunc.pipeline.result import FisherSpectrum
     from fisherfunc.pipeline.solve import spectrum_of_gradients, spectrum_of_grams
+    from fisherfunc.surface import panels as plots
     from fisherfunc.surface.recorder import SpectrumRecorder
     from fisherfunc.surface.trainer_callback import trainer_callback
 
@@ -71,6 +72,7 @@ __all__ = [
     "partition",
     "per_token_gradients",
     "plan",
+    "plots",
     "population",
     "spectrum_of_gradients",
     "spectrum_of_grams",
@@ -90,6 +92,7 @@ _MODULES = {
     "losses": "fisherfunc.gradients.losses",
     "metrics": "fisherfunc.linalg.metrics",
     "operators": "fisherfunc.operators",
+    "plots": "fisherfunc.surface.panels",
     "population": "fisherfunc.population",
     "statistics": "fisherfunc.statistics",
     "targets": "fisherfunc.gradients.targets",
