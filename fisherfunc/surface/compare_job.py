@@ -102,7 +102,7 @@ def save(
     text = json.dumps(found.to_dict(), allow_nan=False, ensure_ascii=False, indent=1) + "\n"
     pictures: dict[str, Any] = {f"{NAME}.{kind}": plots.rendered(figure, kind) for kind in plots.FORMATS}
     run = run_toml("compare", options, {}, out=str(folder), eigenvalues=None)
-    return write_files(folder, {f"{NAME}.json": text, RUN_NAME: run, **pictures})
+    return write_files(folder, {f"{NAME}.json": text, **pictures, RUN_NAME: run})
 
 
 def _result(given: str, progress: Progress | None) -> FisherSpectrum:
