@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from fisherfunc.pipeline.result import FisherSpectrum
     from fisherfunc.pipeline.solve import spectrum_of_gradients, spectrum_of_grams
     from fisherfunc.surface import panels as plots
+    from fisherfunc.surface.progress import progress_bar
     from fisherfunc.surface.recorder import SpectrumRecorder
     from fisherfunc.surface.trainer_callback import trainer_callback
 
@@ -74,6 +75,7 @@ __all__ = [
     "plan",
     "plots",
     "population",
+    "progress_bar",
     "spectrum_of_gradients",
     "spectrum_of_grams",
     "statistics",
@@ -124,6 +126,7 @@ _PLACES = {
     "partition": "fisherfunc.partitioning",
     "per_token_gradients": "fisherfunc.gradients.dense.route",
     "plan": "fisherfunc.pipeline.plan",
+    "progress_bar": "fisherfunc.surface.progress",
     "spectrum_of_gradients": "fisherfunc.pipeline.solve",
     "spectrum_of_grams": "fisherfunc.pipeline.solve",
     "token_grams": "fisherfunc.gradients.grams",

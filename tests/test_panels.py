@@ -88,7 +88,7 @@ def test_on_the_users_axes_nothing_but_these_is_touched(result, name):
     assert draw(result, ax=right) is right
     assert not left.has_data() and right.has_data() and dict(matplotlib.rcParams) == before
     own = draw(result)
-    assert own.figure is not figure
+    assert own.figure is not figure and own.figure._repr_png_().startswith(b"\x89PNG")
     buffer = io.BytesIO()
     own.figure.savefig(buffer, format="pdf")
     assert buffer.getvalue().startswith(b"%PDF")

@@ -3,7 +3,8 @@
     result → Axes          spectrum, density, cumulative_trace, profile, couplings, effective_dimension
     several → Axes         evolution
 
-Without `ax` a figure is made, in the style of this package and without pyplot: `axes.figure.savefig("x.pdf")`.
+Without `ax` a figure is made, in the style of this package and without pyplot: `axes.figure` shows it at the end of a
+notebook's cell, and `axes.figure.savefig("x.pdf")` writes it.
 On axes that are given, fonts and sizes are the user's. Blocks are coloured in the order of the model by a map of even
 lightness, which colour-blind readers can follow; of more than twelve a colour bar says which is which.
 """
@@ -11,6 +12,7 @@ lightness, which colour-blind readers can follow; of more than twelve a colour b
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -317,7 +319,8 @@ class _on(AbstractContextManager[Any]):  # noqa: N801 (used as a function)
     def __enter__(self) -> Any:
         self._style.__enter__()
         if self._ax is None:
-            figure = self._matplotlib.figure.Figure(figsize=_SIZE, layout="constrained")
+            figure: Any = self._matplotlib.figure.Figure(figsize=_SIZE, layout="constrained")
+            figure._repr_png_ = partial(plots.rendered, figure, "png")  # notebooks show it, with and without pyplot
             self._matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
             self._ax = figure.add_subplot()
         return self._ax
