@@ -6,7 +6,7 @@
 Without `ax` a figure is made, in the style of this package and without pyplot: `axes.figure` shows it at the end of a
 notebook's cell, and `axes.figure.savefig("x.pdf")` writes it.
 On axes that are given, fonts and sizes are the user's. Blocks are coloured in the order of the model by a map of even
-lightness, which colour-blind readers can follow; of more than twelve a colour bar says which is which.
+lightness, which colour-blind readers can follow; of many, a colour bar beside the axes says which is which.
 """
 
 import math
@@ -31,9 +31,10 @@ from fisherfunc.surface.plot_style import INK, require_matplotlib, shortened, st
 
 __all__ = ["couplings", "cumulative_trace", "density", "effective_dimension", "evolution", "profile", "spectrum"]
 
-_SIZE = (4.6, 3.3)
 _SAMPLE, _POPULATION = INK, "#00796b"
 _TICKS = 24
+_FEW = 4
+"""Blocks that a legend names; of more it would cover the lines of a picture of one column's width."""
 _WRITTEN = 8
 """Blocks whose couplings are written as numbers."""
 
@@ -53,7 +54,7 @@ def spectrum(result: FisherSpectrum, *, ax: Any = None) -> Any:
     Raises:
         ImportError: If matplotlib is not installed.
     """
-    with _on(ax) as axes:
+    with _on(ax, size=(7.0, 4.2)) as axes:
         axes.set(xscale="log", yscale="log", xlabel="rank $k$", ylabel=rf"eigenvalue $\lambda_k$ ({_unit(result)})")
         plots.draw(require_matplotlib(), axes.figure, axes, result, beside=ax is None)
     return axes
@@ -301,7 +302,7 @@ def _looks(result: FisherSpectrum) -> dict[str, tuple[Spectrum, dict[str, Any]]]
 
 def _key(axes: Any, result: FisherSpectrum, *, loc: str) -> None:
     handles, names = axes.get_legend_handles_labels()
-    few = len(result.blocks) <= plots.LEGEND_LIMIT
+    few = len(result.blocks) <= _FEW
     kept = slice(None) if few else slice(-2, None)
     axes.legend(handles[kept], [shortened(name, 20) for name in names[kept]], loc=loc, fontsize="small")
     if not few:
@@ -311,7 +312,8 @@ def _key(axes: Any, result: FisherSpectrum, *, loc: str) -> None:
 class _on(AbstractContextManager[Any]):  # noqa: N801 (used as a function)
     """The axes to draw on: those given, in the user's style, or those of a new figure, in ours."""
 
-    def __init__(self, ax: Any) -> None:
+    def __init__(self, ax: Any, size: tuple[float, float] = (4.6, 3.3)) -> None:
+        self._size = size
         self._matplotlib: ModuleType = require_matplotlib()
         self._ax = ax
         self._style: AbstractContextManager[Any] = nullcontext() if ax is not None else styled(self._matplotlib)
@@ -319,7 +321,7 @@ class _on(AbstractContextManager[Any]):  # noqa: N801 (used as a function)
     def __enter__(self) -> Any:
         self._style.__enter__()
         if self._ax is None:
-            figure: Any = self._matplotlib.figure.Figure(figsize=_SIZE, layout="constrained")
+            figure: Any = self._matplotlib.figure.Figure(figsize=self._size, layout="constrained")
             figure._repr_png_ = partial(plots.rendered, figure, "png")  # notebooks show it, with and without pyplot
             self._matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
             self._ax = figure.add_subplot()

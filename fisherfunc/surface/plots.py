@@ -83,7 +83,7 @@ def draw(matplotlib: ModuleType, figure: Any, axes: Any, result: FisherSpectrum,
         figure: That of the axes.
         axes: Where.
         result: What.
-        beside: Whether the legend stands beside the axes, or within.
+        beside: Whether a legend of few blocks stands beside the axes; a colour bar says which is which where not.
     """
     palette = palette_of(matplotlib, len(result.blocks))
     many = len(result.blocks) > LEGEND_LIMIT
@@ -187,12 +187,14 @@ def _key(matplotlib: ModuleType, figure: Any, axes: Any, labels: list[str], *, b
     handles, names = axes.get_legend_handles_labels()
     if len(handles) == 1:
         axes.legend(loc="upper right", fontsize=8.5)
-    elif len(labels) <= LEGEND_LIMIT:
-        place: Any = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)} if beside else {"loc": "best"}
-        axes.legend(**place, fontsize=8.5 if beside else 7)
+    elif len(labels) <= LEGEND_LIMIT and beside:
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8.5)
     else:
-        axes.legend(handles[len(labels) :], names[len(labels) :], loc="upper right", fontsize=8.5)
-        colorbar(matplotlib, figure, axes, labels)
+        kept = slice(len(labels), None) if len(labels) > 1 else slice(None)
+        place, size = ("upper right", 8.5) if beside else ("best", "small")
+        axes.legend(handles[kept], names[kept], loc=place, fontsize=size)
+        if len(labels) > 1:
+            colorbar(matplotlib, figure, axes, labels)
 
 
 def colorbar(matplotlib: ModuleType, figure: Any, axes: Any, labels: list[str]) -> None:
