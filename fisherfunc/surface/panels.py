@@ -237,7 +237,8 @@ def effective_dimension(result: FisherSpectrum, *, ax: Any = None) -> Any:
         raise ValueError(f"no eigenvalue is resolved: the largest is {largest:.2e}, the resolution {floor:.2e}")
     found = None if result.population is None else result.population.effective_dimension
     low = max(floor, largest * 1e-6) if found is None else min(found.kappas)
-    gammas = torch.logspace(math.log10(low), math.log10(10 * largest), 80, dtype=torch.float64)
+    ends, like = (math.log10(low), math.log10(10 * largest)), result.full.eigenvalues
+    gammas = torch.logspace(*ends, 80, dtype=torch.float64, device=like.device)
     own = effective_dimension_curve(result.full, gammas)
     with _on(ax) as axes:
         axes.plot(own.gamma.tolist(), own.dimension.tolist(), color=_SAMPLE, ls="--", label="of these tokens")
