@@ -40,7 +40,7 @@ def population_notes(result: FisherSpectrum) -> list[str]:
         draws = "documents"
     leading = found.leading_sums
     pairs = zip(leading.out_of_sample, leading.in_sample, strict=True)
-    shares = ", ".join(_percent(outside / value) for outside, value in pairs if value > 0)
+    shares = ", ".join(_two_digits(outside / value) for outside, value in pairs if value > 0)
     heading = (
         f"Of the population that these {found.num_clusters:,} {draws} were drawn from ({level:.0%} intervals), where "
         "the table is of these tokens:"
@@ -73,11 +73,11 @@ def _percent(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.1%}"
 
 
-def _percent(share: float) -> str:
+def _two_digits(share: float) -> str:
     """Two digits, and no power of ten.
 
     Example:
-        >>> _percent(0.0044), _percent(0.036), _percent(1.02)
+        >>> _two_digits(0.0044), _two_digits(0.036), _two_digits(1.02)
         ('0.44 %', '3.6 %', '102 %')
     """
     return f"{100 * share:.0f} %" if abs(share) >= 0.1 else f"{100 * share:.2g} %"
