@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from fisherfunc.linalg.spectrum import Spectrum
     from fisherfunc.linalg.token_grams import TokenGrams, Tokens
     from fisherfunc.models.functionalize import functionalize
-    from fisherfunc.partitioning import by_layer, by_module, by_parameter, partition, whole
+    from fisherfunc.models.heads import divide_heads
+    from fisherfunc.partitioning import by_head, by_layer, by_module, by_parameter, partition, whole
     from fisherfunc.pipeline.compare import compare
     from fisherfunc.pipeline.comparison import Comparison
     from fisherfunc.pipeline.determinism import deterministic
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from fisherfunc.pipeline.plan import plan
     from fisherfunc.pipeline.result import FisherSpectrum
     from fisherfunc.pipeline.solve import spectrum_of_gradients, spectrum_of_grams
+    from fisherfunc.surface import panels as plots
+    from fisherfunc.surface.progress import progress_bar
     from fisherfunc.surface.recorder import SpectrumRecorder
     from fisherfunc.surface.trainer_callback import trainer_callback
 
@@ -50,12 +53,14 @@ __all__ = [
     "SpectrumRecorder",
     "TokenGrams",
     "Tokens",
+    "by_head",
     "by_layer",
     "by_module",
     "by_parameter",
     "compare",
     "deterministic",
     "directions",
+    "divide_heads",
     "fisher_eigenvectors",
     "fisher_spectrum",
     "functionalize",
@@ -68,7 +73,9 @@ __all__ = [
     "partition",
     "per_token_gradients",
     "plan",
+    "plots",
     "population",
+    "progress_bar",
     "spectrum_of_gradients",
     "spectrum_of_grams",
     "statistics",
@@ -87,6 +94,7 @@ _MODULES = {
     "losses": "fisherfunc.gradients.losses",
     "metrics": "fisherfunc.linalg.metrics",
     "operators": "fisherfunc.operators",
+    "plots": "fisherfunc.surface.panels",
     "population": "fisherfunc.population",
     "statistics": "fisherfunc.statistics",
     "targets": "fisherfunc.gradients.targets",
@@ -104,11 +112,13 @@ _PLACES = {
     "SpectrumRecorder": "fisherfunc.surface.recorder",
     "TokenGrams": "fisherfunc.linalg.token_grams",
     "Tokens": "fisherfunc.linalg.token_grams",
+    "by_head": "fisherfunc.partitioning",
     "by_layer": "fisherfunc.partitioning",
     "by_module": "fisherfunc.partitioning",
     "by_parameter": "fisherfunc.partitioning",
     "compare": "fisherfunc.pipeline.compare",
     "deterministic": "fisherfunc.pipeline.determinism",
+    "divide_heads": "fisherfunc.models.heads",
     "fisher_eigenvectors": "fisherfunc.pipeline.eigenvectors",
     "fisher_spectrum": "fisherfunc.pipeline.fisher",
     "functionalize": "fisherfunc.models.functionalize",
@@ -116,6 +126,7 @@ _PLACES = {
     "partition": "fisherfunc.partitioning",
     "per_token_gradients": "fisherfunc.gradients.dense.route",
     "plan": "fisherfunc.pipeline.plan",
+    "progress_bar": "fisherfunc.surface.progress",
     "spectrum_of_gradients": "fisherfunc.pipeline.solve",
     "spectrum_of_grams": "fisherfunc.pipeline.solve",
     "token_grams": "fisherfunc.gradients.grams",

@@ -12,7 +12,15 @@ from click.testing import CliRunner
 import fisherfunc
 from fisherfunc.surface.cli import cli
 
-FILES = ["couplings.png", "couplings.svg", "eigenvalues.csv", "spectrum.json", "spectrum.png", "spectrum.svg"]
+FILES = [
+    "couplings.png",
+    "couplings.svg",
+    "eigenvalues.csv",
+    "run.toml",
+    "spectrum.json",
+    "spectrum.png",
+    "spectrum.svg",
+]
 
 
 def hub_folder(root):

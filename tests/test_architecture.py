@@ -31,7 +31,7 @@ LAYERS = (
     "pipeline",
 )
 LAYERS += ("surface",)
-EXTRAS = ("transformers", "tokenizers", "accelerate", "matplotlib", "click", "rich", "hypothesis", "pandas")
+EXTRAS = ("transformers", "tokenizers", "accelerate", "matplotlib", "click", "rich", "hypothesis", "pandas", "xarray")
 WITH_EXTRAS = ("surface", "testing", "assets")
 WITH_EFFECTS = ("surface.", "records.storage.", "__main__.")
 WITH_EFFECTS += ("records.tensor_files.",)

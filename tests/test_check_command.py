@@ -1,12 +1,14 @@
 """`fisherfunc check`: what it says of a model and a text is what a run finds."""
 
+from dataclasses import replace
+
 import hf_folders
 import pytest
 import torch
 from click.testing import CliRunner
 
 import fisherfunc as ff
-from fisherfunc.surface.check_command import coverage, findings
+from fisherfunc.surface.check_command import coverage, exploits, findings
 from fisherfunc.surface.cli import cli
 
 
@@ -61,6 +63,26 @@ def test_the_command_prints_one_screen_and_one_line_of_error(folder):
     assert result.exit_code == 0 and 6 <= len(result.stdout.splitlines()) <= 24
     missing = CliRunner().invoke(cli, ["check", str(folder / "absent")], prog_name="fisherfunc")
     assert missing.exit_code == 1 and missing.stdout == "" and len(missing.stderr.splitlines()) == 1
+
+
+def test_what_the_structure_allows_is_said_with_the_reason_where_it_does_not(folder):
+    said = found(folder, "plain.txt")
+    assert said["causal"].startswith("yes") and said["separable"].startswith("yes")
+    assert said["output"].startswith("transformer.wte.weight: passes begin below it")  # tied to lm_head.weight
+    hf_folders.write("bert", folder / "bert")
+    given = {"num_tokens": None, "context": 10, "dtype": "float32"}
+    other = dict(findings(model=str(folder / "bert"), text=str(folder / "plain.txt"), **given))
+    assert other["causal"].startswith("no: a position sees what comes after it") and "separable" in other
+
+
+def test_a_plan_of_the_other_route_and_refusals_are_told():
+    model = torch.nn.Linear(3, 2)
+    batch = (torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
+    assert list(exploits(ff.plan(model, batch, route="dense", calibrate=False))) == []
+    plan = ff.plan(model, batch, calibrate=False)
+    structure = replace(plan.of_route.structure, stacked=False, refused={"stacks": "they differ"}, head=None)
+    told = dict(exploits(replace(plan, of_route=replace(plan.of_route, structure=structure))))
+    assert told["separable"] == "no: they run one at a time (they differ)" and told["output"].startswith("none: ")
 
 
 def test_nothing_of_the_global_random_state_is_moved(folder):

@@ -20,7 +20,15 @@ from fisherfunc.surface.cli import cli
 from fisherfunc.surface.files import read_spectrum
 from fisherfunc.surface.sizes import parse_bytes
 
-ORDER = ["spectrum.json", "eigenvalues.csv", "spectrum.png", "spectrum.svg", "couplings.png", "couplings.svg"]
+ORDER = [
+    "spectrum.json",
+    "eigenvalues.csv",
+    "run.toml",
+    "spectrum.png",
+    "spectrum.svg",
+    "couplings.png",
+    "couplings.svg",
+]
 
 
 def test_without_arguments_the_embedded_model_runs_end_to_end(here, tmp_path):

@@ -17,6 +17,7 @@ import fisherfunc
 from fisherfunc.__main__ import main
 from fisherfunc.surface import boundary, job
 from fisherfunc.surface.cli import cli
+from fisherfunc.surface.terminal import console
 
 QUICK = ["--tokens", 9]
 INTERRUPTED = """
@@ -134,3 +135,29 @@ def test_an_end_of_file_is_an_error_and_no_interrupt():
     group = boundary.Group(commands={"damaged": damaged})
     ran = CliRunner().invoke(group, ["damaged"])
     assert (ran.exit_code, ran.stderr) == (1, "fisherfunc: error: Ran out of input\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("fisherfunc sp", "spectrum"),
+        ("fisherfunc spectrum --blo", "--blocks"),
+        ("fisherfunc spectrum --blocks ", "head"),
+    ],
+)
+def test_commands_options_and_values_are_completed(words, offered):
+    count = len(words.split(" ")) - 1
+    env = {"_FISHERFUNC_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(count)}
+    ran = CliRunner().invoke(cli, [], env=env, prog_name="fisherfunc")
+    assert ran.exit_code == 0 and f"plain,{offered}" in ran.stdout.splitlines()
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_with_no_color_nothing_is_coloured(plain, monkeypatch, capsys):
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if plain:
+        monkeypatch.setenv("NO_COLOR", "1")
+    console().print("[red]word")
+    assert ("\x1b[31m" in capsys.readouterr().out) != plain

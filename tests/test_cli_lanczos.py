@@ -14,7 +14,7 @@ from fisherfunc.gradients.planning import room
 from fisherfunc.pipeline.leading import leading_spectrum
 from fisherfunc.surface import leading
 
-FILES = ["eigenvalues.csv", "spectrum.json", "spectrum.png", "spectrum.svg"]
+FILES = ["eigenvalues.csv", "run.toml", "spectrum.json", "spectrum.png", "spectrum.svg"]
 LANCZOS = ["--method", "lanczos", "--leading", 6]
 
 

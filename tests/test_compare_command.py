@@ -20,7 +20,7 @@ from fisherfunc.surface.compare_report import HEADINGS, compare_report
 from fisherfunc.surface.files import read_spectrum, to_json, write_files
 from fisherfunc.surface.plots import rendered
 
-FILES = ["comparison.json", "comparison.png", "comparison.svg"]
+FILES = ["comparison.json", "comparison.png", "comparison.svg", "run.toml"]
 DEFAULTS = ("largest", "trace", "effective_rank")
 
 

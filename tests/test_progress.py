@@ -39,3 +39,14 @@ def test_what_is_left_is_estimated_from_this_run_and_from_chunks_that_are_minute
             report(done, 100)
             now += 100
     assert re.search(r"70/100 0:05:00 0:05:00", re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", capsys.readouterr().err))
+
+
+def test_in_a_notebook_the_bar_is_tqdms_and_counts_what_is_done(capsys):
+    with progress_bar(notebook=True, doing="gradients") as report:
+        for done in (1, 3, 8):
+            report(done, 8)
+    shown = capsys.readouterr().err
+    assert "gradients" in shown and "3/8" in shown and "eigenvalues" in shown and "8/8" in shown
+    with progress_bar(notebook=True, quiet=True) as report:
+        report(1, 1)
+    assert capsys.readouterr().err == ""

@@ -83,6 +83,12 @@ def test_links_lead_somewhere(path):
         assert path.parent == REPOSITORY or (path.parent / target).resolve().is_relative_to(DOCS), target
 
 
+def test_a_doi_is_linked_to_itself():
+    found = re.findall(r"\[(10\.[^\]]+)\]\(https://doi\.org/([^)]+)\)", page("mathematics.md"))
+    assert len(found) == page("mathematics.md").count("https://doi.org/") >= 12
+    assert all(shown == target and re.fullmatch(r"10\.\d{4,5}/\S+", shown) for shown, target in found)
+
+
 def _pages_of(entry) -> list[str]:
     if isinstance(entry, str):
         return [entry]

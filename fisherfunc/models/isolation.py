@@ -181,7 +181,7 @@ def evaluation_copy(model: nn.Module) -> nn.Module:
         TypeError: If it cannot be copied.
         ValueError: If `train(False)` fails.
     """
-    private = _structure(model)
+    private = structure_copy(model)
     before, held = _identities(private), [*private.buffers(), *_loose_tensors(private)]
     with (
         writes_refused(dict(private.named_parameters()) | dict(private.named_buffers())) as guard,
@@ -196,7 +196,7 @@ def evaluation_copy(model: nn.Module) -> nn.Module:
             ) from error
     kept = {id(t) for t in (*private.buffers(), *_loose_tensors(private))} - {id(t) for t in held}
     if guard.found or _identities(private) != before or (kept and reads.any):
-        private = _structure(model)
+        private = structure_copy(model)
         for part in private.modules():
             part.training = False
     return private
@@ -226,7 +226,12 @@ def fresh_copy(module: nn.Module, parameters: Mapping[str, nn.Parameter], tensor
     return copied
 
 
-def _structure(model: nn.Module) -> nn.Module:
+def structure_copy(model: nn.Module) -> nn.Module:
+    """Copy the structure of a module; parameters and buffers are seen through aliases, other tensors are copied.
+
+    Raises:
+        TypeError: If it cannot be copied, or its copy lacks something.
+    """
     memo: dict[int, Any] = {id(t): _alias(t) for t in (*model.parameters(), *model.buffers())}
     memo |= {id(tensor): tensor.clone() for tensor in _loose_tensors(model)}
     try:

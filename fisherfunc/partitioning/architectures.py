@@ -85,6 +85,25 @@ _OUTPUT: Final = """
     score *classifier* qa_outputs *pooler* *_summary text_projection visual_projection
 """
 
+# Projections of attention to queries, keys and values, in this order, as modules of one attention module.
+SEPARATE_PROJECTIONS: Final = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("query", "key", "value"),
+    ("q", "k", "v"),
+    ("q_lin", "k_lin", "v_lin"),
+)
+
+# One projection to all three, and what its rows are ordered by first (see models/heads.py).
+FUSED_PROJECTIONS: Final[Mapping[str, str]] = MappingProxyType(
+    {"c_attn": "parts first", "Wqkv": "parts first", "qkv_proj": "parts first", "query_key_value": "heads first"}
+)
+
+# The projection of the heads' outputs.
+ATTENTION_OUTPUTS: Final = ("o_proj", "out_proj", "c_proj", "o", "out_lin", "Wo", "dense")
+
+# Attention to another stream, of a layer that also has attention to its own.
+CROSS_ATTENTION: Final = _any_of("cross* encdec* encoder_attn")
+
 # Parts of one layer. Here a `query` is no search text, and `output` is the second half of BERT's MLP.
 INSIDE: Final[Vocabulary] = MappingProxyType(
     {

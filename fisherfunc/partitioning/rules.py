@@ -18,6 +18,11 @@ OTHER: Final = "other"
 """The label of what a rule does not place: visible in every result, never dropped."""
 
 _RECURRENT = re.compile(r"(?:weight|bias)_(?:ih|hh|hr)_(l\d+)(?:_reverse)?")
+UNDIVIDED: Final = "undivided_bias"
+"""What `divide_heads` calls the bias of an output projection, which is no head's."""
+_HEAD = re.compile(r"(?:query_|key_|value_)?((?:kv_)?head)_(\d+)")
+_PROJECTIONS = {name for names in words.SEPARATE_PROJECTIONS for name in names}
+_PROJECTIONS |= {*words.FUSED_PROJECTIONS, *words.ATTENTION_OUTPUTS}
 _KNOWN_PREFIXES = words.BACKBONES | words.TOWERS | words.STREAMS
 
 
@@ -88,6 +93,47 @@ def by_module(name: str) -> str:
     return role or ("output" if _is_linear_decoder(path) else OTHER)
 
 
+def by_head(name: str) -> str:
+    """Label a parameter of a model divided by `ff.divide_heads` by its attention head: ``layer.3.head.5``.
+
+    The block of a head has its rows of the projections to queries, keys and values, and its columns of the output.
+    Where keys and values have fewer heads, theirs are ``kv_head``; heads of attention to another stream are
+    ``cross_head``. What else a layer has is its ``rest``; around the stack labels are those of `by_layer`.
+
+    Args:
+        name: The parameter's dotted name.
+
+    Returns:
+        The label of its block.
+
+    Raises:
+        ValueError: If it is a projection of attention that is not divided.
+
+    Example:
+        >>> by_head("transformer.h.3.attn.c_attn.query_head_5.weight")
+        'layer.3.head.5'
+        >>> [by_head(f"model.layers.0.{part}.weight") for part in ("self_attn.k_proj.kv_head_1", "mlp.up_proj")]
+        ['layer.0.kv_head.1', 'layer.0.rest']
+    """
+    path = parse(name)
+    heads = [(at, found) for at, part in enumerate(path.modules) if (found := _HEAD.fullmatch(part))]
+    if heads:
+        at, found = heads[0]
+        attention = path.modules[: at - 1]
+        cross = any(words.CROSS_ATTENTION.match(part.lower()) for part in attention)
+        around = (
+            by_layer(".".join((*path.modules[:at], path.tensor))) if path.stack is not None else ".".join(attention)
+        )
+        return ".".join(filter(None, (around, ("cross_" if cross else "") + found[1], found[2])))
+    whole_projection = path.tensor != UNDIVIDED and path.modules[-1:] and path.modules[-1] in _PROJECTIONS
+    if whole_projection and by_module(name) == "attention":
+        raise ValueError(
+            f"by_head met {name!r}, a projection of attention with all heads in one parameter; divide the model first: "
+            "fisher_spectrum(ff.divide_heads(model), …, blocks=ff.by_head)"
+        )
+    return f"{by_layer(name)}.rest" if _in_known_stack(path) else by_layer(name)
+
+
 def by_parameter(name: str) -> str:
     """Give every parameter tensor its own block.
 
@@ -121,7 +167,7 @@ def whole(name: str) -> str:
 
 
 RULES: Final[Mapping[str, Rule]] = MappingProxyType(
-    {"layer": by_layer, "module": by_module, "parameter": by_parameter, "whole": whole}
+    {"layer": by_layer, "module": by_module, "head": by_head, "parameter": by_parameter, "whole": whole}
 )
 """The rules by the names they have on the command line."""
 

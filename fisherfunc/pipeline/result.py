@@ -7,7 +7,7 @@ from typing import Any
 
 from fisherfunc.linalg import metrics
 from fisherfunc.linalg.spectrum import Spectrum
-from fisherfunc.pipeline.sheets import eigenvalue_frame, latex, metric_frame, result_sheet
+from fisherfunc.pipeline.sheets import eigenvalue_dataset, eigenvalue_frame, latex, metric_frame, result_sheet
 from fisherfunc.population.summary import PopulationSummary
 from fisherfunc.records.record import record
 from fisherfunc.records.sheet import Sheet, as_html, as_text
@@ -67,6 +67,14 @@ class FisherSpectrum:
         if of not in frames:
             raise ValueError(f"to_dataframe expected of= one of {list(frames)}, got of={of!r}")
         return frames[of](self.matrices)
+
+    def to_xarray(self) -> Any:
+        """Return an xarray Dataset of `matrices`: eigenvalues by (block, rank), NaN where there are fewer, and metrics.
+
+        Raises:
+            ImportError: If xarray is not installed.
+        """
+        return eigenvalue_dataset(self.matrices, self.metadata)
 
     def to_latex(self) -> str:
         """Return the table of the matrices as LaTeX, for the package booktabs."""

@@ -1,5 +1,6 @@
 """Results as a screen, as a data frame and as a LaTeX table: all from the metrics of each matrix."""
 
+import math
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
@@ -115,6 +116,47 @@ def eigenvalue_frame(spectra: Mapping[str, Spectrum]) -> Any:
     return _pandas().DataFrame(rows)
 
 
+def eigenvalue_dataset(spectra: Mapping[str, Spectrum], metadata: Mapping[str, Any]) -> Any:
+    """Return an xarray Dataset: eigenvalues and whether they are resolved by (block, rank), each metric by (block).
+
+    Blocks of fewer eigenvalues end in NaN. What does not exist of a metric is NaN.
+
+    Args:
+        spectra: {label: spectrum}.
+        metadata: Of the result; text and numbers become attributes of the dataset.
+    """
+    xarray = _imported("xarray", "a Dataset", "xarray")
+    longest = max(len(spectrum.eigenvalues) for spectrum in spectra.values())
+
+    def padded(values: Any, filler: Any) -> list[Any]:
+        return [*values, *[filler] * (longest - len(values))]
+
+    rows = [spectrum.eigenvalues.tolist() for spectrum in spectra.values()]
+    resolved = [(s.eigenvalues > s.resolution).tolist() for s in spectra.values()]
+    found = [
+        {name: number_of(metric(spectrum)) for name, metric in metrics.SUMMARY.items()} for spectrum in spectra.values()
+    ]
+    facts = {name: value for name, value in metadata.items() if isinstance(value, str | int | float)}
+    return xarray.Dataset(
+        {
+            "eigenvalue": (("block", "rank"), [padded(row, math.nan) for row in rows], {"units": unit_of(metadata)}),
+            "resolved": (("block", "rank"), [padded(row, False) for row in resolved]),
+            "resolution": (("block",), [float(s.resolution) for s in spectra.values()]),
+            **{
+                name: (("block",), [math.nan if row[name] is None else row[name] for row in found])
+                for name in metrics.SUMMARY
+            },
+        },
+        coords={"block": list(spectra), "rank": range(1, longest + 1)},
+        attrs={name: int(value) if isinstance(value, bool) else value for name, value in facts.items()},
+    )
+
+
+def unit_of(metadata: Mapping[str, Any]) -> str:
+    """Return the unit of eigenvalues."""
+    return f"nats² per {metadata.get('unit', 'token')}"
+
+
 def value_frame(values: Mapping[str, Mapping[str, Mapping[str, Any]]], **others: Mapping[str, Any]) -> Any:
     """Return a pandas DataFrame with a row per result, block and metric.
 
@@ -168,9 +210,11 @@ def _resolved(spectrum: Spectrum) -> list[float]:
 
 
 def _pandas() -> Any:
+    return _imported("pandas", "a data frame", "pandas")
+
+
+def _imported(name: str, what: str, extra: str) -> Any:
     try:
-        return import_module("pandas")
+        return import_module(name)
     except ImportError as error:
-        raise ImportError(
-            f'a data frame needs pandas ({error}); install it: pip install "fisherfunc[pandas]"'
-        ) from error
+        raise ImportError(f'{what} needs {name} ({error}); install it: pip install "fisherfunc[{extra}]"') from error

@@ -11,8 +11,9 @@ from fisherfunc.surface.visible import visible
 
 HELP = """Say what a run on MODEL would cover and use, and what to look at before: one screen, and no pass over tokens.
 
-Which parameters are in it and which are left out, how their gradients are held, what the dtype loses, whether the
-text is long enough, and whether a window begins with two start tokens.
+Which parameters are in it and which are left out, what of the model's structure is used (is it causal, can sequences
+run together, is there an output layer) and why not, how gradients are held, what the dtype loses, whether the text is
+long enough, and whether a window begins with two start tokens.
 
 \b
 Examples:
@@ -87,12 +88,37 @@ def findings(
     yield "dtype", f"{dtype}: {LOSES[dtype]}"
     options = {**pass_options(job, loaded), "num_tokens": FEW}
     found = plan(loaded.model, batches, **options, calibrate=False)
+    yield from exploits(found)
     routes = Counter(cost.route for cost in found.parameters.values())
     yield "route", found.route + (f", as {found.reason}" if found.reason else "")
     yield "gradients", ", ".join(f"{count} by {route}" for route, count in routes.most_common())
     whys = {cost.why for cost in found.parameters.values() if cost.route == "autograd"}
     if whys:
         yield "autograd", "; ".join(sorted(whys))
+
+
+def exploits(found: Any) -> Iterator[tuple[str, str]]:
+    """Find what of the model's structure the factored route would use, and why not where it would not.
+
+    Args:
+        found: The plan.
+    """
+    structure = getattr(found.of_route, "structure", None)
+    if structure is None:
+        return
+    whys = {name: f" ({why})" if why else "" for name, why in structure.refused.items()}
+    whole = "no: a position sees what comes after it, so that each pass takes the whole sequence"
+    yield (
+        "causal",
+        "yes: a token needs no more than its prefix" if structure.causal else whole + whys.get("prefixes", ""),
+    )
+    apart = "no: they run one at a time"
+    yield "separable", "yes: sequences run together" if structure.stacked else apart + whys.get("stacks", "")
+    last = "none: the losses are no function, place by place, of a last linear map"
+    head = structure.head and f"{structure.head[0]}: passes begin below it, from cotangents in closed form"
+    yield "output", head or last
+    if not found.of_route.segments.ends:
+        yield "segments", "one: the model runs as a whole" + whys.get("segments", "")
 
 
 def coverage(model: Any, fn: Any) -> Iterator[tuple[str, str]]:

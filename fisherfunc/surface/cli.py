@@ -13,6 +13,7 @@ from fisherfunc.surface.compare_command import compare
 from fisherfunc.surface.format_options import FORMAT, as_options
 from fisherfunc.surface.help_texts import PLAN_HELP, SPECTRUM_HELP, TOKENS_HELP
 from fisherfunc.surface.report_command import report
+from fisherfunc.surface.run_command import options_of, run
 from fisherfunc.surface.terminal import console as _console
 from fisherfunc.surface.terminal import hush as _hush
 from fisherfunc.surface.terminal import written
@@ -46,7 +47,7 @@ _DTYPE = click.Choice(["float32", "float64", "bfloat16"])
 _BOS = click.Choice(["auto", "always", "never"])
 
 
-_BLOCKS = click.Choice(["layer", "module", "parameter", "whole"])
+_BLOCKS = click.Choice(["layer", "module", "head", "parameter", "whole"])
 _TASK = (
     click.option("--model", metavar="ID_OR_FOLDER", help="Hugging Face folder or hub id.  [default: embedded]"),
     click.option(
@@ -201,7 +202,8 @@ def spectrum(
             raise
         raise Interrupted(f"interrupted; run the same command again to go on from {resume}") from error
     try:
-        paths = results.save(result, folder) if of_lanczos is None else leading.save(result, folder)
+        save = results.save if of_lanczos is None else leading.save
+        paths = save(result, folder, options=options_of(click.get_current_context()))
     except OSError:
         _show(result, form)  # also where quiet is asked for: it took the time that it took
         raise
@@ -271,7 +273,7 @@ def _of_lanczos(method: str, options: dict[str, Any]) -> dict[str, Any] | None:
         return None
     context = click.get_current_context()
     if context.get_parameter_source("blocks") is click.core.ParameterSource.DEFAULT:
-        options["blocks"] = "whole"
+        options["blocks"] = context.params["blocks"] = "whole"
     chosen = {name: defaults[name] if value is None else value for name, value in given.items()}
     return {
         "num_leading": chosen["leading"],
@@ -297,3 +299,4 @@ def _show(result: Any, form: str) -> None:
 cli.add_command(compare)
 cli.add_command(report)
 cli.add_command(check)
+cli.add_command(run)

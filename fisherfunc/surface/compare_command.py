@@ -9,6 +9,7 @@ from fisherfunc.linalg.metrics import SUMMARY
 from fisherfunc.pipeline.compare import ACROSS
 from fisherfunc.surface.boundary import Interrupted, guarded
 from fisherfunc.surface.format_options import FORMAT, as_options
+from fisherfunc.surface.run_command import options_of
 from fisherfunc.surface.terminal import console, hush, written
 
 DEFAULT_METRICS = ("largest", "trace", "effective_rank")
@@ -73,7 +74,7 @@ def compare(
     with progress_bar(quiet=quiet) as progress:
         found = compare_job.compared(results, across=across, progress=progress)
     try:
-        paths = compare_job.save(found, out, metrics=metrics)
+        paths = compare_job.save(found, out, metrics=metrics, options=options_of(click.get_current_context()))
     except OSError:
         _show(found, form, metrics)  # also where quiet is asked for: checkpoints may have been computed for it
         raise

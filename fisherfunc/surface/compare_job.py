@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from fisherfunc.surface import job, plots
 from fisherfunc.surface.axis import varying_number
 from fisherfunc.surface.compare_plots import plot_comparison
 from fisherfunc.surface.files import JSON_NAME, check_writable, read_spectrum, write_files
+from fisherfunc.surface.run_file import RUN_NAME, run_toml
 
 NAME = "comparison"
 
@@ -82,13 +83,16 @@ def names_of(results: Sequence[str]) -> list[str]:
     return short if len(set(short)) == len(short) and all(short) else [str(folder) for folder in folders]
 
 
-def save(found: Comparison, folder: str | os.PathLike[str], *, metrics: Sequence[str]) -> list[Path]:
-    """Write `comparison.json`, `comparison.png` and `comparison.svg`, all or none.
+def save(
+    found: Comparison, folder: str | os.PathLike[str], *, metrics: Sequence[str], options: Mapping[str, Any]
+) -> list[Path]:
+    """Write `comparison.json`, `run.toml`, `comparison.png` and `comparison.svg`, all or none.
 
     Args:
         found: What to write.
         folder: Where.
         metrics: Those that are drawn.
+        options: Of the command that made it, for `run.toml`.
 
     Raises:
         OSError: If a file cannot be written.
@@ -97,7 +101,8 @@ def save(found: Comparison, folder: str | os.PathLike[str], *, metrics: Sequence
     figure = plot_comparison(found, metrics=metrics)
     text = json.dumps(found.to_dict(), allow_nan=False, ensure_ascii=False, indent=1) + "\n"
     pictures: dict[str, Any] = {f"{NAME}.{kind}": plots.rendered(figure, kind) for kind in plots.FORMATS}
-    return write_files(folder, {f"{NAME}.json": text, **pictures})
+    run = run_toml("compare", options, {}, out=str(folder), eigenvalues=None)
+    return write_files(folder, {f"{NAME}.json": text, **pictures, RUN_NAME: run})
 
 
 def _result(given: str, progress: Progress | None) -> FisherSpectrum:

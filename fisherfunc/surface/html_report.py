@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fisherfunc.linalg import metrics
-from fisherfunc.partitioning import RULES
+from fisherfunc.partitioning import RULES, by_head
 from fisherfunc.pipeline.result import FisherSpectrum, limits_of
 from fisherfunc.pipeline.sheets import result_sheet, told, which
 from fisherfunc.records.sheet import Sheet, figure, log_plot, share_plot, table_html
@@ -216,6 +216,7 @@ def _python(facts: Mapping[str, Any]) -> str:
     call = targets if targets.endswith(")") else f"{targets}()"
     given += [] if targets == "observed" else [f"targets=ff.targets.{call}"]
     lines = ["import fisherfunc as ff"]
+    divided = ["model = ff.divide_heads(model)"] if rule == by_head.__name__ else []
     if facts.get("text") and facts.get("model_id"):
         lines += [
             "from fisherfunc.models.huggingface import load, text_batches",
@@ -224,4 +225,4 @@ def _python(facts: Mapping[str, Any]) -> str:
             f"num_tokens={facts.get('num_tokens')}, seed={facts.get('seed', 0)}, bos={facts.get('bos', 'auto')!r})",
             "model = loaded.model",
         ]
-    return "\n".join([*lines, f"result = ff.fisher_spectrum(model, batch, {', '.join(given)})"])
+    return "\n".join([*lines, *divided, f"result = ff.fisher_spectrum(model, batch, {', '.join(given)})"])

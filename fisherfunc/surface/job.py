@@ -14,6 +14,7 @@ from fisherfunc import assets
 from fisherfunc.gradients import losses, targets
 from fisherfunc.gradients.planning.run_plan import RunPlan
 from fisherfunc.gradients.targets import Targets
+from fisherfunc.models.heads import divide_heads
 from fisherfunc.models.huggingface import LoadedModel, load, num_valid_tokens, text_windows
 from fisherfunc.models.windows import start_tokens
 from fisherfunc.partitioning import RULES
@@ -215,6 +216,8 @@ def loaded_model(job: Job) -> tuple[LoadedModel, list[dict[str, Any]], list[int]
     """
     documents, stream = read_documents(job.text), is_stream(job.text)
     loaded = load(job.source, dtype=getattr(torch, job.dtype), device=_device(job.device))
+    if job.blocks == "head":
+        loaded = replace(loaded, model=divide_heads(loaded.model))
     context = _context(job, loaded)
     windows = text_windows(
         loaded.tokenizer,

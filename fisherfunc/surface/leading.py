@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +23,7 @@ from fisherfunc.surface.files import CSV_NAME, JSON_NAME, LEADING_FORMAT, write_
 from fisherfunc.surface.job import DEFAULT_TOKENS, LOSSES, Job, loaded_model
 from fisherfunc.surface.plot_style import INK, require_matplotlib, styled, subtitle, titles
 from fisherfunc.surface.report import require_rich
+from fisherfunc.surface.run_file import RUN_NAME, run_toml
 from fisherfunc.surface.tables import Column, Row, table
 from fisherfunc.surface.visible import visible
 from fisherfunc.surface.wording import count_of_units, matrix_name, model_name, number, windows
@@ -95,10 +97,15 @@ def to_json(result: LeadingSpectrum) -> str:
     return json.dumps(content, allow_nan=False, ensure_ascii=False, indent=1) + "\n"
 
 
-def save(result: LeadingSpectrum, folder: str | os.PathLike[str]) -> list[Path]:
-    """Write `spectrum.json`, `eigenvalues.csv`, `spectrum.png` and `.svg`, all or none.
+def save(result: LeadingSpectrum, folder: str | os.PathLike[str], *, options: Mapping[str, Any]) -> list[Path]:
+    """Write `spectrum.json`, `eigenvalues.csv`, `run.toml`, `spectrum.png` and `.svg`, all or none.
 
     Couplings of an earlier, exact result are deleted.
+
+    Args:
+        result: What to write.
+        folder: Where.
+        options: Of the command that made it, for `run.toml`.
 
     Raises:
         OSError: If a file cannot be written.
@@ -110,7 +117,9 @@ def save(result: LeadingSpectrum, folder: str | os.PathLike[str]) -> list[Path]:
     writer.writerows(("full", index, repr(v)) for index, v in enumerate(result.full.eigenvalues.tolist()))
     figure = plot(result)
     pictures = {f"spectrum.{kind}": plots.rendered(figure, kind) for kind in plots.FORMATS}
-    contents: dict[str, bytes | str] = {JSON_NAME: to_json(result), CSV_NAME: text.getvalue(), **pictures}
+    values = text.getvalue()
+    run = run_toml("spectrum", options, result.metadata, out=str(folder), eigenvalues=values)
+    contents: dict[str, bytes | str] = {JSON_NAME: to_json(result), CSV_NAME: values, RUN_NAME: run, **pictures}
     return write_files(folder, contents, instead_of=[f"couplings.{kind}" for kind in plots.FORMATS])
 
 

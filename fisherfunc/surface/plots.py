@@ -41,7 +41,7 @@ def plot_spectrum(result: FisherSpectrum) -> Any:
         figure = matplotlib.figure.Figure(figsize=(7.6, 4.7), layout="constrained")
         matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
         axes = figure.add_subplot(xscale="log", yscale="log", xlabel="rank $k$", ylabel=r"eigenvalue $\lambda_k$")
-        _draw(matplotlib, figure, axes, result)
+        draw(matplotlib, figure, axes, result)
         titles(axes, f"Spectrum of the {matrix_name(result.metadata)}", subtitle(result.metadata))
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # the layout is settled: every save gives the same picture
@@ -75,7 +75,16 @@ def rendered(figure: Any, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def _draw(matplotlib: ModuleType, figure: Any, axes: Any, result: FisherSpectrum) -> None:
+def draw(matplotlib: ModuleType, figure: Any, axes: Any, result: FisherSpectrum, *, beside: bool = True) -> None:
+    """Draw the spectra of a result on logarithmic axes.
+
+    Args:
+        matplotlib: The library.
+        figure: That of the axes.
+        axes: Where.
+        result: What.
+        beside: Whether a legend of few blocks stands beside the axes; a colour bar says which is which where not.
+    """
     palette = palette_of(matplotlib, len(result.blocks))
     many = len(result.blocks) > LEGEND_LIMIT
     if len(result.blocks) == 1:
@@ -101,7 +110,7 @@ def _draw(matplotlib: ModuleType, figure: Any, axes: Any, result: FisherSpectrum
         line(axes, result.full, color=INK, label="full matrix", linewidth=2.0, zorder=5)
     _limits(axes, result)
     _bracket(axes, result)
-    _key(matplotlib, figure, axes, list(result.blocks))
+    _key(matplotlib, figure, axes, list(result.blocks), beside=beside)
     if len(result.block_diagonal.eigenvalues) <= _FEW_POINTS:
         axes.set_xscale("linear")
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, min_n_ticks=1))
@@ -174,15 +183,18 @@ def _floor(axes: Any, floor: float) -> None:
     )
 
 
-def _key(matplotlib: ModuleType, figure: Any, axes: Any, labels: list[str]) -> None:
+def _key(matplotlib: ModuleType, figure: Any, axes: Any, labels: list[str], *, beside: bool) -> None:
     handles, names = axes.get_legend_handles_labels()
     if len(handles) == 1:
         axes.legend(loc="upper right", fontsize=8.5)
-    elif len(labels) <= LEGEND_LIMIT:
+    elif len(labels) <= LEGEND_LIMIT and beside:
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8.5)
     else:
-        axes.legend(handles[len(labels) :], names[len(labels) :], loc="upper right", fontsize=8.5)
-        colorbar(matplotlib, figure, axes, labels)
+        kept = slice(len(labels), None) if len(labels) > 1 else slice(None)
+        place, size = ("upper right", 8.5) if beside else ("best", "small")
+        axes.legend(handles[kept], names[kept], loc=place, fontsize=size)
+        if len(labels) > 1:
+            colorbar(matplotlib, figure, axes, labels)
 
 
 def colorbar(matplotlib: ModuleType, figure: Any, axes: Any, labels: list[str]) -> None:

@@ -124,7 +124,7 @@ def population_notes(result: FisherSpectrum) -> list[str]:
         named += [(f"participation ratio of {label}", e) for label, e in found.participation_ratio.items()]
     leading = found.leading_sums
     pairs = zip(leading.out_of_sample, leading.in_sample, strict=True)
-    shares = ", ".join(f"{100 * outside / value:.2g} %" for outside, value in pairs if value > 0)
+    shares = ", ".join(_two_digits(outside / value) for outside, value in pairs if value > 0)
     lines = _missing(named)
     lines += [f"Of the leading directions of these tokens, other {_draws(result)} hold {shares}"] if shares else []
     needed = {name: asdict(entry) for name, entry in tokens_needed(result).items()}
@@ -151,3 +151,13 @@ def _draws(result: FisherSpectrum) -> str:
 
 def _count(result: FisherSpectrum) -> str:
     return count_of_units({"num_tokens": result.full.num_units, "unit": result.metadata.get("unit", "token")})
+
+
+def _two_digits(share: float) -> str:
+    """Two digits, and no power of ten.
+
+    Example:
+        >>> _two_digits(0.0044), _two_digits(0.036), _two_digits(1.02)
+        ('0.44 %', '3.6 %', '102 %')
+    """
+    return f"{100 * share:.0f} %" if abs(share) >= 0.1 else f"{100 * share:.2g} %"

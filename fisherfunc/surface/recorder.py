@@ -27,6 +27,7 @@ from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.pipeline.undisturbed import undisturbed
 from fisherfunc.records.axes import Batch
 from fisherfunc.surface.files import JSON_NAME, check_writable, read_spectrum, to_json, write_files
+from fisherfunc.surface.run_file import RUN_NAME, run_toml
 
 EXPECTED = (ValueError, TypeError, KeyError, RuntimeError, OSError)
 FOLDER_OF_A_STEP = re.compile(r"step-(\d+)")
@@ -101,7 +102,9 @@ class SpectrumRecorder:
         try:
             result = self._spectrum(model, step)
             if self.folder is not None:
-                write_files(self.folder / f"step-{step:08d}", {JSON_NAME: to_json(result)})
+                folder = self.folder / f"step-{step:08d}"
+                run = run_toml(None, {}, result.metadata, out=str(folder), eigenvalues=None)
+                write_files(folder, {JSON_NAME: to_json(result), RUN_NAME: run})
         except EXPECTED as error:
             if self.on_error is None:
                 raise RuntimeError(f"the spectrum at step {step} failed: {error}") from error

@@ -1,13 +1,16 @@
 """The folder of a result: whether it may be written, whose results it holds, and the files that go into it."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.surface import plots
 from fisherfunc.surface.coupling_plot import plot_couplings
 from fisherfunc.surface.files import CSV_NAME, JSON_NAME, check_writable, read_facts, to_csv, to_json, write_files
 from fisherfunc.surface.job import Job
+from fisherfunc.surface.run_file import RUN_NAME, run_toml
 
 PLOT_NAME = "spectrum"
 COUPLINGS_NAME = "couplings"
@@ -47,18 +50,25 @@ def check_owner(folder: str | os.PathLike[str], job: Job) -> None:
         )
 
 
-def save(result: FisherSpectrum, folder: str | os.PathLike[str]) -> list[Path]:
-    """Write `spectrum.json`, `eigenvalues.csv`, `spectrum.png` and `.svg`, and `couplings.png` and `.svg`, all or none.
+def save(result: FisherSpectrum, folder: str | os.PathLike[str], *, options: Mapping[str, Any]) -> list[Path]:
+    """Write `spectrum.json`, `eigenvalues.csv`, `run.toml`, and as PNG and SVG `spectrum` and `couplings`, all or none.
 
     Couplings are drawn where there are two blocks or more; else those of an earlier result are deleted.
 
+    Args:
+        result: What to write.
+        folder: Where.
+        options: Of the command that made it, for `run.toml`.
+
     Raises:
         OSError: If a file cannot be written.
-        ImportError: If matplotlib is not installed.
+        ImportError: If matplotlib or tomli-w is not installed.
     """
     figures = {PLOT_NAME: plots.plot_spectrum(result)}
     if result.coupling is not None and len(result.blocks) > 1:
         figures[COUPLINGS_NAME] = plot_couplings(result)
     pictures = {f"{name}.{kind}": plots.rendered(fig, kind) for name, fig in figures.items() for kind in plots.FORMATS}
-    contents: dict[str, bytes | str] = {JSON_NAME: to_json(result), CSV_NAME: to_csv(result), **pictures}
+    values = to_csv(result)
+    run = run_toml("spectrum", options, result.metadata, out=str(folder), eigenvalues=values)
+    contents: dict[str, bytes | str] = {JSON_NAME: to_json(result), CSV_NAME: values, RUN_NAME: run, **pictures}
     return write_files(folder, contents, instead_of=[f"{COUPLINGS_NAME}.{kind}" for kind in plots.FORMATS])

@@ -74,6 +74,12 @@ def _first_row(gram: Gram) -> Spectrum:
     return replace(found, eigenvalues=found.eigenvalues * (1 + 1e-6 * share))
 
 
+def _by_value(gram: Gram) -> Spectrum:
+    """Decide by a value, which `vmap` has none of."""
+    found = gram_eigh()(gram)
+    return found if bool(gram.matrix.trace() > 0) else replace(found, eigenvalues=0 * found.eigenvalues)
+
+
 def _noisy() -> Callable[..., Spectrum]:
     calls = count()
     return _kernel(lambda values, _: values * (1 + 1e-15 * (next(calls) % 7)))
@@ -167,6 +173,7 @@ mutants = tuple(
         ("kernel", "to-one", "divided by their sum", "scale", _kernel(lambda v, _: v / v.sum().clamp(min=1e-300))),
         ("kernel", "last-lost", "the smallest set to zero", "trace", _kernel(lambda v, _: v * (v > v.min()))),
         ("kernel", "first-row", "weighted by the first row", "permutation", _first_row),
+        ("kernel", "by-value", "an `if` on a value, which vmap cannot follow", "mapped", _by_value),
         ("kernel", "noisy", "another last bit at each call", "repeatable", _noisy()),
         ("metric", "mean", "a mean for a sum", "zeros", lambda s: s.eigenvalues.mean(dim=-1)),
         ("metric", "N-again", "divided by N once more", "facts", lambda s: trace(s) / s.num_units),
