@@ -26,6 +26,7 @@ from fisherfunc.gradients.pullback import strided
 from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.gradients.sequences import Sequences
 from fisherfunc.gradients.workload import Workload
+from fisherfunc.linalg.divided import AnyGram, entries, squared_norm
 from fisherfunc.linalg.grain import grain_of
 from fisherfunc.records.axes import Params
 from fisherfunc.records.containers import mapped
@@ -55,7 +56,7 @@ class RoundOff:
 
 
 def round_off(
-    grams: Mapping[str, Tensor],
+    grams: Mapping[str, AnyGram],
     work: Workload,
     differences: Mapping[str, float],
     passed: Callable[[Workload], Mapping[str, Tensor]],
@@ -126,7 +127,7 @@ def _num_entries(work: Workload) -> int:
     return sum(p.numel() for p in {**work.fn.frozen, **work.fn.params}.values())
 
 
-def _drawn(grams: Mapping[str, Tensor], seed: int) -> Tensor:
+def _drawn(grams: Mapping[str, AnyGram], seed: int) -> Tensor:
     """Some rows, in ascending order, the large ones more likely."""
     diagonal = torch.stack([gram.diagonal().double() for gram in grams.values()]).sum(dim=0).clamp(min=0).cpu()
     weights = (diagonal / diagonal.sum()).nan_to_num().clamp(min=torch.finfo(torch.float64).tiny)
@@ -135,22 +136,22 @@ def _drawn(grams: Mapping[str, Tensor], seed: int) -> Tensor:
     return torch.multinomial(weights, count, generator=generator).sort().values.to(next(iter(grams.values())).device)
 
 
-def _error(gram: Tensor, rows: Tensor, exact: Tensor, difference: float) -> float:
+def _error(gram: AnyGram, rows: Tensor, exact: Tensor, difference: float) -> float:
     """An upper estimate of ‖K̂ − K‖, from a submatrix of K and a difference seen over the trace of K."""
-    error = gram[rows][:, rows].double() - exact
+    error = entries(gram, rows).double() - exact
     if len(rows) == len(gram):
         return float(torch.linalg.matrix_norm(error))
     scaled_up = _scaled_up(gram, rows, exact, error)
     return MARGIN * max(scaled_up, difference * float(gram.diagonal().double().sum()))
 
 
-def _scaled_up(gram: Tensor, rows: Tensor, exact: Tensor, error: Tensor) -> float:
+def _scaled_up(gram: AnyGram, rows: Tensor, exact: Tensor, error: Tensor) -> float:
     """‖E‖_F, as its submatrix shows it."""
     diagonal = gram.diagonal().double()
     sizes = torch.maximum(diagonal[rows], exact.diagonal())
     own, pairs = sizes.square().sum(), sizes.sum().square() - sizes.square().sum()
     off = error.square().sum() - error.diagonal().square().sum()
-    norm = torch.linalg.matrix_norm(gram.double()).square()
+    norm = squared_norm(gram)
     all_pairs = diagonal.sum().square() - diagonal.square().sum()
     scaled = _ratio(error.diagonal().square().sum(), own) * norm + _ratio(off, pairs) * all_pairs
     return float(scaled.clamp(min=0).sqrt())

@@ -93,9 +93,9 @@ def spectrum_of_grams(
     spectra = {label: solve(names) for label, names in labels.items()}
     full = next(iter(spectra.values())) if len(spectra) == 1 else solve(list(grams))
     estimated, reason = _population(grams, blocks) if population else (None, None)
-    facts = _facts(grams, blocks) | ({} if reason is None else {"population": reason})
+    facts = facts_of(grams, blocks) | ({} if reason is None else {"population": reason})
     return replace(
-        _result(spectra, full, dict(grams.metadata) | facts),
+        result_of(spectra, full, dict(grams.metadata) | facts),
         coupling=block_coupling(grams, blocks=blocks),
         intervals=None if between is None else between(grams, blocks=blocks),
         population=estimated,
@@ -184,7 +184,7 @@ def spectrum_of_gradients(
         "route": "gradients given",
         "versions": versions(),
     }
-    return _result(spectra, full, facts)
+    return result_of(spectra, full, facts)
 
 
 def _in_unit(grams: TokenGrams, unit: str) -> TokenGrams:
@@ -195,7 +195,8 @@ def _in_unit(grams: TokenGrams, unit: str) -> TokenGrams:
     return grams.by_sequence() if unit == "sequence" and grams.unit == "token" else grams
 
 
-def _result(spectra: dict[str, Spectrum], full: Spectrum, metadata: dict[str, Any]) -> FisherSpectrum:
+def result_of(spectra: dict[str, Spectrum], full: Spectrum, metadata: dict[str, Any]) -> FisherSpectrum:
+    """Put together what is known of the blocks and of the full matrix."""
     named = spectra | {apart_from(spectra, "full"): full}
     diagnostics = {
         "normalization": NORMALIZATION,
@@ -209,7 +210,8 @@ def _result(spectra: dict[str, Spectrum], full: Spectrum, metadata: dict[str, An
     return FisherSpectrum(blocks=spectra, block_diagonal=union(spectra), full=full, metadata=metadata)
 
 
-def _facts(grams: TokenGrams, blocks: Callable[[str], str] | None) -> dict[str, Any]:
+def facts_of(grams: TokenGrams, blocks: Callable[[str], str] | None) -> dict[str, Any]:
+    """Say what the rows are, and the blocks."""
     summed = grams.metadata.get("num_summed_tokens", grams.num_units) * grams.tokens.num_targets
     return {
         "unit": grams.unit,
