@@ -187,11 +187,8 @@ class Everyone:
         for rank, other in enumerate(others, start=1):
             differing = [name for name in {**first, **other} if first.get(name) != other.get(name)]
             if differing:
-                name = differing[0]
-                more = f", and in {', '.join(differing[1:])}" if differing[1:] else ""
-                raise ValueError(
-                    f"rank {rank} and rank 0 differ in {name}: {other.get(name)} and {first.get(name)}{more}; {remedy}"
-                )
+                named = [_compared(name, other.get(name), first.get(name)) for name in differing]
+                raise ValueError(f"rank {rank} and rank 0 differ in {', '.join(named)}; {remedy}")
 
     def from_first(self, name: str, make: Callable[[], T]) -> T:
         """Return what rank 0 makes."""
@@ -324,9 +321,7 @@ class Everyone:
                     self._raise_because(rank, f"gave no sign of life for {lost:g} s; it was killed, or is cut off")
             if now - begin > self.ranks.timeout:
                 rank, doing = self._waited_for(sorted(needed))
-                self._raise_because(
-                    rank, f"did not come to {doing!r} within timeout={self.ranks.timeout:g} s; it hangs"
-                )
+                self._raise_because(rank, f"did not come to {doing!r} within timeout={self.ranks.timeout:g} s")
         self._say(f"waits/{self.rank}", None)
 
     def _waited_for(self, needed: Sequence[int]) -> tuple[int, str]:
@@ -373,6 +368,14 @@ class Everyone:
     def fail(self, rank: int, why: str) -> None:
         """Leave the reason for which the ranks stop; the first that is left is what all of them say."""
         self.store.compare_set("failure", "", pickle.dumps((rank, why)))
+
+
+HASH = 64
+"""The length of a hash, which says nothing to a reader."""
+
+
+def _compared(name: str, other: Any, first: Any) -> str:
+    return name if HASH in {len(str(other)), len(str(first))} else f"{name} ({other} and {first})"
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -170,7 +170,9 @@ def token_grams(
         marks = partial(fingerprint, options=options, route=way, coordinates=coordinates, targets=start.targets.name)
         if everyone is not None:
             pass_of_rank = partial(_passed, route=way, coordinates=coordinates, note=note)
-            return passed_over_ranks(everyone, rows, here, pass_of_rank, folder, marks)
+            asked = {"num_tokens": num_tokens, "seed": seed, "unit": unit, "drop_nonfinite": drop_nonfinite}
+            asked |= {"self_check": self_check, "checkpoint": checkpoint is not None}
+            return passed_over_ranks(everyone, rows, here, pass_of_rank, folder, marks, asked)
         kept = opened(folder, partial(marks, rows))
         grams, how = _passed(rows, here, way, coordinates, kept, note)
         return grams, how | ({"resumed": kept.resumed} if kept.resumed else {})

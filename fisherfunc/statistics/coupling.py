@@ -91,8 +91,8 @@ def block_coupling(grams: TokenGrams, *, blocks: BlockRule = None, center: bool 
     labels = gathered(grams, blocks)
     first = next(iter(grams.grams.values()))
     products = torch.zeros(len(labels), len(labels), dtype=torch.float64, device=first.device)
-    for rows in torch.arange(len(rows_here(first)[0]), device="cpu").split(TILE):  # no second copy of all Grams
-        tile = torch.stack([_rows(grams, names, rows) for names in labels.values()])
+    for start in range(0, len(rows_here(first)[0]), TILE):  # no second copy of all Grams
+        tile = torch.stack([_rows(grams, names, slice(start, start + TILE)) for names in labels.values()])
         products += einsum(tile, tile, "b n m, c n m -> b c")
     squares = (total(first, products).cpu() / grams.num_units**2).clamp(min=0)  # not negative but for round-off
     return BlockCoupling(
@@ -110,9 +110,9 @@ def block_diagonal_error(grams: TokenGrams, *, blocks: BlockRule = None) -> floa
     return block_coupling(grams, blocks=blocks).block_diagonal_error
 
 
-def _rows(grams: TokenGrams, names: Sequence[str], rows: Tensor) -> Tensor:
+def _rows(grams: TokenGrams, names: Sequence[str], rows: slice) -> Tensor:
     """Some of the rows of K_b that lie here."""
-    return torch.stack([rows_here(grams.grams[n])[1][rows[0] : rows[-1] + 1].double() for n in names]).sum(dim=0)
+    return torch.stack([rows_here(grams.grams[name])[1][rows].double() for name in names]).sum(dim=0)
 
 
 def _listed(value: Any) -> Any:

@@ -162,6 +162,9 @@ _METHOD = (
         help="Of lanczos: by probes, or exactly, at a backward pass a token more.  [default: estimated]",
     ),
 )
+_RANKS = click.option(
+    "--ranks", type=_COUNT, metavar="R", help="Predict the run under torchrun as well, on R processes such as this."
+)
 _DEBUG = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 
 
@@ -185,15 +188,15 @@ def spectrum(
 
 
 @cli.command(help=PLAN_HELP, short_help="What `spectrum` would do, and the time and memory it would take.")
-@as_options(*_TASK, *_ROWS, *_PASS, _DEBUG)
+@as_options(*_TASK, *_ROWS, *_PASS, _RANKS, _DEBUG)
 @guarded
-def plan(form: str, checkpoint: str | None, **options: Any) -> None:
+def plan(form: str, checkpoint: str | None, ranks: int | None, **options: Any) -> None:
     """Predict the main job."""
     _check_checkpoint(checkpoint, options)
     from fisherfunc.surface import job
 
     _hush()
-    found, facts = job.predict(job.Job(checkpoint=checkpoint or "final", **options))
+    found, facts = job.predict(job.Job(checkpoint=checkpoint or "final", **options), ranks=ranks)
     if form == "json":
         click.echo(json.dumps({"metadata": facts, **found.to_dict()}, allow_nan=False, indent=1))
         return

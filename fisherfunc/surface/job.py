@@ -161,8 +161,12 @@ def compute(
     return replace(result, metadata={**result.metadata, "method": "exact", **facts})
 
 
-def predict(job: Job) -> tuple[RunPlan, dict[str, Any]]:
+def predict(job: Job, *, ranks: int | None = None) -> tuple[RunPlan, dict[str, Any]]:
     """What `compute` would do and take, and what of the metadata is known before.
+
+    Args:
+        job: What would be computed.
+        ranks: How many ranks to predict it for as well.
 
     Raises:
         ValueError: If the text, the model or an option cannot be used; it says which and why.
@@ -176,6 +180,7 @@ def predict(job: Job) -> tuple[RunPlan, dict[str, Any]]:
         **pass_options(job, loaded),
         targets=job.chosen_targets,
         unit=job.unit,
+        ranks=ranks,
     )
     return found, {**facts, "unit": job.unit, "fisher": job.chosen_targets.fisher, "targets": job.chosen_targets.name}
 

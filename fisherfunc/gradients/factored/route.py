@@ -61,7 +61,7 @@ def factored_grams(
             raise NotFactorable(_first_line(error)) from error
     # A product of factors may overflow where the gradient does not, and the check leaves out rows that are not finite.
     rows = [company.own(gram).diagonal() for gram in grams.values()]
-    untried = is_its_own_trial(work, options, plan)
+    untried = work.num_tokens > 0 and is_its_own_trial(work, options, plan)
     if company.any_of(untried and not all(bool(row.isfinite().all()) for row in rows)):
         raise NotFactorable("a row is not finite")
     if plan.slabbed:

@@ -22,10 +22,12 @@ class Deal:
     Attributes:
         rows: Those of each, in ascending order; of whole sequences. Rank 0 has the costliest sequence.
         halves: How many of them make up about half of the rank's work: the first ones, of whole sequences.
+        share: The part of all work that the rank with most of it has.
     """
 
     rows: tuple[Int[Tensor, " m"], ...]
     halves: tuple[int, ...]
+    share: float
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -55,7 +57,11 @@ def dealt(work: Workload, size: int) -> Deal:
         shares[rank].append(place)
         heapreplace(loads, (load + costs[place], rank))
     found = [_rows(sorted(share), bounds, tokens.device) for share in shares]
-    return Deal(rows=tuple(found), halves=tuple(_half(sorted(share), bounds, costs) for share in shares))
+    return Deal(
+        rows=tuple(found),
+        halves=tuple(_half(sorted(share), bounds, costs) for share in shares),
+        share=max(load for load, _ in loads) / max(sum(costs), 1),
+    )
 
 
 def _rows(share: Sequence[int], bounds: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
