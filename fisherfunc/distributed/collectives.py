@@ -27,7 +27,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 LOST_S = 30.0
-"""A process that gave no sign of life for so long is gone, or its machine is: it gives one every second."""
+"""Whoever gave no sign of life for so long, or for half the timeout, is gone: one is due every second."""
 BEAT_S = 1.0
 LOOK_S = 0.25
 """How often a rank that waits looks for the failure of another."""
@@ -301,9 +301,10 @@ class Everyone:
     def _wait(self, name: str, there: Callable[[], bool], needed: set[int]) -> None:
         """Wait until something is there; raise where a rank that is needed fails, is gone, or does not come in time."""
         if there():
+            self._raise_failed(name)  # what is there may be from a rank that has given up since
             return
         begin = looked = monotonic()
-        lost = min(LOST_S, self.ranks.timeout)
+        lost = min(LOST_S, self.ranks.timeout / 2)
         pause, beats = 1e-4, dict[int, tuple[int, float]]()
         self._say(f"waits/{self.rank}", (name, sorted(needed)))
         while not there():
@@ -323,6 +324,7 @@ class Everyone:
                 rank, doing = self._waited_for(sorted(needed))
                 self._raise_because(rank, f"did not come to {doing!r} within timeout={self.ranks.timeout:g} s")
         self._say(f"waits/{self.rank}", None)
+        self._raise_failed(name)
 
     def _waited_for(self, needed: Sequence[int]) -> tuple[int, str]:
         """The rank at the end of the chain of those that wait for one another, and what it did not come to."""
@@ -362,7 +364,7 @@ class Everyone:
 
     def _raise_because(self, rank: int, why: str, error: Exception | None = None) -> None:
         self.fail(rank, why)
-        self._raise_failed("the end")
+        rank, why = self._said("failure") or (rank, why)  # what another has said before
         raise RanksError(f"rank {rank} {why}", rank) from error
 
     def fail(self, rank: int, why: str) -> None:

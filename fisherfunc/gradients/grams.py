@@ -194,10 +194,9 @@ def token_grams(
             done.rows,
             checked.differences,
             lambda rows: _passed(rows, again, done.how["route"], coordinates, NOWHERE, "")[0],
+            agreed=None if everyone is None else partial(everyone.from_first, "round-off"),
             **how,
         )
-        if everyone is not None:
-            measured = everyone.from_first("round-off", lambda: measured)
     facts: dict[str, Any] = {
         "fisher": targets.fisher,
         "targets": targets.name,

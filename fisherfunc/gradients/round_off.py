@@ -14,6 +14,7 @@ largest difference from an ordinary backward pass, times the trace, is what is s
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,6 +67,7 @@ def round_off(
     limit: int,
     seed: int = 0,
     formed: int | None = None,
+    agreed: Callable[[Callable[[], Any]], Any] | None = None,
 ) -> RoundOff:
     """Measure the error of Grams on a few rows.
 
@@ -83,6 +85,7 @@ def round_off(
         seed: Of the draw of rows.
         formed: Bytes up to which the gradients of the rows are formed, if a quarter of the limit has room for them;
             larger models take the pass, in float64. What is little on the device (linalg/grain.py) where None.
+        agreed: Of ranks, what has one of them compute for all.
     """
     reason = _why_not(work)
     if reason is None and 8 * _num_entries(work) > limit // 4:
@@ -95,22 +98,30 @@ def round_off(
     params = {name: fn.params[name] for name in work.params}
     chosen = replace(work.select(rows), fn=fn, params=params, sequences=Sequences(wide))
     num_bytes = 8 * len(rows) * sum(work.num_params.values())
+    little = grain_of(rows.device).little if formed is None else formed
+    fits = num_bytes <= min(little, limit // 4)
+    reference = partial(
+        _reference, (lambda: _formed(chosen, coordinates, labels)) if fits else (lambda: passed(chosen))
+    )
+    exact, reason = reference() if agreed is None else agreed(reference)
+    if reason is not None:
+        return RoundOff(errors=None, reason=reason)
+    errors = {label: _error(gram, rows, exact[label], differences[label]) for label, gram in grams.items()}
+    return RoundOff(errors=errors, num_rows=len(rows))
+
+
+def _reference(run: Callable[[], Mapping[str, Tensor]]) -> tuple[Mapping[str, Tensor], str | None]:
+    """The Grams of some rows in float64, or why there are none."""
     try:
         with InFloat64() as arithmetic:
-            little = grain_of(rows.device).little if formed is None else formed
-            fits = num_bytes <= min(little, limit // 4)
-            exact = _formed(chosen, coordinates, labels) if fits else passed(chosen)
+            exact = run()
     except torch.OutOfMemoryError:
         raise
     except (*REFUSALS, Unsettled) as error:
-        reason = f"the model does not run in float64: {type(error).__name__}: {error}".splitlines()[0]
-        return RoundOff(errors=None, reason=reason)
+        return {}, f"the model does not run in float64: {type(error).__name__}: {error}".splitlines()[0]
     if arithmetic.rounded:
-        return RoundOff(
-            errors=None, reason="something in the model is rounded to a coarser dtype when it runs in float64"
-        )
-    errors = {label: _error(gram, rows, exact[label], differences[label]) for label, gram in grams.items()}
-    return RoundOff(errors=errors, num_rows=len(rows))
+        return {}, "something in the model is rounded to a coarser dtype when it runs in float64"
+    return exact, None
 
 
 def _why_not(work: Workload) -> str | None:

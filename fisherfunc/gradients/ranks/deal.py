@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from heapq import heapify, heapreplace
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from fisherfunc.gradients.rows import runs
@@ -25,7 +24,7 @@ class Deal:
         share: The part of all work that the rank with most of it has.
     """
 
-    rows: tuple[Int[Tensor, " m"], ...]
+    rows: tuple[Tensor, ...]
     halves: tuple[int, ...]
     share: float
 
