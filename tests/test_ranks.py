@@ -152,7 +152,7 @@ def test_a_rank_that_hangs_and_one_that_is_killed_are_named_in_time(tmp_path):
     zero, one, two = ran("lost", 3, tmp_path)
     for found in (zero, one):
         assert found["hung"][0].startswith(
-            "RanksError: rank 1 did not come to 'the pieces of a group' within timeout=6"
+            "RanksError: rank 1 did not come to 'the pieces of a group' within timeout=10 s"
         )
         assert found["killed"][0].startswith("RanksError: rank 2 gave no sign of life for 5 s"), found
         assert found["killed"][1] < 60

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from fisherfunc.distributed.packing import flat, num_bytes, parted
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -40,11 +42,12 @@ class RanksError(ConnectionError):
 
     Attributes:
         rank: Which.
+        itself: Whether it has said so, and so lived to say it.
     """
 
-    def __init__(self, message: str, rank: int) -> None:
+    def __init__(self, message: str, rank: int, *, itself: bool = False) -> None:
         super().__init__(message)
-        self.rank = rank
+        self.rank, self.itself = rank, itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +200,7 @@ class Everyone:
     def summed(self, name: str, tensor: Tensor) -> Tensor:
         """Return Σ over ranks of a tensor, the same bits on each; it is written to."""
         if self.size > 1:
-            self.bytes_sent += 2 * _bytes(tensor) * (self.size - 1) // self.size
+            self.bytes_sent += 2 * num_bytes(tensor) * (self.size - 1) // self.size
             self.waited(name, lambda: dist.all_reduce(tensor, group=self.ranks.group), range(self.size))
         return tensor
 
@@ -214,7 +217,7 @@ class Everyone:
         longest = max(counts)
         sent = torch.cat([tensor, tensor.new_zeros(longest - len(tensor), *tensor.shape[1:])])
         received = [torch.empty_like(sent) for _ in counts]
-        self.bytes_sent += _bytes(sent) * (self.size - 1)
+        self.bytes_sent += num_bytes(sent) * (self.size - 1)
         self.waited(name, lambda: dist.all_gather(received, sent, group=self.ranks.group), range(self.size))
         return torch.cat([values[:count] for values, count in zip(received, counts, strict=True)])
 
@@ -235,20 +238,20 @@ class Everyone:
             return list(sent), about
         like = sent[0]
         header = pickle.dumps((about, [(t.dtype, tuple(t.shape)) for t in sent]))
-        flat = _flat(sent, like)
+        mine = flat(sent, like)
 
         def passed() -> tuple[Any, Tensor]:
             # `like` says on which device: nccl knows no other than that of its GPU.
-            lengths = torch.tensor([len(header), len(flat)], dtype=torch.int64, device=like.device)
+            lengths = torch.tensor([len(header), len(mine)], dtype=torch.int64, device=like.device)
             there = self._swapped(lengths, torch.empty_like(lengths), to, source).tolist()
             head = torch.frombuffer(bytearray(header), dtype=torch.uint8).to(like.device)
             read = self._swapped(head, head.new_empty(there[0]), to, source)
-            body = self._swapped(flat, flat.new_empty(there[1]), to, source)
+            body = self._swapped(mine, mine.new_empty(there[1]), to, source)
             return pickle.loads(read.cpu().numpy().tobytes()), body
 
-        self.bytes_sent += len(header) + len(flat)
+        self.bytes_sent += len(header) + len(mine)
         (value, shapes), body = self.waited(name, passed, [source])
-        return _parted(body, shapes), value
+        return parted(body, shapes), value
 
     def _swapped(self, sent: Tensor, received: Tensor, to: int, source: int) -> Tensor:
         group = self.ranks.group
@@ -301,7 +304,7 @@ class Everyone:
     def _wait(self, name: str, there: Callable[[], bool], needed: set[int]) -> None:
         """Wait until something is there; raise where a rank that is needed fails, is gone, or does not come in time."""
         if there():
-            self._raise_failed(name)  # what is there may be from a rank that has given up since
+            self._raise_given_up()
             return
         begin = looked = monotonic()
         lost = min(LOST_S, self.ranks.timeout / 2)
@@ -324,7 +327,7 @@ class Everyone:
                 rank, doing = self._waited_for(sorted(needed))
                 self._raise_because(rank, f"did not come to {doing!r} within timeout={self.ranks.timeout:g} s")
         self._say(f"waits/{self.rank}", None)
-        self._raise_failed(name)
+        self._raise_given_up()
 
     def _waited_for(self, needed: Sequence[int]) -> tuple[int, str]:
         """The rank at the end of the chain of those that wait for one another, and what it did not come to."""
@@ -344,13 +347,20 @@ class Everyone:
     def _said(self, key: str) -> Any:
         return pickle.loads(self.store.get(key)) if self.store.check([key]) else None
 
+    def _raise_given_up(self) -> None:
+        """Raise where others have given up this rank: what is there may be from before."""
+        failure = self._said("failure")
+        if failure is not None and failure[0] == self.rank:
+            raise RanksError(f"rank {self.rank} {failure[1]}", self.rank)
+
     def _raise_failed(self, name: str) -> None:
         try:
             failure = self._said("failure")
         except RuntimeError as error:  # the process that keeps the store is gone
             raise RanksError(f"the ranks' store cannot be reached at {name!r}: {error}; rank 0 is gone", 0) from error
         if failure is not None:
-            raise RanksError(f"rank {failure[0]} {failure[1]}", failure[0])
+            rank, why, by = failure
+            raise RanksError(f"rank {rank} {why}", rank, itself=by == rank)
 
     def _raise_lost(self, name: str, error: Exception, needed: set[int]) -> None:
         """Raise where torch did: for the reason that another rank has left, or else for the connection's own."""
@@ -364,12 +374,12 @@ class Everyone:
 
     def _raise_because(self, rank: int, why: str, error: Exception | None = None) -> None:
         self.fail(rank, why)
-        rank, why = self._said("failure") or (rank, why)  # what another has said before
-        raise RanksError(f"rank {rank} {why}", rank) from error
+        rank, why, by = self._said("failure") or (rank, why, self.rank)  # what another has said before
+        raise RanksError(f"rank {rank} {why}", rank, itself=by == rank) from error
 
     def fail(self, rank: int, why: str) -> None:
         """Leave the reason for which the ranks stop; the first that is left is what all of them say."""
-        self.store.compare_set("failure", "", pickle.dumps((rank, why)))
+        self.store.compare_set("failure", "", pickle.dumps((rank, why, self.rank)))
 
 
 HASH = 64
@@ -378,38 +388,6 @@ HASH = 64
 
 def _compared(name: str, other: Any, first: Any) -> str:
     return name if HASH in {len(str(other)), len(str(first))} else f"{name} ({other} and {first})"
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-ALIGNED = 16
-"""Bytes that the start of a tensor among others is a multiple of: no dtype is wider."""
-
-
-def _flat(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
-    """The bytes of tensors, one after the other."""
-    flat = torch.empty(sum(_room(_bytes(t)) for t in tensors), dtype=torch.uint8, device=like.device)
-    start = 0
-    for tensor in tensors:
-        flat[start : start + _bytes(tensor)].view(tensor.dtype).view(tensor.shape).copy_(tensor)
-        start += _room(_bytes(tensor))
-    return flat
-
-
-def _parted(flat: Tensor, shapes: Sequence[tuple[torch.dtype, tuple[int, ...]]]) -> list[Tensor]:
-    """Tensors that are views of their bytes."""
-    found, start = [], 0
-    for dtype, shape in shapes:
-        size = torch.Size(shape).numel() * dtype.itemsize
-        found.append(flat[start : start + size].view(dtype).view(shape))
-        start += _room(size)
-    return found
-
-
-def _room(size: int) -> int:
-    return -(-size // ALIGNED) * ALIGNED
 
 
 def standing(ranks: Ranks) -> Everyone:

@@ -41,7 +41,8 @@ def all_ranks() -> Iterator[Everyone | None]:
     except RanksError as error:
         if debug:
             raise
-        if here.rank == min({*range(here.size)} - {error.rank}):
+        speaker = min({*range(here.size)} - ({error.rank} if error.rank or not error.itself else set()))
+        if here.rank == speaker:
             _say(str(error), everyone)
         sys.exit(1)
     except EXPECTED as error:
