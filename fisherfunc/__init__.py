@@ -4,8 +4,8 @@
     result = ff.fisher_spectrum(model, batch)
     result.full.eigenvalues
 
-Layers, each importing only those before it: records, linalg, partitioning, statistics, population, gradients,
-operators, models, pipeline, surface.
+Layers, each importing only those before it: records, distributed, linalg, partitioning, statistics, population,
+gradients, operators, models, pipeline, surface.
 
 What a name stands for is imported when the name is first used: the command line has to answer an interrupt from its
 first moment on, and torch takes seconds; `ff.testing` needs Hypothesis, which nothing else does.
@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fisherfunc import operators, population, statistics
+    from fisherfunc import distributed, operators, population, statistics
     from fisherfunc.gradients import directions, losses, targets, tokens
     from fisherfunc.gradients.dense.norms import gradient_norms
     from fisherfunc.gradients.dense.route import per_token_gradients
@@ -60,6 +60,7 @@ __all__ = [
     "compare",
     "deterministic",
     "directions",
+    "distributed",
     "divide_heads",
     "fisher_eigenvectors",
     "fisher_spectrum",
@@ -89,6 +90,7 @@ __all__ = [
 
 _MODULES = {
     "directions": "fisherfunc.gradients.directions",
+    "distributed": "fisherfunc.distributed",
     "gram": "fisherfunc.linalg.gram",
     "kernels": "fisherfunc.linalg.kernels",
     "losses": "fisherfunc.gradients.losses",

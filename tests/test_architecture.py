@@ -21,6 +21,7 @@ PACKAGE = Path(ff.__file__).parent
 REPOSITORY = Path(__file__).parents[1]
 LAYERS = (
     "records",
+    "distributed",
     "linalg",
     "partitioning",
     "statistics",
@@ -48,7 +49,7 @@ SPACES = (
     ff.targets,
     ff.testing,
 )
-SPACES += (ff.operators, ff.tokens)
+SPACES += (ff.operators, ff.tokens, ff.distributed)
 CONTRACT = {
     "": "fisher_spectrum plan RunPlan FisherSpectrum Spectrum functionalize ModelFunction per_token_gradients "
     "gradient_norms fisher_eigenvectors token_grams TokenGrams Gram partition by_layer by_module by_parameter whole "
@@ -60,6 +61,7 @@ CONTRACT = {
     "lanczos lanczos_quadrature",
     "operators": "fisher FisherOperator TokenOperator gram_operator over_ranks LeadingEigenvalues SpectralQuadrature "
     "Estimate",
+    "distributed": "ranks Ranks RanksError",
     "directions": "eigenvectors eigenpairs Eigenvectors Eigenpairs fisher_vector_product damped_inverse project "
     "subspace_overlap leading_tokens LeadingToken",
     "tokens": "by_position by_loss_quantile targets",

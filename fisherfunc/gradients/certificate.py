@@ -10,7 +10,7 @@ reach one another, in values or in gradients alone, have other gradients here.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -81,10 +81,22 @@ class Certificate:
         )
 
 
+@runtime_checkable
+class Across(Protocol):
+    """What the check of one rank asks of the others (ranks/certificate.py)."""
+
+    def gradient(self, tree: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the sum over ranks of gradients."""
+
+    def sums(self, traces: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return Σ uₙ² Kₙₙ and uᵀ K u over the rows of all ranks, for the weights of those here."""
+
+
 def certified(
     done: SoundPass,
     done_by: Callable[[str, str, Mapping[str, str]], SoundPass] | None = None,
     *,
+    check: Callable[..., Certificate] | None = None,
     labels: Mapping[str, str] | None = None,
     coordinates: Coordinates = EVERY,
     limit: int,
@@ -98,6 +110,7 @@ def certified(
     Args:
         done: The pass.
         done_by: (route, why, what is refused) → another pass over the same rows; None where there is no other route.
+        check: What it is held by: `certify` where None.
         labels: See `certify`.
         coordinates: See `certify`.
         limit: See `certify`.
@@ -109,7 +122,7 @@ def certified(
     refused: dict[str, str] | None = {}
     how: dict[str, Any] = {"labels": labels, "coordinates": coordinates, "limit": limit, "seed": seed}
     while True:
-        held = partial(certify, done.grams, done.rows, **how, stack_width=done.how.get("stack_width", 1))
+        held = partial(check or certify, done.grams, done.rows, **how, stack_width=done.how.get("stack_width", 1))
         found = held()
         if found.holds:
             return done, found
@@ -162,6 +175,7 @@ def certify(
     seed: int = 0,
     alone: bool = False,
     stack_width: int = 1,
+    across: Across | None = None,
 ) -> Certificate:
     """Hold the Grams of a pass against ordinary backward passes.
 
@@ -176,6 +190,7 @@ def certify(
         seed: Of the signs.
         alone: Whether each sequence runs by itself.
         stack_width: How many ran together in the pass: here half as many do, as a model may act on how many there are.
+        across: Of ranks, the others: then all rows together are those of all of them.
 
     Raises:
         ValueError: If the Grams are zero, or almost, where gradients are not, or only their squares are.
@@ -188,7 +203,7 @@ def certify(
     diagonal = diagonals.sum(dim=0)
     width, beside = 1 if alone else _width(work, limit), 0 if alone else 1 + (stack_width == 2)
     stacks = list(_stacks(work, min(width, -(-stack_width // 2)) if stack_width > 1 else width))
-    several = [_whole(stacks)] if len(stacks) > 1 else []
+    several = [_whole(stacks)] if len(stacks) > 1 or across is not None else []
     if squares_vanish(float(diagonal.sum())):
         _raise_where_not_zero(work, stacks, beside)
     # A row that came out as zero may be one that was lost: it is weighted as the others are, or nobody would see it.
@@ -196,17 +211,22 @@ def certify(
     sizes = torch.where(diagonal > 0, diagonal, usual)
     trusted = (_size_of_residual(work, sizes) * tolerance / (ROUNDING * torch.finfo(dtype).eps)).clamp(max=1.0)
     found, differences = [], dict.fromkeys(grams, 0.0)
-    for number in range(1 if dtype in TOLERANCES else 2):
+    for number in range(draws(grams, work)):
         generator = torch.Generator().manual_seed(2 * seed + number)
         signs = 2 * torch.randint(2, diagonal.shape, generator=generator, device="cpu").to(diagonal) - 1
         weights = torch.where(sizes > 0, signs * trusted * sizes.clamp(min=TINY).rsqrt(), 0.0)
         run = partial(_gradients, work, weights=weights, beside=beside)
-        expected = _squared_norms(work, stacks, run, coordinates=coordinates, room=_room(limit))
+        expected = _squared_norms(work, stacks, run, coordinates=coordinates, room=room(limit), across=across)
         for stack, norms in zip([*stacks, *several], expected, strict=True):
             rows, u = slice(stack.first, stack.last), weights[stack.first : stack.last]
             blocks = [gram[rows, rows] for gram in grams.values()]
-            traces = (diagonals[:, rows] @ u.square()).tolist()
-            products = torch.stack([u @ (block @ u.to(block)).double() for block in blocks]).tolist()
+            sums = (
+                diagonals[:, rows] @ u.square(),
+                torch.stack([u @ (block @ u.to(block)).double() for block in blocks]),
+            )
+            if across is not None and stack is several[-1]:
+                sums = across.sums(sums[0], u)
+            traces, products = (column.tolist() for column in sums)
             off = floor * sum(traces) ** 0.5
             for label, trace, product in zip(grams, traces, products, strict=True):
                 norm = sum(norms[name] for name in work.params if _label(name, labels) == label)
@@ -229,6 +249,11 @@ def certify(
 
 
 TINY = torch.finfo(torch.float64).tiny
+
+
+def draws(grams: Mapping[str, Tensor], work: Workload) -> int:
+    """Return for how many draws of signs the check is held."""
+    return 1 if coarsest(work.nature.precision, *(gram.dtype for gram in grams.values())) in TOLERANCES else 2
 
 
 def _raise_where_not_zero(work: Workload, stacks: Sequence["_Stack"], beside: int) -> None:
@@ -297,18 +322,20 @@ def _squared_norms(
     *,
     coordinates: Coordinates,
     room: int,
+    across: Across | None,
 ) -> list[dict[str, float]]:
     """‖Σₙ uₙ ∇_p ℓₙ‖² of each parameter, for each stack, and then for all of them together where there are several."""
-    found: list[dict[str, float]] = [{} for _ in range(len(stacks) + (len(stacks) > 1))]
+    several = len(stacks) > 1 or across is not None
+    found: list[dict[str, float]] = [{} for _ in range(len(stacks) + several)]
     for names in parts(work.params, room):
         total: dict[str, Tensor] = {}
         for norms, stack in zip(found, stacks, strict=False):
             kept = {name: _kept(gradient, name, coordinates) for name, gradient in run(stack, names).items()}
             norms |= _squared(kept)
-            if len(stacks) > 1:
+            if several:
                 total = _added(total, kept)
         if total:
-            found[-1] |= _squared(total)
+            found[-1] |= _squared(total if across is None else across.gradient(total))
     return found
 
 
@@ -329,11 +356,11 @@ def check_bytes(params: Mapping[str, Tensor], limit: int) -> int:
         limit: Of the memory, in bytes.
     """
     sizes = {name: param.numel() * param.element_size() for name, param in params.items()}
-    return 2 * max(sum(sizes[n] for n in names) for names in parts(params, _room(limit))) + 3 * max(sizes.values())
+    return 2 * max(sum(sizes[n] for n in names) for names in parts(params, room(limit))) + 3 * max(sizes.values())
 
 
-def _room(limit: int) -> int:
-    """What the gradients of a stack may take at a time."""
+def room(limit: int) -> int:
+    """Return what the gradients of a stack may take at a time."""
     return limit // 4
 
 

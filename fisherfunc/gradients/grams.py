@@ -7,16 +7,18 @@ from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from fisherfunc.distributed.collectives import Everyone, Ranks, with_ranks
 from fisherfunc.gradients.certificate import certified
 from fisherfunc.gradients.checkpoint import NOWHERE, Checkpoint, opened
 from fisherfunc.gradients.dense.route import dense_grams
 from fisherfunc.gradients.dense.slabs import DensePlan
 from fisherfunc.gradients.dense.subsample import Coordinates
+from fisherfunc.gradients.factored.passes import ALONE, Alone
 from fisherfunc.gradients.factored.route import NotFactorable, factored_grams
 from fisherfunc.gradients.fingerprint import fingerprint, tokens_of
 from fisherfunc.gradients.losses.asked import AnyLoss
@@ -26,11 +28,15 @@ from fisherfunc.gradients.nature import coarsest
 from fisherfunc.gradients.planning.outcome import watched
 from fisherfunc.gradients.planning.room import check_room
 from fisherfunc.gradients.planning.run_plan import RunPlan, dense_run, factored_run
+from fisherfunc.gradients.ranks.certificate import certify_over_ranks
+from fisherfunc.gradients.ranks.passes import facts_of_ranks, passed_over_ranks
+from fisherfunc.gradients.ranks.ring import common_limit
 from fisherfunc.gradients.round_off import RoundOff, round_off
 from fisherfunc.gradients.sound import SoundPass, named, sound_pass
 from fisherfunc.gradients.start import started
 from fisherfunc.gradients.targets import Targets
 from fisherfunc.gradients.workload import PassOptions, Workload
+from fisherfunc.linalg.divided import AnyGram, DividedGrams, whole
 from fisherfunc.linalg.full_precision import full_precision
 from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.partitioning import rule_name
@@ -40,6 +46,7 @@ from fisherfunc.records.dtypes import dtype_name
 from fisherfunc.records.versions import versions
 
 
+@with_ranks(after=whole)
 @full_precision()
 @torch.inference_mode(mode=False)
 def token_grams(
@@ -64,6 +71,7 @@ def token_grams(
     checkpoint: str | os.PathLike[str] | None = None,
     plan: RunPlan | None = None,
     clusters: Iterable[Hashable] | Tensor | None = None,
+    ranks: Ranks | None = None,
     progress: Progress | None = None,
 ) -> TokenGrams:
     """The Gram matrix K_p = G_p G_pᵀ of every parameter tensor: unnormalised, exact.
@@ -99,7 +107,10 @@ def token_grams(
             shapes: nothing is discovered again, and the check at the end is the same.
         clusters: A label per sequence of the batch, where sequences are not independent of each other (the windows of a
             document, answers to a prompt): what `ff.population` and `ff.statistics` then take in place of sequences.
-        progress: Called as `progress(done, total)`, in backward passes of one token.
+        ranks: From `ff.distributed.ranks()`: the processes that share the pass, each of which makes this same call with
+            the whole batch, and gets the same whole Grams; `fisher_spectrum` gathers none of them. `metadata["ranks"]`
+            says what each had to do. Grams agree with those of one process to round-off.
+        progress: Called as `progress(done, total)`, in backward passes of one token; of ranks, of this one's.
 
     Returns:
         One Gram a parameter (or a block), and which unit each row is.
@@ -110,9 +121,12 @@ def token_grams(
             another run (it says what differs), the targets are not for this loss, this unit or this memory limit, the
             samples of a batch depend on each other, clusters are not one per sequence, the plan was made for something
             else (a `PlanMismatchError`, it names what), or the self-check fails (it names block and sequences).
+            Where ranks differ in anything that they must have in common, it says what.
         MemoryError: If the Grams alone take more than the memory that is free.
         OSError: If the checkpoint cannot be written.
+        ff.distributed.RanksError: If another rank fails, is gone or hangs; it names which, and why.
     """
+    everyone = cast(Everyone | None, ranks)  # what `with_ranks` makes of them
     params = fn.at(params)
     outcome = watched(next(iter(params.values())).device)
     start = started(
@@ -138,19 +152,28 @@ def token_grams(
     )
     work, ready, options, coordinates = start.work, start.ready, start.options, start.coordinates
     targets, loss, labels = start.targets, ready.work.loss, options.labels
-    check_room(work, options)
+    check_room(work, options, 1 if everyone is None else everyone.size)
     cluster = None if clusters is None else coded(clusters, len(ready.work.sequences))
+    within = options  # memory that is known before it is asked for what the run depends on
+    if everyone is not None:
+        within = replace(options, memory_limit=common_limit(everyone, options, next(iter(params.values())).device))
     numbers = count()  # of the passes: there are more than one where rows are not finite
 
     def passed_by(
         way: str, note: str, refused: Mapping[str, str], rows: Workload
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         number = next(numbers)
         folder = None if checkpoint is None else Path(checkpoint, *([f"again-{number}"] if number else []))
-        kept = opened(folder, partial(fingerprint, rows, options, way, coordinates, start.targets.name))
         first = number == 0  # what a check has refused, or some of the rows, is planned anew
         note = note or (plan.reason if first and plan is not None and plan.reason else "")
-        here = replace(options, refused=refused, plan=options.plan if first else None)
+        here = replace(within, refused=refused, plan=options.plan if first else None)
+        marks = partial(fingerprint, options=options, route=way, coordinates=coordinates, targets=start.targets.name)
+        if everyone is not None:
+            pass_of_rank = partial(_passed, route=way, coordinates=coordinates, note=note)
+            asked = {"num_tokens": num_tokens, "seed": seed, "unit": unit, "drop_nonfinite": drop_nonfinite}
+            asked |= {"self_check": self_check, "checkpoint": checkpoint is not None}
+            return passed_over_ranks(everyone, rows, here, pass_of_rank, folder, marks, asked)
+        kept = opened(folder, partial(marks, rows))
         grams, how = _passed(rows, here, way, coordinates, kept, note)
         return grams, how | ({"resumed": kept.resumed} if kept.resumed else {})
 
@@ -161,16 +184,17 @@ def token_grams(
     done = done_by(route, "", {})
     checked, measured = None, RoundOff(errors=None, reason="self_check=False")
     if self_check:
-        limit = options.limit(next(iter(params.values())).device)
+        limit = within.limit(next(iter(params.values())).device)
         how: dict[str, Any] = {"labels": labels, "coordinates": coordinates, "limit": limit, "seed": seed}
-        done, checked = certified(done, done_by, **how)
-        again = replace(options, memory_limit=limit // 4, tried=False, progress=None, plan=None)
+        done, checked = certified(done, done_by, check=None if everyone is None else certify_over_ranks, **how)
+        again = replace(within, memory_limit=limit // 4, tried=False, progress=None, plan=None)
         again = replace(again, refused=_refused(done.how))
         measured = round_off(
             done.grams,
             done.rows,
             checked.differences,
             lambda rows: _passed(rows, again, done.how["route"], coordinates, NOWHERE, "")[0],
+            agreed=None if everyone is None else partial(everyone.from_first, "round-off"),
             **how,
             stack_width=done.how.get("stack_width", 1),
         )
@@ -198,8 +222,9 @@ def token_grams(
         "versions": versions(),
         "outcome": (took := outcome()),
         "pass_time_s": took["seconds"],
+        **({} if everyone is None else facts_of_ranks(everyone, done, took)),
     }
-    return TokenGrams(
+    return (TokenGrams if everyone is None else DividedGrams)(
         grams=done.grams,
         tokens=named(done.rows, unit, cluster),
         scale={},  # also for sequences: their rows are formed as sums, no Gram of single tokens cancels (by_sequence)
@@ -213,7 +238,7 @@ def token_grams(
     )
 
 
-def _like(grams: Mapping[str, Tensor], values: Mapping[str, float]) -> dict[str, Tensor]:
+def _like(grams: Mapping[str, AnyGram], values: Mapping[str, float]) -> dict[str, Tensor]:
     return {name: grams[name].new_tensor(value) for name, value in values.items()}
 
 
@@ -236,15 +261,17 @@ def _passed(
     coordinates: Coordinates,
     checkpoint: Checkpoint = NOWHERE,
     note: str = "",
+    company: Alone = ALONE,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The Grams by a route, and how they were computed; `note` says why the dense one, where nobody asked for it."""
     reason = note or ("asked for" if route == "dense" else "coordinates are sampled")
     limit = options.limit(next(iter(work.params.values())).device)
-    if isinstance(checkpoint.plan, DensePlan):
-        reason = checkpoint.note
+    begun = company.agreed(lambda: checkpoint.note if isinstance(checkpoint.plan, DensePlan) else None)
+    if begun is not None:
+        reason = begun
     elif route == "factored" and not coordinates.index and not isinstance(options.plan, DensePlan):
         try:
-            grams, plan = factored_grams(work, options, checkpoint)
+            grams, plan = factored_grams(work, options, checkpoint, company)
         except NotFactorable as unfit:
             reason = str(unfit)
         else:
@@ -263,7 +290,7 @@ def _passed(
                 "formed_parameters": plan.formed,
                 "slabbed_parameters": list(plan.slabbed),
             }
-    outcome = dense_grams(work, options, coordinates=coordinates, checkpoint=checkpoint, note=reason)
+    outcome = dense_grams(work, options, coordinates=coordinates, checkpoint=checkpoint, note=reason, company=company)
     return outcome.grams, {
         "route": "dense",
         "route_reason": reason,

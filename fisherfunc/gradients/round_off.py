@@ -14,6 +14,7 @@ largest difference from an ordinary backward pass, times the trace, is what is s
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from fisherfunc.gradients.rows import one_hot
 from fisherfunc.gradients.sequences import Sequences
 from fisherfunc.gradients.stacks import neighbours
 from fisherfunc.gradients.workload import Workload
+from fisherfunc.linalg.divided import AnyGram, entries, squared_norm
 from fisherfunc.linalg.grain import grain_of
 from fisherfunc.records.containers import mapped
 
@@ -57,7 +59,7 @@ class RoundOff:
 
 
 def round_off(
-    grams: Mapping[str, Tensor],
+    grams: Mapping[str, AnyGram],
     work: Workload,
     differences: Mapping[str, float],
     passed: Callable[[Workload], Mapping[str, Tensor]],
@@ -68,6 +70,7 @@ def round_off(
     seed: int = 0,
     stack_width: int = 1,
     formed: int | None = None,
+    agreed: Callable[[Callable[[], Any]], Any] | None = None,
 ) -> RoundOff:
     """Measure the error of Grams on a few rows.
 
@@ -86,6 +89,7 @@ def round_off(
         stack_width: How many sequences ran together in the pass: at most as many do here.
         formed: Bytes up to which the gradients of the rows are formed, if a quarter of the limit has room for them;
             larger models take the pass, in float64. What is little on the device (linalg/grain.py) where None.
+        agreed: Of ranks, what has one of them compute for all.
     """
     reason = _why_not(work)
     if reason is None and 8 * _num_entries(work) > limit // 4:
@@ -99,21 +103,29 @@ def round_off(
     chosen = replace(work.select(rows), fn=fn, params=params, sequences=Sequences(wide))
     num_bytes = 8 * len(rows) * sum(work.num_params.values())
     together = max(1, min(stack_width, limit // 4 // max(2 * work.nature.saved_bytes, 1)))
+    little = grain_of(rows.device).little if formed is None else formed
+    run: Callable[[], Mapping[str, Tensor]] = partial(passed, chosen)
+    if num_bytes <= min(little, limit // 4):
+        run = partial(_formed, chosen, coordinates, labels, together)
+    reference = partial(_reference, run)
+    exact, reason = reference() if agreed is None else agreed(reference)
+    if reason is not None:
+        return RoundOff(errors=None, reason=reason)
+    return RoundOff(errors=_errors(grams, rows, exact, differences), num_rows=len(rows))
+
+
+def _reference(run: Callable[[], Mapping[str, Tensor]]) -> tuple[Mapping[str, Tensor], str | None]:
+    """The Grams of some rows in float64, or why there are none."""
     try:
         with InFloat64() as arithmetic:
-            little = grain_of(rows.device).little if formed is None else formed
-            fits = num_bytes <= min(little, limit // 4)
-            exact = _formed(chosen, coordinates, labels, together) if fits else passed(chosen)
+            exact = run()
     except torch.OutOfMemoryError:
         raise
     except (*REFUSALS, Unsettled) as error:
-        reason = f"the model does not run in float64: {type(error).__name__}: {error}".splitlines()[0]
-        return RoundOff(errors=None, reason=reason)
+        return {}, f"the model does not run in float64: {type(error).__name__}: {error}".splitlines()[0]
     if arithmetic.rounded:
-        return RoundOff(
-            errors=None, reason="something in the model is rounded to a coarser dtype when it runs in float64"
-        )
-    return RoundOff(errors=_errors(grams, rows, exact, differences), num_rows=len(rows))
+        return {}, "something in the model is rounded to a coarser dtype when it runs in float64"
+    return exact, None
 
 
 def _why_not(work: Workload) -> str | None:
@@ -130,7 +142,7 @@ def _num_entries(work: Workload) -> int:
     return sum(p.numel() for p in {**work.fn.frozen, **work.fn.params}.values())
 
 
-def _drawn(grams: Mapping[str, Tensor], seed: int) -> Tensor:
+def _drawn(grams: Mapping[str, AnyGram], seed: int) -> Tensor:
     """Some rows, in ascending order, the large ones more likely."""
     diagonal = torch.stack([gram.diagonal().double() for gram in grams.values()]).sum(dim=0).clamp(min=0).cpu()
     weights = (diagonal / diagonal.sum()).nan_to_num().clamp(min=torch.finfo(torch.float64).tiny)
@@ -140,10 +152,10 @@ def _drawn(grams: Mapping[str, Tensor], seed: int) -> Tensor:
 
 
 def _errors(
-    grams: Mapping[str, Tensor], rows: Tensor, exact: Mapping[str, Tensor], differences: Mapping[str, float]
+    grams: Mapping[str, AnyGram], rows: Tensor, exact: Mapping[str, Tensor], differences: Mapping[str, float]
 ) -> dict[str, float]:
     """Upper estimates of ‖K̂ − K‖, from submatrices of K and differences seen over the traces of K."""
-    error = torch.stack([gram[rows][:, rows].double() - exact[label] for label, gram in grams.items()])
+    error = torch.stack([entries(gram, rows).double() - exact[label] for label, gram in grams.items()])
     if all(len(rows) == len(gram) for gram in grams.values()):
         return dict(zip(grams, torch.linalg.matrix_norm(error).tolist(), strict=True))
     diagonal = torch.stack([gram.diagonal().double() for gram in grams.values()])
@@ -153,13 +165,13 @@ def _errors(
 
 
 def _scaled_up(
-    grams: Mapping[str, Tensor], diagonal: Tensor, rows: Tensor, exact: Tensor, error: Tensor
+    grams: Mapping[str, AnyGram], diagonal: Tensor, rows: Tensor, exact: Tensor, error: Tensor
 ) -> Float[Tensor, " l"]:
     """‖E‖_F of each Gram, as its submatrix shows it."""
     sizes = torch.maximum(diagonal[:, rows], exact.diagonal(dim1=1, dim2=2))
     own = sizes.square().sum(dim=1)
     own_error = error.diagonal(dim1=1, dim2=2).square().sum(dim=1)
-    norm = torch.stack([torch.linalg.matrix_norm(gram.double()) for gram in grams.values()]).square()
+    norm = torch.stack([squared_norm(gram) for gram in grams.values()])
     all_pairs = diagonal.sum(dim=1).square() - diagonal.square().sum(dim=1)
     scaled = _ratio(own_error, own) * norm
     scaled += _ratio(error.square().sum(dim=(1, 2)) - own_error, sizes.sum(dim=1).square() - own) * all_pairs

@@ -11,10 +11,11 @@ from torch import Tensor
 from fisherfunc.gradients.rows import raise_nonfinite
 from fisherfunc.gradients.summed import summed
 from fisherfunc.gradients.workload import Workload
+from fisherfunc.linalg.divided import AnyGram, submatrix
 from fisherfunc.linalg.token_grams import Tokens
 
-Pass = Callable[[Workload], tuple[dict[str, Tensor], dict[str, Any]]]
-"""Rows → their Grams, and how these were computed."""
+Pass = Callable[[Workload], tuple[dict[str, Any], dict[str, Any]]]
+"""Rows → their Grams, ordinary or divided, and how these were computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +24,13 @@ class SoundPass:
 
     Attributes:
         rows: What its rows are: tokens, or the sums of a sequence's.
-        grams: Their Grams.
+        grams: Their Grams: tensors, or divided ones (linalg/divided.py).
         how: How these were computed.
         num_tokens: How many tokens the rows are made of.
     """
 
     rows: Workload
-    grams: dict[str, Tensor]
+    grams: dict[str, Any]
     how: dict[str, Any]
     num_tokens: int
 
@@ -62,7 +63,7 @@ def sound_pass(work: Workload, passed: Pass, *, unit: str, drop_nonfinite: bool,
         return sound_pass(_without_unsound(work, rows, sound, passed), passed, unit=unit, drop_nonfinite=True)
     kept = _whole(sound, work).nonzero().squeeze(-1)
     _check_any(len(kept), work)
-    grams = {name: gram[kept][:, kept] for name, gram in grams.items()}
+    grams = {name: submatrix(gram, kept) for name, gram in grams.items()}
     rows = rows.select(kept)
     return SoundPass(rows=rows, grams=grams, how=how, num_tokens=_num_tokens(rows))
 
@@ -77,7 +78,7 @@ def named(rows: Workload, unit: str, cluster: Int[Tensor, " s"] | None = None) -
     return replace(tokens, position=torch.full_like(tokens.position, -1), target=None)
 
 
-def _finite(grams: Mapping[str, Tensor]) -> Bool[Tensor, " n"]:
+def _finite(grams: Mapping[str, AnyGram]) -> Bool[Tensor, " n"]:
     return torch.stack([gram.diagonal().isfinite() for gram in grams.values()]).all(dim=0)
 
 

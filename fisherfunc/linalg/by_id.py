@@ -4,7 +4,7 @@ The gradient of a token by a table W[ids] has the rows G_n[v] = Σ_{s: id_s = v}
 K[n,m] = Σ_v ⟨G_n[v], G_m[v]⟩ over the ids of both. Axis order: z entries, each of a row n and an id v, of d features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from einops import repeat
@@ -18,13 +18,30 @@ def add_by_id(gram: Tensor, strips: Sequence[Strip]) -> None:
 
     Cost M_v² d operations for each id v that occurs in the sequences of M_v rows: at most N² S d.
     """
+    for _, rows, values in _by_id(strips):
+        gram[rows[:, None], rows] += (values @ values.mT).to(gram.dtype)
+
+
+def cross_by_id(block: Tensor, strips: Sequence[Strip], others: Sequence[Strip]) -> None:
+    """Block += K between the rows of strips and those of others, all of ids. `block` is written to.
+
+    Cost M_v M'_v d operations for each id v that occurs in the sequences of M_v rows and of M'_v others.
+    """
+    mine = {number: (rows, values) for number, rows, values in _by_id(strips)}
+    for number, columns, theirs in _by_id(others):
+        if number in mine:
+            rows, values = mine[number]
+            block[rows[:, None], columns] += (values @ theirs.mT).to(block.dtype)
+
+
+def _by_id(strips: Sequence[Strip]) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Each id, with its rows and their values."""
     parts = [part for strip in strips for part in _entries(strip)]
     rows, ids, values = _once(*(torch.cat(column) for column in zip(*parts, strict=True)))
     order = ids.argsort(stable=True)
-    counts = ids[order].unique_consecutive(return_counts=True)[1]
-    for some in order.split(counts.tolist()):
-        mine = values[some]
-        gram[rows[some][:, None], rows[some]] += (mine @ mine.mT).to(gram.dtype)
+    found, counts = ids[order].unique_consecutive(return_counts=True)
+    for number, some in zip(found.tolist(), order.split(counts.tolist()), strict=True):
+        yield number, rows[some], values[some]
 
 
 def _entries(strip: Strip) -> list[tuple[Tensor, Tensor, Tensor]]:

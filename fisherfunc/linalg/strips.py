@@ -15,6 +15,7 @@ from itertools import accumulate, groupby
 
 import torch
 from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -134,6 +135,34 @@ def add_strips(gram: Tensor, strips: Sequence[Strip], workspace: Workspace | Non
     found = side_by_side(tasks, size=largest, like=like, workspace=workspace or Workspace())
     for (one, others), block in zip(pairs, found, strict=True):
         _add_block(gram, one, others, block.to(gram.dtype))
+
+
+def cross_strips(
+    block: Float[Tensor, "n m"], strips: Sequence[Strip], others: Sequence[Strip], workspace: Workspace
+) -> None:
+    """Block += K between the rows of strips and those of others. `block` is written to.
+
+    Cost 2 d (n m s) for each pair of strips: of products that are none of a strip with itself, as in `add_strips`.
+
+    Args:
+        block: Rows of `strips`, columns of `others`.
+        strips: In the order of their rows.
+        others: In the order of theirs, of the same axis.
+        workspace: Memory for middle products.
+    """
+    if not strips or not others:
+        return
+    exact = _cancel((*strips, *others))
+    way = _double if exact else _as_it_is
+    pairs = [(one, group) for one in strips for group in _groups(others, one)]
+    tasks = [partial(_product, way, one, group) for one, group in pairs]
+    largest = max(one.own[0, 0].numel() * _whole_tiles(sum(map(_num_rows, group))) for one, group in pairs)
+    like = strips[0].own.new_empty(0, dtype=torch.float64) if exact else strips[0].own
+    found = side_by_side(tasks, size=largest, like=like, workspace=workspace)
+    for (one, group), product in zip(pairs, found, strict=True):
+        runs = _adjacent(group)
+        for rows, part in zip(runs, product.split([rows.stop - rows.start for rows in runs], dim=1), strict=True):
+            block[one.rows, rows].add_(part.to(block.dtype))
 
 
 def _product(way: Callable[[Strip], Strip], one: Strip, others: Sequence[Strip], space: Tensor) -> Tensor:

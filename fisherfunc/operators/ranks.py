@@ -1,11 +1,9 @@
 """The operator of all ranks of a `torch.distributed` group, each with its own sequences; every vector is on each rank.
 
 With G the rows of rank 0, then of rank 1 and so on, Gᵀ u is the sum over ranks of Gᵣᵀ uᵣ, and G v their G_r v one after
-the other: one all-reduce of P numbers and one all-gather of n a product. All collectives of operators are here; each
-waits as long as the group's timeout says.
+the other: one all-reduce of P numbers and one all-gather of n a product.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from fisherfunc.distributed.collectives import Everyone, ranks, standing
 from fisherfunc.linalg.tokens import concatenated
 from fisherfunc.operators.fisher import FisherOperator, Sides, token_product_of
 from fisherfunc.records.axes import Params
@@ -35,10 +34,13 @@ def over_ranks(operator: FisherOperator, *, group: Any = None) -> FisherOperator
     """
     if not dist.is_available() or not dist.is_initialized():
         raise RuntimeError("over_ranks needs torch.distributed.init_process_group; under torchrun, call that first")
-    everyone = _gathered_objects({"marks": _marks(operator), "tokens": operator.tokens.map(Tensor.cpu)}, group)
-    _check_alike([each["marks"] for each in everyone])
-    counts = [len(each["tokens"].sequence) for each in everyone]
-    rank, num_rows = dist.get_rank(group), sum(counts)
+    everyone = standing(ranks(group=group))
+    everyone.check_alike(
+        _marks(operator), "give all ranks the same model, loss and options, and each its own sequences"
+    )
+    tokens = everyone.gathered("tokens", operator.tokens.map(Tensor.cpu))
+    counts = [len(each.sequence) for each in tokens]
+    rank, num_rows = everyone.rank, sum(counts)
     mine = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
     num_tokens = num_rows // operator.tokens.num_targets
 
@@ -46,19 +48,19 @@ def over_ranks(operator: FisherOperator, *, group: Any = None) -> FisherOperator
         def gradient(u: Tensor) -> dict[str, Tensor]:
             if u.shape != (num_rows,):
                 raise ValueError(f"u expected a weight for each of {num_rows} rows, got shape {tuple(u.shape)}")
-            return _summed(sides.weighted_gradient(u[mine]), group)
+            return _summed(sides.weighted_gradient(u[mine]), everyone)
 
         def along(tree: Params, slope: float | None) -> Tensor:
-            return _joined(sides.derivatives(tree, slope), counts, group)
+            return everyone.joined("derivatives", sides.derivatives(tree, slope), counts)
 
         return Sides(weighted_gradient=gradient, derivatives=along)
 
     def parameter_product(tree: Params) -> dict[str, Tensor]:
         own = {name: value * operator.num_tokens for name, value in operator.parameter_product(tree).items()}
-        return {name: value / num_tokens for name, value in _summed(own, group).items()}
+        return {name: value / num_tokens for name, value in _summed(own, everyone).items()}
 
     sides = across(operator.sides)
-    metadata = _joined_metadata(operator, num_tokens, num_rows, group)
+    metadata = _joined_metadata(operator, num_tokens, num_rows, everyone)
     return replace(
         operator,
         token_product=token_product_of(lambda: sides, num_tokens, num_rows),
@@ -70,9 +72,9 @@ def over_ranks(operator: FisherOperator, *, group: Any = None) -> FisherOperator
         parameter_product=parameter_product,
         sides=sides,
         reference_sides=lambda: across(operator.reference_sides()),
-        tokens=_numbered([each["tokens"] for each in everyone], operator.device),
+        tokens=_numbered(tokens, operator.device),
         metadata=metadata,
-        fingerprint=lambda: {"ranks": hash_of([dict(one) for one in _gathered_objects(operator.fingerprint(), group)])},
+        fingerprint=lambda: {"ranks": hash_of([*map(dict, everyone.gathered("fingerprints", operator.fingerprint()))])},
     )
 
 
@@ -82,19 +84,9 @@ def _marks(operator: FisherOperator) -> dict[str, Any]:
     return {"parameters": hash_of(operator.params), **{name: operator.metadata[name] for name in facts}}
 
 
-def _check_alike(marks: list[Mapping[str, Any]]) -> None:
-    for rank, other in enumerate(marks[1:], start=1):
-        differing = [name for name in marks[0] if marks[0][name] != other[name]]
-        if differing:
-            raise ValueError(
-                f"rank {rank} and rank 0 differ in {differing[0]}: {other[differing[0]]} and {marks[0][differing[0]]}; "
-                "give all ranks the same model, loss and options, and each its own sequences"
-            )
-
-
-def _joined_metadata(operator: FisherOperator, num_tokens: int, num_rows: int, group: Any) -> dict[str, Any]:
+def _joined_metadata(operator: FisherOperator, num_tokens: int, num_rows: int, everyone: Everyone) -> dict[str, Any]:
     own = {name: operator.metadata[name] for name in ("batch", "num_tokens", "num_valid_tokens", "mean_loss")}
-    each = _gathered_objects(own, group)
+    each = everyone.gathered("metadata", own)
     return {
         **operator.metadata,
         "num_tokens": num_tokens,
@@ -115,22 +107,5 @@ def _numbered(each: list[Any], device: torch.device) -> Any:
     return concatenated(found).map(lambda column: column.to(device))
 
 
-def _summed(tree: dict[str, Tensor], group: Any) -> dict[str, Tensor]:
-    for value in tree.values():
-        dist.all_reduce(value, group=group)
-    return tree
-
-
-def _joined(mine: Tensor, counts: list[int], group: Any) -> Tensor:
-    """The numbers of all ranks, one after the other; shorter ones are filled up on their way."""
-    longest = max(counts)
-    sent = torch.cat([mine, mine.new_zeros(longest - len(mine))])
-    received = [torch.empty_like(sent) for _ in counts]
-    dist.all_gather(received, sent, group=group)
-    return torch.cat([values[:count] for values, count in zip(received, counts, strict=True)])
-
-
-def _gathered_objects(value: Any, group: Any) -> list[Any]:
-    found: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(found, value, group=group)
-    return found
+def _summed(tree: dict[str, Tensor], everyone: Everyone) -> dict[str, Tensor]:
+    return {name: everyone.summed(f"gradients of {name}", value) for name, value in tree.items()}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fisherfunc.distributed.collectives import Ranks, with_ranks
 from fisherfunc.gradients.batches import cast
 from fisherfunc.gradients.grams import token_grams
 from fisherfunc.gradients.losses import TokenLoss
@@ -16,6 +17,7 @@ from fisherfunc.gradients.losses.asked import token_loss_of
 from fisherfunc.gradients.planning.run_plan import RunPlan, eigensolve_operations, solver_bytes
 from fisherfunc.gradients.sequences import split
 from fisherfunc.gradients.targets import Targets, chosen
+from fisherfunc.linalg.divided import DividedGrams
 from fisherfunc.linalg.full_precision import full_precision
 from fisherfunc.linalg.kernels import robust_eigh
 from fisherfunc.linalg.lifting import GramKernel
@@ -24,12 +26,14 @@ from fisherfunc.models.functionalize import Selection, functionalize
 from fisherfunc.partitioning import by_layer, partition
 from fisherfunc.pipeline.inferred_loss import inferred_loss
 from fisherfunc.pipeline.inputs import input_dtype
+from fisherfunc.pipeline.over_ranks import spectrum_of_divided
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.pipeline.solve import IntervalMethod, interval_method, spectrum_of_grams
 from fisherfunc.records.axes import Batch, Progress
 from fisherfunc.records.dtypes import dtype_name
 
 
+@with_ranks()
 @full_precision()
 @torch.inference_mode(mode=False)
 def fisher_spectrum(
@@ -60,6 +64,7 @@ def fisher_spectrum(
     intervals: IntervalMethod = None,
     population: bool = True,
     clusters: Iterable[Hashable] | torch.Tensor | None = None,
+    ranks: Ranks | None = None,
     progress: Progress | None = None,
 ) -> FisherSpectrum:
     """Compute the spectrum of the empirical Fisher information F = (1/N) Σ_n g_n g_nᵀ, g_n = ∇ℓ_n, a term per token.
@@ -102,7 +107,10 @@ def fisher_spectrum(
         population: Whether to estimate what holds of the population as well, where there are three sequences or more.
         clusters: A label per sequence of the batch, where sequences are not independent of each other (windows of a
             document, answers to a prompt): they take the place of sequences in all that is said of the population.
-        progress: Called as `progress(done, total)`.
+        ranks: From `ff.distributed.ranks()`, under `torchrun`: the processes that share the work, each of which makes
+            this same call, with the whole batch, and gets the same result. Sequences are dealt to them, and the blocks
+            to be solved; `memory_limit` is of each. `metadata["ranks"]` says what each had to do.
+        progress: Called as `progress(done, total)`; of ranks, with this one's share.
 
     Returns:
         Spectra by block, of the block-diagonal and of the full matrix, with metadata.
@@ -116,6 +124,7 @@ def fisher_spectrum(
             returns no spectrum.
         OSError: If the checkpoint cannot be written.
         torch.linalg.LinAlgError: If every eigensolver failed, or the kernel returned no spectrum of the Gram.
+        ff.distributed.RanksError: If another rank fails, is gone or hangs; it names which, and why.
 
     Example:
         >>> result = fisher_spectrum(nn.Linear(2, 3), (torch.randn(5, 2), torch.tensor([0, 1, 2, 0, 1])))
@@ -151,20 +160,17 @@ def fisher_spectrum(
         checkpoint=checkpoint,
         plan=plan,
         clusters=clusters,
+        ranks=ranks,
         progress=progress,
     )
     solve_on = _eigensolve_device(eigensolve_device, like.device)
     usual = eigensolve_dtype == torch.float64 and solve_on == like.device
     own = None if usual else robust_eigh(dtype=eigensolve_dtype, device=solve_on)
-    result = spectrum_of_grams(
-        grams,
-        blocks=blocks,
-        center=center,
-        unit=unit,
-        kernel=kernel or own,
-        intervals=intervals,
-        population=population,
-    )
+    asked: dict[str, Any] = {"center": center, "intervals": intervals, "population": population}
+    if isinstance(grams, DividedGrams):
+        result = spectrum_of_divided(grams, blocks=blocks, kernel=kernel or own, **asked)
+    else:
+        result = spectrum_of_grams(grams, blocks=blocks, unit=unit, kernel=kernel or own, **asked)
     facts = {
         "model": fn.name,
         "mode": "evaluation",

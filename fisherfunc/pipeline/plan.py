@@ -1,7 +1,7 @@
 """`plan`: what `fisher_spectrum` would do with a model and a batch, and what it would take; no token is passed over."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from time import perf_counter
 from typing import Any
@@ -13,8 +13,10 @@ from fisherfunc.gradients.batches import cast
 from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.planning.calibrate import least_seconds
 from fisherfunc.gradients.planning.forecast import forecast
+from fisherfunc.gradients.planning.over_ranks import check_rates, over_ranks
 from fisherfunc.gradients.planning.run_plan import RunPlan, timed, with_eigensolve
 from fisherfunc.gradients.prepare import check_options
+from fisherfunc.gradients.ranks.deal import dealt
 from fisherfunc.gradients.start import started
 from fisherfunc.gradients.summed import summed
 from fisherfunc.gradients.targets import Targets, chosen
@@ -70,6 +72,8 @@ def plan(
     progress: Progress | None = None,
     calibrate: bool = True,
     pilot: FisherSpectrum | None = None,
+    ranks: int | None = None,
+    rates: Mapping[str, float] | None = None,
 ) -> RunPlan:
     """What `fisher_spectrum` would do with the same arguments, and what it would take.
 
@@ -107,6 +111,9 @@ def plan(
         calibrate: Whether to predict seconds.
         pilot: An earlier result of this model and text, with estimates of the population, from which to say how many
             tokens its numbers take to be within 10 % (`ff.tokens_needed`).
+        ranks: How many ranks the same run is to be predicted for as well, in `.over_ranks`.
+        rates: What a rank would do in a second, for a machine that is not here: operations of "passes", "contraction"
+            and "eigensolve", and "bytes" sent; those measured here, and 1e9 bytes, where not given.
 
     Returns:
         Passes, routes, operations, seconds and bytes, predicted. `fisher_spectrum(…, plan=)` runs it, for this batch or
@@ -123,6 +130,9 @@ def plan(
     """
     begin = perf_counter()
     check_options(num_tokens, chunk_size, memory_limit, route, unit)
+    if ranks is not None and (not isinstance(ranks, int) or ranks < 1):
+        raise ValueError(f"ranks expected how many, at least 1, got ranks={ranks!r}")
+    check_rates(rates)
     check_eigensolver(kernel, eigensolve_device, eigensolve_dtype)
     fn = functionalize(model, parameters=parameters).to(dtype=dtype, device=device)
     targets = chosen(targets, unit=unit, center=center)
@@ -153,10 +163,16 @@ def plan(
     found = forecast(work, start.options, route=route, coordinates=start.coordinates, calibrate=calibrate)
     found = replace(found, made_for=start.made_for, needed_tokens=needed)
     num_blocks = len(partition(fn.params, blocks))
-    if not calibrate:
-        return with_eigensolve(found, num_blocks)
-    found = timed(found, preparation=found.seconds["preparation"] + spent)
-    return with_eigensolve(found, num_blocks, _eigensolve_rate(work.num_tokens, eigensolve_dtype, like.device))
+    if calibrate:
+        found = timed(found, preparation=found.seconds["preparation"] + spent)
+        rate = _eigensolve_rate(work.num_tokens, eigensolve_dtype, like.device)
+        found = with_eigensolve(found, num_blocks, rate)
+    else:
+        found = with_eigensolve(found, num_blocks)
+    if ranks is None:
+        return found
+    predicted = over_ranks(found, ranks, share=dealt(work, ranks).share, num_grams=num_blocks, rates=rates)
+    return replace(found, over_ranks=predicted.to_dict())
 
 
 def _eigensolve_rate(num_units: int, dtype: torch.dtype, device: torch.device) -> float:

@@ -98,9 +98,9 @@ def spectrum_of_grams(
     full = solve(list(grams), solver if eigenpairs is None else _known(eigenpairs[0]))
     spectra = spectra or dict.fromkeys(labels, full)
     estimated = None if draws is None else summary_of(grams, draws, blocks=blocks, eigenpairs=eigenpairs)
-    facts = _facts(grams, blocks) | ({} if reason is None else {"population": reason})
+    facts = facts_of(grams, blocks) | ({} if reason is None else {"population": reason})
     return replace(
-        _result(spectra, full, dict(grams.metadata) | facts),
+        result_of(spectra, full, dict(grams.metadata) | facts),
         coupling=block_coupling(grams, blocks=blocks),
         intervals=None if between is None else between(grams, blocks=blocks),
         population=estimated,
@@ -193,7 +193,7 @@ def spectrum_of_gradients(
         "route": "gradients given",
         "versions": versions(),
     }
-    return _result(spectra, full, facts)
+    return result_of(spectra, full, facts)
 
 
 def _in_unit(grams: TokenGrams, unit: str) -> TokenGrams:
@@ -204,7 +204,8 @@ def _in_unit(grams: TokenGrams, unit: str) -> TokenGrams:
     return grams.by_sequence() if unit == "sequence" and grams.unit == "token" else grams
 
 
-def _result(spectra: dict[str, Spectrum], full: Spectrum, metadata: dict[str, Any]) -> FisherSpectrum:
+def result_of(spectra: dict[str, Spectrum], full: Spectrum, metadata: dict[str, Any]) -> FisherSpectrum:
+    """Put together what is known of the blocks and of the full matrix."""
     named = spectra | {apart_from(spectra, "full"): full}
     diagnostics = {
         "normalization": NORMALIZATION,
@@ -218,7 +219,8 @@ def _result(spectra: dict[str, Spectrum], full: Spectrum, metadata: dict[str, An
     return FisherSpectrum(blocks=spectra, block_diagonal=union(spectra), full=full, metadata=metadata)
 
 
-def _facts(grams: TokenGrams, blocks: Callable[[str], str] | None) -> dict[str, Any]:
+def facts_of(grams: TokenGrams, blocks: Callable[[str], str] | None) -> dict[str, Any]:
+    """Say what the rows are, and the blocks."""
     summed = grams.metadata.get("num_summed_tokens", grams.num_units) * grams.tokens.num_targets
     return {
         "unit": grams.unit,

@@ -83,9 +83,19 @@ def left_out(
         second: The sums over pairs of distinct clusters.
         curve: The effective dimension over κ, of the same clusters or folds; None where there is none.
     """
+    return left_out_of(of_folds(grams, blocks, clusters, second), curve)
+
+
+def of_folds(
+    grams: TokenGrams, blocks: Mapping[str, tuple[str, ...]], clusters: Clusters, second: SecondMoments
+) -> SecondMoments:
+    """Return the sums over pairs of distinct folds of clusters, where there are more than fifty; see `left_out`."""
     folds = clusters.folds()
-    if folds is not clusters:
-        second = second_moments_of(grams, blocks, folds)
+    return second if folds is clusters else second_moments_of(grams, blocks, folds)
+
+
+def left_out_of(second: SecondMoments, curve: Curve | None = None) -> LeftOut:
+    """Return what `left_out` does, from the sums over pairs of distinct folds."""
     total = torch.cat([second.products.total[..., None], second.products.left_out], dim=-1)
     num_units = second.sizes.sum() - torch.nn.functional.pad(second.sizes, (1, 0))
 
@@ -99,8 +109,8 @@ def left_out(
     every, own = total.sum(dim=(0, 1)), total.diagonal(dim1=0, dim2=1).sum(dim=-1)
     error = {"block_diagonal_error": (1 - own / every).clamp(min=0).sqrt()}
     return LeftOut(
-        num_clusters=folds.num_clusters,
-        per_block={label: _finite(of(second.traces[a], total[a, a])) for a, label in enumerate(blocks)},
+        num_clusters=len(second.sizes),
+        per_block={label: _finite(of(second.traces[a], total[a, a])) for a, label in enumerate(second.labels)},
         full=_finite(of(second.traces.sum(dim=0), every) | error),
         dimensions={} if curve is None else _dimensions(curve),
     )

@@ -10,6 +10,7 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherfunc.linalg.divided import rows_here, total
 from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.population.clusters import Clusters
 from fisherfunc.records.record import record
@@ -68,11 +69,15 @@ def second_moments_of(grams: TokenGrams, blocks: Mapping[str, tuple[str, ...]], 
     """
     count, group = len(blocks), clusters.group
     of = torch.zeros(count, count, clusters.num_clusters, dtype=torch.float64, device=group.device)
-    for rows in torch.arange(len(group), device=group.device).split(max(1, TILE // (count * len(group)))):
+    first = next(iter(grams.grams.values()))
+    index = rows_here(first)[0]
+    for rows in torch.arange(len(index), device=group.device).split(max(1, TILE // (count * len(group)))):
         tile = torch.stack([_rows(grams, names, rows) for names in blocks.values()])
-        tile *= group[rows, None] != group
+        mine = group[index[rows]]
+        tile *= mine[:, None] != group
         products = einsum(tile, tile, "b n m, c n m -> b c n")
-        of.index_add_(-1, group[rows], products)
+        of.index_add_(-1, mine, products)
+    of = total(first, of)
     diagonals = torch.stack([sum_of_diagonals(grams, names) for names in blocks.values()])
     return SecondMoments(
         products=Pairs(total=of.sum(dim=-1), of=of),
@@ -96,11 +101,11 @@ def sum_of_diagonals(grams: TokenGrams, names: tuple[str, ...]) -> Float[Tensor,
 
 
 def _rows(grams: TokenGrams, names: tuple[str, ...], rows: Tensor) -> Float[Tensor, "m n"]:
-    """Some rows of K_b, in float64."""
-    total = grams.grams[names[0]][rows].double()
+    """Some of the rows of K_b that lie here, in float64."""
+    found = rows_here(grams.grams[names[0]])[1][rows].double()
     for name in names[1:]:
-        total += grams.grams[name][rows]
-    return total
+        found += rows_here(grams.grams[name])[1][rows]
+    return found
 
 
 def own_of(products: Pairs) -> Pairs:

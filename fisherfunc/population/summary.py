@@ -15,11 +15,12 @@ from fisherfunc.population.dimension import EffectiveDimension, dimension_of
 from fisherfunc.population.estimate import BlockEstimates, Estimate, check_level
 from fisherfunc.population.leading import LeadingSums, bracket_of_leading, bracket_of_sums, held_out
 from fisherfunc.population.moments import moment_estimates, moments_of
-from fisherfunc.population.paired import LeftOut, left_out
+from fisherfunc.population.paired import LeftOut, left_out_of, of_folds
 from fisherfunc.population.pairs import full_of, second_moments_of
 from fisherfunc.population.rank import left_out_traces, rank_estimate
 from fisherfunc.population.second_moments import (
     BlockCoupling,
+    SecondMoments,
     coupling_estimate,
     error_estimate,
     participation_ratio_of,
@@ -127,8 +128,42 @@ def summary_of(
 ) -> PopulationSummary:
     """Return the same for clusters that are known, those of `clusters_of`; so may be the eigenpairs of K, ascending."""
     check_level(level)
+    sums = sums_of(grams, found, blocks=blocks)
+    how: dict[str, Any] = {"level": level, "num_leading": num_leading, "kappas": kappas, "eigenpairs": eigenpairs}
+    return summary_from(grams, grams.block().double(), found, sums, **how)
+
+
+def sums_of(grams: TokenGrams, found: Clusters, *, blocks: BlockRule = by_layer) -> tuple[SecondMoments, SecondMoments]:
+    """Return all that a summary takes of the Grams of blocks: sums over pairs of distinct clusters, and of folds."""
     parts = gathered(grams, blocks)
     second = second_moments_of(grams, parts, found)
+    return second, of_folds(grams, parts, found, second)
+
+
+def summary_from(
+    grams: TokenGrams,
+    gram: Float[Tensor, "n n"],
+    found: Clusters,
+    sums: tuple[SecondMoments, SecondMoments],
+    *,
+    level: float = 0.95,
+    num_leading: int = 5,
+    kappas: Sequence[float] | None = None,
+    eigenpairs: tuple[Float[Tensor, " n"], Float[Tensor, "n n"]] | None = None,
+) -> PopulationSummary:
+    """Return the same, from what `sums_of` has of the blocks.
+
+    Args:
+        grams: What is known of the Grams of a pass, beside the matrices.
+        gram: That of all parameters, in float64.
+        found: The clusters.
+        sums: Of the blocks.
+        level: The nominal coverage of each interval.
+        num_leading: How many leading eigenvalues.
+        kappas: Where the effective dimension is wanted.
+        eigenpairs: Of K, ascending, where they are known.
+    """
+    second, by_folds = sums
     full = full_of(second)
 
     def each(of: Any) -> BlockEstimates:
@@ -136,7 +171,7 @@ def summary_of(
             {label: of(second, a, level) for a, label in enumerate(second.labels)}, of(full, 0, level)
         )
 
-    gram, num_params = grams.block().double(), sum(grams.num_params.values())
+    num_params = sum(grams.num_params.values())
     higher = moments_of(gram, found)
     outside = held_out(gram, found, min(num_leading, grams.num_rows))
     eigenpairs = torch.linalg.eigh(gram) if eigenpairs is None else eigenpairs
@@ -155,5 +190,5 @@ def summary_of(
         leading_sums=bracket_of_sums(outside, higher, level),
         effective_dimension=dimension,
         effective_rank=rank_estimate(curve, higher, traces, num_params=num_params, level=level),
-        left_out=left_out(grams, parts, found, second, curve),
+        left_out=left_out_of(by_folds, curve),
     )

@@ -12,6 +12,7 @@ import torch
 from einops import einsum
 from torch import Tensor
 
+from fisherfunc.linalg.divided import rows_here, total
 from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.statistics.block_grams import BlockRule, gathered
 
@@ -88,11 +89,12 @@ def block_coupling(grams: TokenGrams, *, blocks: BlockRule = None, center: bool 
     """
     grams = grams.center() if center else grams
     labels = gathered(grams, blocks)
-    total = torch.zeros(len(labels), len(labels), dtype=torch.float64, device="cpu")
-    for rows in torch.arange(len(grams.tokens.sequence), device="cpu").split(TILE):  # no second copy of all Grams
-        tile = torch.stack([_rows(grams, names, rows) for names in labels.values()])
-        total += einsum(tile, tile, "b n m, c n m -> b c").cpu()
-    squares = (total / grams.num_units**2).clamp(min=0)  # not negative but for round-off
+    first = next(iter(grams.grams.values()))
+    products = torch.zeros(len(labels), len(labels), dtype=torch.float64, device=first.device)
+    for start in range(0, len(rows_here(first)[0]), TILE):  # no second copy of all Grams
+        tile = torch.stack([_rows(grams, names, slice(start, start + TILE)) for names in labels.values()])
+        products += einsum(tile, tile, "b n m, c n m -> b c")
+    squares = (total(first, products).cpu() / grams.num_units**2).clamp(min=0)  # not negative but for round-off
     return BlockCoupling(
         labels=tuple(labels), squared_norms=tuple(map(tuple, squares.tolist())), centered=grams.centered
     )
@@ -108,9 +110,9 @@ def block_diagonal_error(grams: TokenGrams, *, blocks: BlockRule = None) -> floa
     return block_coupling(grams, blocks=blocks).block_diagonal_error
 
 
-def _rows(grams: TokenGrams, names: Sequence[str], rows: Tensor) -> Tensor:
-    """Some rows of K_b."""
-    return torch.stack([grams.grams[name][rows[0] : rows[-1] + 1].double() for name in names]).sum(dim=0)
+def _rows(grams: TokenGrams, names: Sequence[str], rows: slice) -> Tensor:
+    """Some of the rows of K_b that lie here."""
+    return torch.stack([rows_here(grams.grams[name])[1][rows].double() for name in names]).sum(dim=0)
 
 
 def _listed(value: Any) -> Any:

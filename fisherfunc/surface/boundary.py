@@ -73,7 +73,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except EXPECTED as error:
             if debug:
                 raise
-            raise Failure(_message(error)) from error
+            raise Failure(told(error)) from error
 
     return run
 
@@ -84,7 +84,8 @@ def _discard_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _message(error: BaseException) -> str:
+def told(error: BaseException) -> str:
+    """Say what failed."""
     if isinstance(error, KeyError) and error.args:
         return str(error.args[0])  # str(KeyError) is a repr
     if isinstance(error, OSError) and error.strerror and error.filename:

@@ -169,6 +169,9 @@ _METHOD = (
         help="Of lanczos: by probes, or exactly, at a backward pass a token more.  [default: estimated]",
     ),
 )
+_RANKS = click.option(
+    "--ranks", type=_COUNT, metavar="R", help="Predict the run under torchrun as well, on R processes such as this."
+)
 _DEBUG = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 
 
@@ -181,50 +184,26 @@ def spectrum(
     """Run the main job."""
     _check_checkpoint(checkpoint, options)
     of_lanczos = _of_lanczos(method, options)
-    from fisherfunc.surface import job, leading, results
-    from fisherfunc.surface.progress import progress_bar
+    from fisherfunc.surface.ranks import all_ranks
 
-    _hush()
-    task = job.Job(checkpoint=checkpoint or "final", **options)
-    folder = out or task.folder
-    results.check_output(folder)
-    if out is None:
-        results.check_owner(task.folder, task)
-    try:
-        with progress_bar(quiet=quiet, doing="gradients" if of_lanczos is None else "products") as progress:
-            result: Any
-            if of_lanczos is None:
-                result = job.compute(task, progress=progress, checkpoint=resume)
-            else:
-                result = leading.compute(task, **of_lanczos, progress=progress, checkpoint=resume)
-    except KeyboardInterrupt as error:
-        if resume is None:
-            raise
-        raise Interrupted(f"interrupted; run the same command again to go on from {resume}") from error
-    try:
-        save = results.save if of_lanczos is None else leading.save
-        paths = save(result, folder, options=options_of(click.get_current_context()))
-    except OSError:
-        _show(result, form)  # also where quiet is asked for: it took the time that it took
-        raise
-    try:
-        if not quiet:
-            _show(result, form)
-            click.echo(written(paths, folder), err=form == "json")
-    except KeyboardInterrupt as error:
-        raise Interrupted(f"interrupted; the files are in {folder}") from error
+    with all_ranks() as everyone:
+        if everyone is not None and everyone.size > 1 and of_lanczos is not None:
+            raise ValueError(
+                "--method lanczos runs in one process; over ranks, ff.operators.over_ranks has its products"
+            )
+        _spectrum(form, quiet, out, checkpoint, resume, of_lanczos, options, everyone)
 
 
 @cli.command(help=PLAN_HELP, short_help="What `spectrum` would do, and the time and memory it would take.")
-@as_options(*_TASK, *_ROWS, _PILOT, *_PASS, _DEBUG)
+@as_options(*_TASK, *_ROWS, _PILOT, *_PASS, _RANKS, _DEBUG)
 @guarded
-def plan(form: str, checkpoint: str | None, pilot: str | None, **options: Any) -> None:
+def plan(form: str, checkpoint: str | None, pilot: str | None, ranks: int | None, **options: Any) -> None:
     """Predict the main job."""
     _check_checkpoint(checkpoint, options)
     from fisherfunc.surface import job
 
     _hush()
-    found, facts = job.predict(job.Job(checkpoint=checkpoint or "final", **options), pilot=pilot)
+    found, facts = job.predict(job.Job(checkpoint=checkpoint or "final", **options), pilot=pilot, ranks=ranks)
     if form == "json":
         click.echo(json.dumps({"metadata": facts, **found.to_dict()}, allow_nan=False, indent=1))
         return
@@ -255,6 +234,56 @@ def tokens(form: str, checkpoint: str | None, block: str | None, vectors: int, t
 
     console = _console()
     console.print(token_report(rows, facts, width=console.width))
+
+
+def _spectrum(
+    form: str,
+    quiet: bool,
+    out: str | None,
+    checkpoint: str | None,
+    resume: str | None,
+    of_lanczos: dict[str, Any] | None,
+    options: dict[str, Any],
+    everyone: Any,
+) -> None:
+    """Run the main job, as one rank of all where there are several; rank 0 alone prints and writes."""
+    from fisherfunc.surface import job, leading, results
+    from fisherfunc.surface.progress import progress_bar
+
+    _hush()
+    task = job.Job(checkpoint=checkpoint or "final", **options)
+    folder = out or task.folder
+    speaks = everyone is None or everyone.rank == 0
+    quiet = quiet or not speaks
+    if speaks:
+        results.check_output(folder)
+        if out is None:
+            results.check_owner(task.folder, task)
+    try:
+        with progress_bar(quiet=quiet, doing="gradients" if of_lanczos is None else "products") as progress:
+            result: Any
+            if of_lanczos is None:
+                result = job.compute(task, progress=progress, checkpoint=resume, everyone=everyone)
+            else:
+                result = leading.compute(task, **of_lanczos, progress=progress, checkpoint=resume)
+    except KeyboardInterrupt as error:
+        if resume is None:
+            raise
+        raise Interrupted(f"interrupted; run the same command again to go on from {resume}") from error
+    if not speaks:
+        return
+    try:
+        save = results.save if of_lanczos is None else leading.save
+        paths = save(result, folder, options=options_of(click.get_current_context()))
+    except OSError:
+        _show(result, form)  # also where quiet is asked for: it took the time that it took
+        raise
+    try:
+        if not quiet:
+            _show(result, form)
+            click.echo(written(paths, folder), err=form == "json")
+    except KeyboardInterrupt as error:
+        raise Interrupted(f"interrupted; the files are in {folder}") from error
 
 
 def _check_checkpoint(checkpoint: str | None, options: Mapping[str, Any]) -> None:

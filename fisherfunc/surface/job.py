@@ -6,11 +6,12 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from fisherfunc import assets
+from fisherfunc.distributed.collectives import Everyone
 from fisherfunc.gradients import losses, targets
 from fisherfunc.gradients.planning.run_plan import RunPlan
 from fisherfunc.gradients.targets import Targets
@@ -23,6 +24,7 @@ from fisherfunc.pipeline.plan import plan
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.records.axes import Progress
 from fisherfunc.surface.files import read_spectrum
+from fisherfunc.surface.ranks import first_alone
 from fisherfunc.surface.texts import has_documents, is_stream, read_documents
 
 DEFAULT_TOKENS = 512
@@ -123,7 +125,11 @@ class Job:
 
 
 def compute(
-    job: Job, *, progress: Progress | None = None, checkpoint: str | os.PathLike[str] | None = None
+    job: Job,
+    *,
+    progress: Progress | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    everyone: Everyone | None = None,
 ) -> FisherSpectrum:
     """Load the model, cut the text into batches, and compute the spectrum.
 
@@ -131,13 +137,16 @@ def compute(
         job: What to compute.
         progress: Called as `progress(done, total)`.
         checkpoint: A folder to keep what is done in, and to go on from.
+        everyone: The ranks that share the work.
 
     Raises:
         ValueError: If the text, the model or an option cannot be used; it says which and why.
         OSError: If a file cannot be read.
         ImportError: If Transformers is not installed.
     """
-    loaded, batches, clusters, facts = loaded_model(job)
+    if everyone is not None and everyone.size > 1 and is_stream(job.text):
+        raise ValueError(f"--text {job.text} can be read once, and each of {everyone.size} ranks reads it; give a file")
+    loaded, batches, clusters, facts = first_alone(everyone, "the model", lambda: loaded_model(job, everyone))
     result = fisher_spectrum(
         loaded.model,
         batches,
@@ -148,17 +157,21 @@ def compute(
         checkpoint=checkpoint,
         intervals=job.intervals,
         clusters=clusters,
+        ranks=cast(Any, everyone),
         progress=progress,
     )
     return replace(result, metadata={**result.metadata, "method": "exact", **facts})
 
 
-def predict(job: Job, *, pilot: str | os.PathLike[str] | None = None) -> tuple[RunPlan, dict[str, Any]]:
+def predict(
+    job: Job, *, pilot: str | os.PathLike[str] | None = None, ranks: int | None = None
+) -> tuple[RunPlan, dict[str, Any]]:
     """What `compute` would do and take, and what of the metadata is known before.
 
     Args:
         job: What would be computed.
         pilot: The folder of an earlier result of the model and the text, which says how many tokens numbers take.
+        ranks: How many ranks to predict it for as well.
 
     Raises:
         ValueError: If the text, the model or an option cannot be used, or the pilot is of something else; it says which
@@ -175,6 +188,7 @@ def predict(job: Job, *, pilot: str | os.PathLike[str] | None = None) -> tuple[R
         targets=job.chosen_targets,
         unit=job.unit,
         pilot=earlier,
+        ranks=ranks,
     )
     return found, {**facts, "unit": job.unit, "fisher": job.chosen_targets.fisher, "targets": job.chosen_targets.name}
 
@@ -209,13 +223,15 @@ def pass_options(job: Job, loaded: LoadedModel) -> dict[str, Any]:
     }
 
 
-def loaded_model(job: Job) -> tuple[LoadedModel, list[dict[str, Any]], list[int] | None, dict[str, Any]]:
+def loaded_model(
+    job: Job, everyone: Everyone | None = None
+) -> tuple[LoadedModel, list[dict[str, Any]], list[int] | None, dict[str, Any]]:
     """The model, the batches cut from the text, the documents of their windows where there are such, and what is said.
 
     Windows are spread evenly over the text; of a stream they are the first ones, as nobody knows how it goes on.
     """
     documents, stream = read_documents(job.text), is_stream(job.text)
-    loaded = load(job.source, dtype=getattr(torch, job.dtype), device=_device(job.device))
+    loaded = load(job.source, dtype=getattr(torch, job.dtype), device=_device(job.device, everyone))
     if job.blocks == "head":
         loaded = replace(loaded, model=divide_heads(loaded.model))
     context = _context(job, loaded)
@@ -265,7 +281,9 @@ LOSSES: dict[str, Callable[[], losses.TokenLoss]] = {
 }
 
 
-def _device(name: str) -> str:
+def _device(name: str, everyone: Everyone | None) -> str:
+    if name in ("auto", "cuda") and everyone is not None and torch.cuda.is_available():
+        return f"cuda:{torch.cuda.current_device()}"  # that of this rank
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return name

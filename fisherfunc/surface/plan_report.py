@@ -69,6 +69,12 @@ def summary(plan: RunPlan, facts: Mapping[str, Any]) -> list[str]:
     if plan.seconds:
         parts = ", ".join(f"{STEPS[step]} {value:.1f}" for step, value in plan.seconds.items() if step in STEPS)
         lines.append(f"Seconds: {plan.seconds['total']:.1f} ({parts})")
+    if plan.over_ranks is not None:
+        many = plan.over_ranks
+        lines.append(
+            f"On {many['num_ranks']} ranks, predicted: {many['seconds']['total']:.1f} s; of the rank with most to do, "
+            f"peak {size(many['peak_bytes'])}, {size(many['bytes_sent'])} sent"
+        )
     return lines
 
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from fisherfunc.gradients import pullback
 from fisherfunc.gradients.certificate import certified
-from fisherfunc.gradients.checkpoint import NOWHERE, Checkpoint, finished_grams, stage_of
+from fisherfunc.gradients.checkpoint import NOWHERE, Checkpoint, stage_of
 from fisherfunc.gradients.dense.slabs import DEFAULT_CHUNK, Columns, DensePlan, Footprint, cut
 from fisherfunc.gradients.dense.subsample import EVERY, Coordinates
+from fisherfunc.gradients.factored.passes import ALONE, Alone
 from fisherfunc.gradients.losses.asked import AnyLoss
 from fisherfunc.gradients.memory import SavedBytes
 from fisherfunc.gradients.model_function import ModelFunction
@@ -23,7 +24,7 @@ from fisherfunc.gradients.rows import gradient_chunks, losses_of, raise_nonfinit
 from fisherfunc.gradients.sound import SoundPass
 from fisherfunc.gradients.workload import PassOptions, Workload
 from fisherfunc.linalg.full_precision import full_precision
-from fisherfunc.linalg.gram import accumulate_rows, gram_of
+from fisherfunc.linalg.gram import gram_of
 from fisherfunc.records.axes import Batch, Params
 
 
@@ -101,6 +102,7 @@ def dense_grams(
     coordinates: Coordinates = EVERY,
     checkpoint: Checkpoint = NOWHERE,
     note: str = "",
+    company: Alone = ALONE,
 ) -> DenseOutcome:
     """The Grams of the tokens, {name: (N, N)}; a row that is not finite spoils its row and column only.
 
@@ -112,25 +114,26 @@ def dense_grams(
         coordinates: The columns to keep.
         checkpoint: Where to keep the Grams after each slab, and the plan of a pass to go on with.
         note: What the checkpoint is to say of the pass.
+        company: Who else passes over rows of their own.
 
     Raises:
         ValueError: If the memory limit is below the smallest chunk.
     """
     losses = losses_of(work.fn, work.params, work.sequences, work.loss)
-    plan = next((one for one in (checkpoint.plan, options.plan) if isinstance(one, DensePlan)), None)
-    plan = plan or plan_dense(work, options, coordinates=coordinates)
+    known = next((one for one in (checkpoint.plan, options.plan) if isinstance(one, DensePlan)), None)
+    plan = company.agreed(lambda: known or plan_dense(work, options, coordinates=coordinates))
     checkpoint.begin(plan, note)
     count = work.num_tokens
     grams = {
-        options.label(n): torch.zeros(count, count, dtype=options.gram_dtype, device=p.device)
+        options.label(n): torch.zeros(count, company.columns(work), dtype=options.gram_dtype, device=p.device)
         for n, p in work.params.items()
     }
     methods: set[str] = set()
     for done, slab in enumerate(plan.slabs):
         some = {columns.name: work.params[columns.name] for columns in slab}
-        method = pullback.choose(losses(int(work.tokens.sequence[0])), some)
+        method = pullback.choose(losses(int(work.tokens.sequence[0])), some) if count else "none"
         methods.add(method)
-        finished = finished_grams(checkpoint, done, next(iter(some.values())))
+        finished = company.finished(checkpoint, done, next(iter(some.values())))
         if finished is not None:
             grams |= finished
             continue
@@ -141,8 +144,9 @@ def dense_grams(
             del chunk  # or two would be held while the next one is computed
             if options.progress is not None:
                 options.progress(done * count + rows.stop, len(plan.slabs) * count)
+        company.taken(done)
         for columns, buffer in zip(slab, buffers, strict=True):
-            accumulate_rows(grams[options.label(columns.name)], buffer)
+            company.add_rows(grams[options.label(columns.name)], buffer)
         checkpoint.write(stage_of(done), {label: grams[label] for label in {*map(options.label, some)}}, {})
     return DenseOutcome(grams=grams, plan=plan, method="+".join(sorted(methods)))
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from fisherfunc.gradients.factored.pieces import Piece
 from fisherfunc.gradients.stacks import Stack
 from fisherfunc.linalg.by_id import add_by_id
+from fisherfunc.linalg.crossing import Parts
 from fisherfunc.linalg.factors import PointFactors, SharedFactors, cross_gram, form_gradients
 from fisherfunc.linalg.grain import grain_of
 from fisherfunc.linalg.gram import TILE
@@ -87,6 +88,13 @@ class Holder:
         if self._rows is not None or self._strips or self._own is not None or len(self._points) != 1:
             return None
         return next(iter(self._points.values()))
+
+    def parts(self) -> Parts:
+        """What is held, to be multiplied by what another rank holds; of a parameter that was not settled."""
+        assert self._own is None
+        strips = sorted(self._strips.values(), key=lambda strip: strip.rows.start)
+        points = tuple(self._points.values())
+        return Parts(num_rows=self._num_rows, formed=self._rows, points=points, strips=tuple(strips))
 
     def _by_kept_ids(self, part: SharedFactors) -> SharedFactors:
         """The factors with their ids as columns of the points."""

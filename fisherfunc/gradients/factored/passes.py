@@ -6,6 +6,8 @@ the input embedding is made at the end.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,13 +21,64 @@ from fisherfunc.gradients.factored.structure import Unsettled
 from fisherfunc.gradients.memory import give_back
 from fisherfunc.gradients.stacks import stacks_of
 from fisherfunc.gradients.workload import PassOptions, Workload
+from fisherfunc.linalg.gram import accumulate_rows
 from fisherfunc.linalg.threads import Workspace
 from fisherfunc.linalg.triangle import Term, add_points
 from fisherfunc.records.axes import Progress
 
+T = TypeVar("T")
+
+
+class Alone:
+    """What a pass asks of the processes that it is done with: here of none. Of ranks it is gradients/ranks/ring.py."""
+
+    def run(self, passed: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The Grams of a pass, or what all agree is in its way."""
+        return passed()
+
+    def agreed(self, make: Callable[[], T]) -> T:
+        """What one of them makes."""
+        return make()
+
+    def any_of(self, found: bool) -> bool:
+        """Whether one of them has found something."""
+        return found
+
+    def columns(self, work: Workload) -> int:
+        """How many columns a Gram has here."""
+        return work.num_tokens
+
+    def own(self, gram: Tensor) -> Tensor:
+        """The columns of the rows here."""
+        return gram
+
+    def finished(self, checkpoint: Checkpoint, number: int, like: Tensor) -> dict[str, Tensor] | None:
+        """The Grams of a stage that an earlier run has finished."""
+        return finished_grams(checkpoint, number, like)
+
+    def taken(self, number: int) -> None:
+        """All pieces of a group were taken."""
+
+    def add(
+        self, holders: dict[str, Holder], grams: Mapping[str, Tensor], label: Callable[[str], str], new: set[str]
+    ) -> None:
+        """Add the Gram of each to that of its label; see `add_all`."""
+        add_all(holders, grams, label, new)
+
+    def add_rows(self, gram: Tensor, rows: Tensor) -> None:
+        """K += G Gᵀ. `gram` is written to."""
+        accumulate_rows(gram, rows)
+
+
+ALONE = Alone()
+
 
 def passed_grams(
-    work: Workload, plan: FactoredPlan, options: PassOptions, checkpoint: Checkpoint = NOWHERE
+    work: Workload,
+    plan: FactoredPlan,
+    options: PassOptions,
+    checkpoint: Checkpoint = NOWHERE,
+    company: Alone = ALONE,
 ) -> dict[str, Tensor]:
     """The Grams of the parameters in the groups of a plan, by parameter or by the labels of the options.
 
@@ -33,12 +86,14 @@ def passed_grams(
         Unsettled: If the structure does not hold for some sequences.
     """
     try:
-        return _passed(work, plan, options, checkpoint)
+        return company.run(partial(_passed, work, plan, options, checkpoint, company))
     except NotLookedUp as found:
         raise Unsettled(replace(plan.structure, divisible=False)) from found
 
 
-def _passed(work: Workload, plan: FactoredPlan, options: PassOptions, checkpoint: Checkpoint) -> dict[str, Tensor]:
+def _passed(
+    work: Workload, plan: FactoredPlan, options: PassOptions, checkpoint: Checkpoint, company: Alone
+) -> dict[str, Tensor]:
     grams: dict[str, Tensor] = {}
     like = next(iter(work.params.values()))
     stacks = list(stacks_of(work.sequences, work.tokens, plan.width))
@@ -46,9 +101,9 @@ def _passed(work: Workload, plan: FactoredPlan, options: PassOptions, checkpoint
     descent = Descent(work, stacks, plan, checkpoint)
     holders: dict[str, Holder] = {}
     divided = len(plan.groups) > 1  # what a step freed is given back then: the next need not fit the pieces it lies in
-    left = names_of(g for number, g in enumerate(plan.groups) if finished_grams(checkpoint, number, like) is None)
+    left = names_of(g for number, g in enumerate(plan.groups) if company.finished(checkpoint, number, like) is None)
     for number, group in enumerate(plan.groups):
-        finished = finished_grams(checkpoint, number, like)
+        finished = company.finished(checkpoint, number, like)
         later = names_of(plan.groups[number + 1 :])
         # Of a finished group, what another one waits for.
         taken = group.names if finished is None else group.names & later & left
@@ -61,6 +116,7 @@ def _passed(work: Workload, plan: FactoredPlan, options: PassOptions, checkpoint
                 if piece.name in taken:
                     holders[piece.name].put(piece, stack)
         descent.done(number)
+        company.taken(number)
         if divided:
             give_back()
         for name in (
@@ -75,14 +131,14 @@ def _passed(work: Workload, plan: FactoredPlan, options: PassOptions, checkpoint
             continue
         new = {*map(options.label, closed)} - grams.keys()
         for label in new:
-            shape = (work.num_tokens, work.num_tokens)
+            shape = (work.num_tokens, company.columns(work))
             grams[label] = torch.empty(shape, dtype=options.gram_dtype, device=like.device)
-        _add_all({name: holders.pop(name) for name in closed}, grams, options.label, new)
+        company.add({name: holders.pop(name) for name in closed}, grams, options.label, new)
         checkpoint.write(stage_of(number), {label: grams[label] for label in {*map(options.label, closed)}}, {})
     return grams
 
 
-def _add_all(
+def add_all(
     holders: dict[str, Holder], grams: Mapping[str, Tensor], label: Callable[[str], str], new: set[str]
 ) -> None:
     """Add the Gram of each to that of its label; those of points all together.

@@ -8,13 +8,14 @@ each from a cut of the model on where there is one (passes.py).
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 from torch import Tensor
 
 from fisherfunc.gradients.certificate import refused_then
 from fisherfunc.gradients.checkpoint import NOWHERE, Checkpoint
 from fisherfunc.gradients.dense.route import dense_grams, plan_dense
-from fisherfunc.gradients.factored.passes import passed_grams
+from fisherfunc.gradients.factored.passes import ALONE, Alone, passed_grams
 from fisherfunc.gradients.factored.plan import FactoredPlan, plan_factored
 from fisherfunc.gradients.factored.structure import Structure, Unsettled, refusing
 from fisherfunc.gradients.factored.trial import is_its_own_trial, tried
@@ -26,7 +27,7 @@ class NotFactorable(Exception):  # noqa: N818 (no error: the dense route takes t
 
 
 def factored_grams(
-    work: Workload, options: PassOptions, checkpoint: Checkpoint = NOWHERE
+    work: Workload, options: PassOptions, checkpoint: Checkpoint = NOWHERE, company: Alone = ALONE
 ) -> tuple[dict[str, Tensor], FactoredPlan]:
     """The Grams of the tokens, {name: (N, N)}; a row that is not finite spoils its row and column only.
 
@@ -37,6 +38,7 @@ def factored_grams(
         work: What to pass over.
         options: How.
         checkpoint: Where to keep what is done, and the plan of a pass to go on with.
+        company: Who else passes over rows of their own.
 
     Returns:
         The Grams, by parameter or by the labels of the options, and how they were computed.
@@ -46,26 +48,36 @@ def factored_grams(
         ValueError: If the memory limit is below what the dense route needs for the largest tensor.
     """
     plan = next((one for one in (checkpoint.plan, options.plan) if isinstance(one, FactoredPlan)), None)
-    plan = plan or planned(work, options)  # not made anew where there is one: another amount of memory may be free
+    structure: Structure | None = None
     while True:
-        if not plan.groups:
-            raise NotFactorable("the memory limit has no room for the factors of any tensor")
-        with_slabs(work, options, plan)  # what does not fit beside the Grams is said now, not after the passes
+        plan = company.agreed(partial(_fitting, plan, work, options, structure))
         checkpoint.begin(plan)
         try:
-            grams = passed_grams(work, plan, options, checkpoint)
+            grams = passed_grams(work, plan, options, checkpoint, company)
             break
         except Unsettled as found:
-            structure = found.structure
+            plan, structure = None, found.structure
         except RuntimeError as error:  # a rule that cannot be batched, in a sequence other than the one probed
             raise NotFactorable(_first_line(error)) from error
-        plan = planned(work, options, structure)  # here, where the exception no longer keeps what had been computed
     # A product of factors may overflow where the gradient does not, and the check leaves out rows that are not finite.
-    if is_its_own_trial(work, options, plan) and not all(bool(g.diagonal().isfinite().all()) for g in grams.values()):
+    rows = [company.own(gram).diagonal() for gram in grams.values()]
+    untried = work.num_tokens > 0 and is_its_own_trial(work, options, plan)
+    if company.any_of(untried and not all(bool(row.isfinite().all()) for row in rows)):
         raise NotFactorable("a row is not finite")
     if plan.slabbed:
-        plan = _add_slabbed(work, options, plan, grams, checkpoint.under("slabbed"))
+        plan = _add_slabbed(work, options, plan, grams, checkpoint.under("slabbed"), company)
     return {label: grams[label] for label in dict.fromkeys(map(options.label, work.params))}, plan
+
+
+def _fitting(
+    plan: FactoredPlan | None, work: Workload, options: PassOptions, structure: Structure | None
+) -> FactoredPlan:
+    """The plan that there is, as another amount of memory may be free by now, or a new one; one that fits."""
+    plan = plan or planned(work, options, structure)
+    if not plan.groups:
+        raise NotFactorable("the memory limit has no room for the factors of any tensor")
+    with_slabs(work, options, plan)  # what does not fit beside the Grams is said now, not after the passes
+    return plan
 
 
 def planned(
@@ -104,11 +116,16 @@ def planned(
 
 
 def _add_slabbed(
-    work: Workload, options: PassOptions, plan: FactoredPlan, grams: dict[str, Tensor], checkpoint: Checkpoint
+    work: Workload,
+    options: PassOptions,
+    plan: FactoredPlan,
+    grams: dict[str, Tensor],
+    checkpoint: Checkpoint,
+    company: Alone,
 ) -> FactoredPlan:
     """Add the Grams of tensors too large for a group, by the dense route in the memory that the other Grams leave."""
-    held = sum(gram.numel() * gram.element_size() for gram in grams.values())
-    outcome = dense_grams(*slab_pass(work, options, plan, held), checkpoint=checkpoint)
+    held = sum(company.own(gram).numel() * gram.element_size() for gram in grams.values())
+    outcome = dense_grams(*slab_pass(work, options, plan, held), checkpoint=checkpoint, company=company)
     for label, gram in outcome.grams.items():
         grams[label] = grams[label] + gram if label in grams else gram
     peak = max(plan.peak_bytes, outcome.plan.peak_bytes + held)

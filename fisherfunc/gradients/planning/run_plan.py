@@ -41,6 +41,8 @@ class RunPlan:
         of_route: What the route itself goes by; None in a plan that was read.
         made_for: What it can be run for, by `fisher_spectrum(..., plan=)`; None in a plan that `ff.plan` did not make.
         needed_tokens: {number: {"sample", "population"}}: how many tokens it takes, where an earlier result told.
+        over_ranks: Where ranks were asked for: "num_ranks", and of the rank that has most to do its "share" of the
+            backward passes, "seconds", "peak_bytes", "bytes_sent", and the "rates" that these were predicted from.
     """
 
     route: str
@@ -62,6 +64,7 @@ class RunPlan:
     of_route: FactoredPlan | DensePlan | None = field(default=None, repr=False)
     made_for: MadeFor | None = field(default=None, repr=False)
     needed_tokens: Mapping[str, Mapping[str, int | None]] = field(default_factory=dict)
+    over_ranks: Mapping[str, Any] | None = None
 
     def __repr__(self) -> str:
         """Show it on one screen: a row per parameter."""
@@ -93,6 +96,7 @@ class RunPlan:
             "operations": dict(self.operations),
             "seconds": dict(self.seconds) or None,
             "rates": dict(self.rates) or None,
+            "over_ranks": None if self.over_ranks is None else dict(self.over_ranks),
             "needed_tokens": {name: dict(found) for name, found in self.needed_tokens.items()} or None,
         }
 

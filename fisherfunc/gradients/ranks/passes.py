@@ -1,0 +1,67 @@
+"""A pass over ranks, from rows to divided Grams, and what results say of the ranks."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fisherfunc.distributed.collectives import Everyone
+from fisherfunc.gradients.checkpoint import opened
+from fisherfunc.gradients.ranks.ring import Ring
+from fisherfunc.gradients.sound import SoundPass
+from fisherfunc.gradients.workload import PassOptions, Workload
+from fisherfunc.linalg.divided import DividedGram
+
+SAME = "give every rank the same model, options and whole batch, which is dealt to them here"
+
+
+def passed_over_ranks(
+    everyone: Everyone,
+    rows: Workload,
+    options: PassOptions,
+    passed: Callable[..., tuple[dict[str, Tensor], dict[str, Any]]],
+    folder: Path | None,
+    marks: Callable[[Workload], dict[str, str]],
+    asked: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Pass over rows with all ranks.
+
+    Args:
+        everyone: The ranks.
+        rows: All of them; the same on every rank, which is checked.
+        options: How.
+        passed: (work, options, checkpoint=, company=) → the Grams of this rank's rows, and how they were computed.
+        folder: Of the checkpoint; each rank has a folder in it.
+        marks: Rows → what must be the same where a pass goes on.
+        asked: {option: its value} of what else must be the same on all ranks.
+
+    Returns:
+        {label: a `DividedGram`}, and how they were computed: that of rank 0, whose share is the largest.
+
+    Raises:
+        ValueError: If ranks differ in what they must have in common.
+    """
+    everyone.check_alike({**asked, **marks(rows)}, SAME)
+    ring = Ring(everyone, rows)
+    own = None if folder is None else folder / f"rank-{everyone.rank}-of-{everyone.size}"
+    kept = opened(own, lambda: marks(ring.work))
+    grams, how = passed(ring.work, ring.options(options), checkpoint=kept, company=ring)
+    how = everyone.from_first("how", lambda: how | ({"resumed": kept.resumed} if kept.resumed else {}))
+    how = how | {"plan": how["plan"] | {"num_units": rows.num_tokens}}
+    return ring.divided(grams), how
+
+
+def facts_of_ranks(everyone: Everyone, done: SoundPass, took: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what results say of the ranks."""
+    gram = next(iter(done.grams.values()))
+    assert isinstance(gram, DividedGram)
+    mine = done.rows.tokens.select(gram.index)
+    own = {
+        "sequences": len(mine.sequence.unique()),
+        "tokens": len(mine.sequence) // mine.num_targets,
+        "seconds": took["seconds"],
+        "bytes_sent": everyone.bytes_sent,
+        "peak_bytes": took["peak_bytes"],
+    }
+    return {"num_ranks": everyone.size, "ranks": everyone.gathered("what each took", own)}

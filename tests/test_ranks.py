@@ -1,0 +1,227 @@
+"""Spectra over gloo ranks are those of one process; ranks that differ, fail, hang or are killed are one error."""
+
+import math
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from rank import SAME, SIZES, TIMEOUT_S, classifier, language_model, spectrum_of
+
+import fisherfunc as ff
+from fisherfunc.distributed import RanksError
+from fisherfunc.distributed.collectives import Everyone
+
+HERE = Path(__file__).parent
+WATCHDOG_S = 240
+
+
+def ran(case, size, folder, started=None):
+    """What each of so many ranks found; only the first `started` are started. No agent ends them: each ends itself."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "localhost", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    common["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent)])
+    command = [sys.executable, str(HERE / "rank.py"), str(folder), case]
+    processes = [
+        subprocess.Popen(command, env=os.environ | common | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        for rank in range(size if started is None else started)
+    ]
+    try:
+        told = [process.communicate(timeout=WATCHDOG_S)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    files = [folder / f"{rank}.pt" for rank in range(len(processes))]
+    return [
+        torch.load(file, weights_only=False) if file.exists() else text for file, text in zip(files, told, strict=True)
+    ]
+
+
+def leaves(tree, path=""):
+    """(where, what) of all single values but the metadata."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            if name not in ("metadata", "values"):
+                yield from leaves(value, f"{path}/{name}")
+    elif isinstance(tree, list):
+        for index, value in enumerate(tree):
+            yield from leaves(value, f"{path}/{index}")
+    else:
+        yield path, tree
+
+
+def is_same(value, other):
+    """Numbers of one sum in another order: some cancel, so that the seventh digit may differ."""
+    if isinstance(value, float) and isinstance(other, float):
+        return math.isclose(value, other, rel_tol=1e-6, abs_tol=1e-9)
+    return value == other
+
+
+@pytest.fixture(scope="module")
+def over_ranks(tmp_path_factory):
+    """{size: what each rank of a group of that size found}."""
+    each = ran("same", max(SIZES), tmp_path_factory.mktemp("same"))
+    assert all(isinstance(found, dict) for found in each), each
+    return {size: [found[size] for found in each[:size]] for size in SIZES}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_ranks_have_the_result_of_one_process(over_ranks, name):
+    alone = spectrum_of(name)
+    want = dict(leaves(alone.to_dict()))
+    for size, each in over_ranks.items():
+        got = dict(leaves(each[0][name]))
+        assert want.keys() == got.keys()
+        unlike = {k: (want[k], got[k]) for k in want if "condition_number" not in k and not is_same(want[k], got[k])}
+        assert not unlike, size
+        for label, spectrum in alone.matrices.items():
+            tolerance = 1e-12 * float(spectrum.eigenvalues[0]) * spectrum.num_units
+            for found in each:
+                values = found[name]["values"][label]
+                torch.testing.assert_close(values, spectrum.eigenvalues, atol=tolerance, rtol=0)
+                assert torch.equal(values, each[0][name]["values"][label])  # every rank has the same bits
+        facts = each[0][name]["metadata"]
+        assert facts["num_ranks"] == size == len(facts["ranks"])
+        assert facts["self_check"]["held"]
+        tokens = sum(one["tokens"] for one in facts["ranks"])
+        assert tokens == (facts["num_tokens"] if facts["unit"] == "token" else facts["num_sequences"])
+        assert facts["batch"] == alone.metadata["batch"] and facts["tokens"] == alone.metadata["tokens"]
+
+
+def test_ranks_have_even_shares_and_whole_grams(over_ranks):
+    model, batch, loss = language_model()
+    fn = ff.functionalize(model)
+    want = ff.token_grams(fn, fn.params, batch, loss).grams
+    for size, each in over_ranks.items():
+        shares = [one["sequences"] for one in each[0]["tied"]["metadata"]["ranks"]]
+        assert sum(shares) == 7 and max(shares) - min(shares) <= 2
+        few = each[0]["fewer sequences than ranks"]["metadata"]["ranks"]
+        assert [one["tokens"] for one in few] == [5] + [0] * (size - 1)
+        for name, gram in want.items():
+            torch.testing.assert_close(each[-1]["grams"][name], gram, rtol=0, atol=1e-13 * float(gram.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["tied", "untied, dense"])  # of the others, what is said of tensors is as large
+def test_a_plan_predicts_what_ranks_send(over_ranks, name):
+    make, options = SAME[name]
+    model, batch, loss = make()
+    for size, each in over_ranks.items():
+        plan = ff.plan(model, batch, loss=loss, ranks=size, calibrate=False, rates={"passes": 1e9}, **options)
+        sent = max(one["bytes_sent"] for one in each[0][name]["metadata"]["ranks"])
+        assert 0.5 < sent / plan.over_ranks["bytes_sent"] < 2
+        share = max(one["tokens"] for one in each[0][name]["metadata"]["ranks"]) / plan.num_units
+        assert 1 / size <= plan.over_ranks["share"] <= 1.5 * share
+        passes = plan.operations["forward"] + plan.operations["backward"]
+        assert math.isclose(plan.over_ranks["seconds"]["passes"], plan.over_ranks["share"] * passes / 1e9)
+
+
+def test_a_plan_refuses_what_are_no_ranks_or_rates():
+    model, batch, loss = classifier()
+    with pytest.raises(ValueError, match="ranks expected how many, at least 1, got ranks=0"):
+        ff.plan(model, batch, loss=loss, ranks=0)
+    with pytest.raises(ValueError, match="rates expected positive numbers by the names"):
+        ff.plan(model, batch, loss=loss, ranks=2, rates={"flops": 1e12})
+
+
+def test_ranks_that_differ_are_one_error_and_a_rank_that_raises_ends_all(tmp_path):
+    zero, one = ran("differ", 2, tmp_path)
+    for what in ("parameters", "batch", "num_tokens", "seed", "drop_nonfinite"):
+        assert zero[what][0] == one[what][0], what
+        assert zero[what][0].startswith("ValueError: rank 1 and rank 0 differ in "), zero[what]
+        assert what in zero[what][0]
+    assert "whole batch" in zero["batch"][0]
+    assert one["raised"][0] == "ValueError: stopped"
+    assert zero["raised"][0] == "RanksError: rank 1 failed with ValueError: stopped"
+    model, batch, loss = language_model()
+    want = ff.fisher_spectrum(model, batch, loss=loss).full.eigenvalues
+    for found in (zero, one):
+        torch.testing.assert_close(found["resumed"], want, rtol=0, atol=1e-12 * float(want[0]) * 50)
+        assert torch.equal(found["again"], found["resumed"])
+    assert zero["calls"] == (1, 1)  # rank 0 had done its part, and did not do it again; after the end nobody does
+    assert one["calls"][0] > 1 == one["calls"][1]
+
+
+def test_a_rank_that_hangs_and_one_that_is_killed_are_named_in_time(tmp_path):
+    zero, one, two = ran("lost", 3, tmp_path)
+    for found in (zero, one):
+        assert found["hung"][0].startswith(
+            "RanksError: rank 1 did not come to 'the pieces of a group' within timeout=10 s"
+        )
+        assert found["killed"][0].startswith("RanksError: rank 2 gave no sign of life for 5 s"), found
+        assert found["killed"][1] < 60
+    assert zero["hung"][1] < 60
+    assert isinstance(two, str)  # it wrote nothing
+
+
+def everyone_of(store, rank, timeout=120.0):
+    ranks = ff.distributed.Ranks(rank=rank, size=3, timeout=timeout)
+    return Everyone(ranks=ranks, store=store, broken=store)
+
+
+def test_the_end_of_a_chain_of_waiting_ranks_is_named():
+    store = torch.distributed.HashStore()
+    store.set("waits/1", pickle.dumps(("factors of head", [2])))  # rank 2 neither waits nor comes
+    with pytest.raises(RanksError, match=r"rank 2 did not come to 'factors of head' within timeout=0\.5 s"):
+        everyone_of(store, 0, 0.5).waited("rows", lambda: time.sleep(5), [1])
+    with pytest.raises(RanksError, match="rank 2 did not come to 'factors of head'"):  # the others have it from there
+        everyone_of(store, 1).gathered("tokens", None)
+
+
+def test_a_rank_without_a_sign_of_life_is_missed_before_the_timeout():
+    store = torch.distributed.HashStore()
+    for rank in (1, 2):
+        store.add(f"beat/{rank}", 1)
+    begin = time.monotonic()
+    with pytest.raises(RanksError, match="rank 1 gave no sign of life for 1 s"):
+        everyone_of(store, 0, 2.0).gathered("tokens", None)
+    assert time.monotonic() - begin < 2.0
+
+
+def test_what_torch_says_of_a_lost_connection_is_told_with_the_rank():
+    store = torch.distributed.HashStore()
+
+    def broken():
+        raise RuntimeError("Connection closed by peer [127.0.0.1]:1234")
+
+    with pytest.raises(RanksError, match=r"rank 2 was lost at 'rows' \(RuntimeError: Connection closed") as found:
+        everyone_of(store, 0).waited("rows", broken, [2])
+    assert found.value.rank == 2 and isinstance(found.value.__cause__, RuntimeError)
+
+
+def test_a_rank_that_never_comes_is_named(tmp_path):
+    (found,) = ran("start", 2, tmp_path, started=1)
+    assert found["error"] == f"rank 1 did not come to 'the start' within timeout={TIMEOUT_S:g} s"
+
+
+def test_a_process_by_itself_is_one_rank():
+    model, batch, loss = classifier()
+    here = ff.distributed.ranks()
+    assert (here.rank, here.size, here.group) == (0, 1, None)
+    alone = ff.fisher_spectrum(model, batch, loss=loss)
+    found = ff.fisher_spectrum(model, batch, loss=loss, ranks=here)
+    torch.testing.assert_close(found.full.eigenvalues, alone.full.eigenvalues, rtol=0, atol=1e-14)
+    assert found.metadata["num_ranks"] == 1
+
+
+def test_what_are_no_ranks_is_refused():
+    model, batch, loss = classifier()
+    with pytest.raises(TypeError, match=r"ranks expected those of ff\.distributed"):
+        ff.fisher_spectrum(model, batch, loss=loss, ranks=2)
+    with pytest.raises(ValueError, match="timeout expected seconds above 0"):
+        ff.distributed.ranks(timeout=0)
+
+
+def test_a_loader_that_is_divided_among_ranks_is_refused():
+    model, (inputs, targets), loss = classifier()
+    data = torch.utils.data.TensorDataset(inputs, targets)
+    sampler = torch.utils.data.DistributedSampler(data, num_replicas=2, rank=0, shuffle=False)
+    loader = torch.utils.data.DataLoader(data, batch_size=4, sampler=sampler)
+    with pytest.raises(ValueError, match="DistributedSampler"):
+        ff.fisher_spectrum(model, loader, loss=loss, ranks=ff.distributed.ranks())
