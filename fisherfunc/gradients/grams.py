@@ -180,6 +180,7 @@ def token_grams(
         "loss_id": loss_id(loss),
         "shift": loss.shift,
         **tokens_of(ready.work, done.rows, unit=unit),
+        **start.data,
         "num_valid_tokens": ready.num_valid,
         "dropped_tokens": ready.num_dropped + ready.work.num_tokens - done.num_tokens,
         "seed": int(seed),

@@ -245,6 +245,7 @@ def fisher(
             "shift": ready.work.loss.shift,
             "unit": unit,
             **tokens_of(replace(ready.work, params=work.params), work, unit=unit),
+            **ready.data,
             "num_valid_tokens": ready.num_valid,
             "num_tokens": num_units,
             "num_rows": work.num_tokens,

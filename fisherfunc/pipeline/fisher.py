@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from fisherfunc.gradients.batches import cast
 from fisherfunc.gradients.grams import token_grams
 from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.losses.asked import token_loss_of
@@ -23,7 +22,7 @@ from fisherfunc.linalg.sound_spectrum import check_kernel
 from fisherfunc.models.functionalize import Selection, functionalize
 from fisherfunc.partitioning import by_layer, partition
 from fisherfunc.pipeline.inferred_loss import inferred_loss
-from fisherfunc.pipeline.inputs import input_dtype
+from fisherfunc.pipeline.inputs import inputs_of
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.pipeline.solve import IntervalMethod, interval_method, spectrum_of_grams
 from fisherfunc.records.axes import Batch, Progress
@@ -130,7 +129,8 @@ def fisher_spectrum(
     partition(fn.params, blocks)  # what fails does so before the pass
     check_eigensolver(kernel, eigensolve_device, eigensolve_dtype)
     like = next(iter(fn.params.values()))
-    batch = cast(batch, dtype=input_dtype(fn), device=like.device)
+    data = inputs_of(fn, batch, num_tokens, lambda first: token_loss(loss, model, first, plan))
+    batch = data.batches
     check_intervals(intervals, batch)
     grams = token_grams(
         fn,
@@ -170,6 +170,7 @@ def fisher_spectrum(
         "plan": _with_eigensolve(result.metadata["plan"], len(result.blocks)),
         "eigensolve_dtype": None if kernel else dtype_name(eigensolve_dtype),
         "wall_time_s": perf_counter() - begin,
+        **data.facts,
     }
     return replace(result, metadata={**result.metadata, **facts})
 

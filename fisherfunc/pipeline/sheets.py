@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
+from fisherfunc.gradients.sources import told
 from fisherfunc.linalg import metrics
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.linalg.which_fisher import EMPIRICAL, matrix
@@ -45,6 +46,7 @@ def result_sheet(
     if largest:
         notes.append(f"below {floor / largest:.1e} λ_max of the full matrix nothing is resolved")
     notes += [f"approximation: {text}" for text in metadata.get("approximations") or ()]
+    notes += told(metadata)
     model = metadata.get("model_id") or metadata.get("model")
     if population is not None:
         trace, leading = population.trace.full, population.leading_eigenvalue

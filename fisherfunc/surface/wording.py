@@ -6,6 +6,7 @@ Every function takes the metadata of a result; a key that is absent is passed ov
 from collections.abc import Mapping
 from typing import Any
 
+from fisherfunc.gradients.sources import told
 from fisherfunc.linalg.which_fisher import EMPIRICAL, matrix
 from fisherfunc.surface.visible import visible
 
@@ -134,6 +135,7 @@ def notes(metadata: Mapping[str, Any]) -> list[str]:
     dropped = metadata.get("dropped_tokens") or 0
     dropped = dropped if isinstance(dropped, int) else len(dropped)
     found = [f"approximation: {text}" for text in metadata.get("approximations") or ()]
+    found += told(metadata)
     found += [f"solver fallback in {label}: {why}" for label, why in (metadata.get("fallback") or {}).items()]
     if metadata.get("centered") and metadata.get("num_tokens") == 1:
         found.append("one unit less its mean is zero, and so is its covariance: take more units")
