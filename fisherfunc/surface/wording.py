@@ -42,6 +42,8 @@ def windows(metadata: Mapping[str, Any]) -> list[str]:
         ['9 windows of 64 positions, spread evenly over the 70 of the text']
         >>> windows({"context": 64, "num_windows": 9, "windows_of_text": None})
         ['9 windows of 64 positions, the first of a stream']
+        >>> windows({"context": 64, "num_windows": 9, "windows_of_text": None, "bytes_of_text": 2_500_000_000})
+        ['9 windows of 64 positions, spread evenly over the 2,500 MB of the text']
         >>> windows({"context": 64, "num_windows": 9, "windows_of_text": 9, "num_documents": 4})
         ['9 windows of 64 positions, all of the text, from 4 documents']
     """
@@ -52,9 +54,12 @@ def windows(metadata: Mapping[str, Any]) -> list[str]:
     line = f"{'Windows' if count is None else f'{count:,} windows'} of {metadata.get('context')} positions"
     line += "" if start is None else f" that begin with {begin}" if begin else " without a start token"
     if count is not None:
-        total = metadata.get("windows_of_text")
-        spread = "all of the text" if count == total else f"spread evenly over the {total or 0:,} of the text"
-        line += ", the first of a stream" if total is None else f", {spread}"
+        total, size = metadata.get("windows_of_text"), metadata.get("bytes_of_text")
+        whole = f"{total or 0:,}" if size is None else f"{size / 1e6:,.0f} MB"
+        if total is None and size is None:
+            line += ", the first of a stream"
+        else:
+            line += ", all of the text" if count == total else f", spread evenly over the {whole} of the text"
     documents = metadata.get("num_documents")
     return [line + ("" if documents is None else f", from {documents:,} documents")]
 
