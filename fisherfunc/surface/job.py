@@ -242,9 +242,10 @@ def windows_of(job: Job) -> Callable[[LoadedModel, int], Windows]:
         if not stream or job.text is None:
             return text_windows(loaded.tokenizer, documents or read_documents(job.text), **options)
         for beginning, ends in beginnings(job.text):
-            if beginning or ends:
+            if ends or any(text.strip() for text in beginning):
                 found = text_windows(loaded.tokenizer, beginning, **options, spread=False)
-                if ends or num_valid_tokens(found.batches) >= wanted:
+                cut_short = found.num_windows == len(found.documents)  # the last one might have gone on
+                if ends or (num_valid_tokens(found.batches) >= wanted and not cut_short):
                     break
         return replace(found, num_windows=None)
 
