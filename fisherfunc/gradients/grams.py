@@ -71,7 +71,7 @@ def token_grams(
     Args:
         fn: The model as a pure function.
         params: Where to differentiate, and by what.
-        batch: A batch, or a list of them.
+        batch: A batch, a list of them, or what gives them one after the other, as of `fisher_spectrum`.
         loss: The token loss: one of `ff.losses`, a loss of torch, or a function (output, batch) → losses.
         targets: Which targets gradients are of, and so which Fisher F is: `ff.targets.observed()`, also where None,
             `sampled(num_draws)`, `all_classes()`. Others than the observed ones give a token several rows.

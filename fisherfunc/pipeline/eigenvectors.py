@@ -48,7 +48,8 @@ def fisher_eigenvectors(
     Args:
         model: Any module; it is left as it was. Evaluated in evaluation mode.
         batch: Keyword arguments of the model with `labels`, or a tuple (*inputs, targets), or a list of these, or a
-            DataLoader that does not shuffle. Lists and arrays with an entry a sequence are divided as tensors are.
+            DataLoader that does not shuffle, a Hugging Face data set, or any iterable of batches that begins anew each
+            time. Lists and arrays with an entry a sequence are divided as tensors are, packed rows into documents.
         num: How many vectors.
         block: The label of a block; the full matrix where None.
         blocks: Parameter name → block label.

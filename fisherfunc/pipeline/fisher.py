@@ -69,7 +69,8 @@ def fisher_spectrum(
     Args:
         model: Any module; it is left as it was. Evaluated in evaluation mode.
         batch: Keyword arguments of the model with `labels`, or a tuple (*inputs, targets), or a list of these, or a
-            DataLoader that does not shuffle. Lists and arrays with an entry a sequence are divided as tensors are.
+            DataLoader that does not shuffle, a Hugging Face data set, or any iterable of batches that begins anew each
+            time. Lists and arrays with an entry a sequence are divided as tensors are, packed rows into documents.
         loss: A token loss, one of torch's (`torch.nn.CrossEntropyLoss()`), or a function (output, batch) → losses not
             reduced over tokens; inferred where None, and held against the model's own loss where it has one.
         targets: `ff.targets.observed()`, also where None: the empirical Fisher; `ff.targets.sampled(num_draws)` or
@@ -77,7 +78,8 @@ def fisher_spectrum(
         blocks: Parameter name → block label.
         center: Whether to subtract the mean gradient: the gradient covariance.
         unit: "token", or "sequence": one row, and one backward pass, a sequence, the sum over its tokens.
-        num_tokens: At most this many tokens, picked by seed.
+        num_tokens: At most this many tokens, picked by seed; of a loader, a data set or an iterable, from the first
+            batches that hold so many, and no more are read.
         seed: Of whatever is picked.
         plan: From `ff.plan` with the arguments of this call, for this batch or one of the same shapes: nothing is then
             discovered again, and the check at the end is the same. What does not touch the pass may differ: `kernel`,

@@ -48,7 +48,7 @@ def gradient_norms(
     Args:
         fn: The model as a pure function.
         params: Where to differentiate, and by what.
-        batch: A batch, or a list of them.
+        batch: A batch, a list of them, or what gives them one after the other, as of `fisher_spectrum`.
         loss: The token loss: one of `ff.losses`, a loss of torch, or a function (output, batch) → losses.
         targets: Which targets, as in `token_grams`; others than the observed ones give a token several rows.
         unit: What a row is: "token" or "sequence".
