@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fisherfunc.linalg.token_grams import TokenGrams, Tokens
     from fisherfunc.models.functionalize import functionalize
     from fisherfunc.partitioning import by_layer, by_module, by_parameter, partition, whole
+    from fisherfunc.pipeline import sketches
     from fisherfunc.pipeline.compare import compare
     from fisherfunc.pipeline.comparison import Comparison
     from fisherfunc.pipeline.determinism import deterministic
@@ -69,6 +70,7 @@ __all__ = [
     "per_token_gradients",
     "plan",
     "population",
+    "sketches",
     "spectrum_of_gradients",
     "spectrum_of_grams",
     "statistics",
@@ -88,6 +90,7 @@ _MODULES = {
     "metrics": "fisherfunc.linalg.metrics",
     "operators": "fisherfunc.operators",
     "population": "fisherfunc.population",
+    "sketches": "fisherfunc.pipeline.sketches",
     "statistics": "fisherfunc.statistics",
     "targets": "fisherfunc.gradients.targets",
     "testing": "fisherfunc.testing",

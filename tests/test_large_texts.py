@@ -219,7 +219,9 @@ def test_windows_of_a_stream_are_those_of_the_whole_of_it(hub, here, monkeypatch
 
     text = hf_folders.sentence(BEGINNING // 3)
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(text.encode())))
-    wanted = text[:BEGINNING].count(" ") // 32 * 31
+    words = text[:BEGINNING].count(" ")
+    assert words % 32 > 2  # the last window of the first beginning is cut short, and holds the token that is lacking
+    wanted = words // 32 * 31 + 1
     _, batches, _, _ = job.loaded_model(job.Job(model=str(hub / "gpt2"), text="-", num_tokens=wanted, context=32))
     tokenizer = load(hub / "gpt2").tokenizer
     whole = text_windows(tokenizer, [text], task="causal_lm", context=32, num_tokens=wanted, spread=False)

@@ -6,6 +6,7 @@ from typing import Any
 
 from fisherfunc.gradients.sources import told
 from fisherfunc.linalg import metrics
+from fisherfunc.linalg.sketched_rows import error_lines
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.linalg.which_fisher import EMPIRICAL, matrix
 from fisherfunc.population.summary import PopulationSummary
@@ -46,7 +47,7 @@ def result_sheet(
     if largest:
         notes.append(f"below {floor / largest:.1e} λ_max of the full matrix nothing is resolved")
     notes += [f"approximation: {text}" for text in metadata.get("approximations") or ()]
-    notes += told(metadata)
+    notes += [*told(metadata), *error_lines(metadata)]
     model = metadata.get("model_id") or metadata.get("model")
     if population is not None:
         trace, leading = population.trace.full, population.leading_eigenvalue

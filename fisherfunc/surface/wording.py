@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fisherfunc.gradients.sources import told
+from fisherfunc.linalg.sketched_rows import error_lines
 from fisherfunc.linalg.which_fisher import EMPIRICAL, matrix
 from fisherfunc.surface.visible import visible
 
@@ -140,7 +141,7 @@ def notes(metadata: Mapping[str, Any]) -> list[str]:
     dropped = metadata.get("dropped_tokens") or 0
     dropped = dropped if isinstance(dropped, int) else len(dropped)
     found = [f"approximation: {text}" for text in metadata.get("approximations") or ()]
-    found += told(metadata)
+    found += [*told(metadata), *error_lines(metadata)]
     found += [f"solver fallback in {label}: {why}" for label, why in (metadata.get("fallback") or {}).items()]
     if metadata.get("centered") and metadata.get("num_tokens") == 1:
         found.append("one unit less its mean is zero, and so is its covariance: take more units")

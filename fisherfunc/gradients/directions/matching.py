@@ -105,8 +105,8 @@ def _check_plain(facts: Mapping, loss: TokenLoss) -> None:
         )
     if facts.get("sampled_parameters"):
         raise ValueError(
-            f"these Grams are of a sample of the coordinates of {facts['sampled_parameters']}, which has no directions "
-            "in parameter space; compute them without max_coordinates"
+            f"these Grams are of a sample of the coordinates of {facts['sampled_parameters']}, or of projections, "
+            "which have no directions in parameter space; compute them without max_coordinates, and without a sketch"
         )
     if facts.get("loss", loss.name) != loss.name:
         raise ValueError(f"these Grams are of the loss {facts['loss']!r}, got loss {loss.name!r}; give them the same")
