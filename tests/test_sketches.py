@@ -157,7 +157,10 @@ def test_a_result_is_marked_wherever_it_is_shown_with_its_error_beside_it(tmp_pa
     marked = "approximation: gradients projected by two Kronecker sketches of rank 3, seed 5"
     errors = result.metadata["sketch"]["errors"]["full"]
     one, other = (ff.spectrum_of_grams(found.half(half)).full for half in (0, 1))
-    assert errors["trace"] == abs(float(ff.metrics.trace(one) - ff.metrics.trace(other))) / 2
+    assert errors["trace"] == pytest.approx(abs(float(ff.metrics.trace(one) - ff.metrics.trace(other))) / 2, rel=1e-6)
+    spread = abs(float(one.eigenvalues[0] - other.eigenvalues[0])) / 2
+    shift = float(one.eigenvalues[0] + other.eigenvalues[0]) / 2 - float(result.full.eigenvalues[0])
+    assert shift > 0 and errors["largest"] == pytest.approx((spread**2 + shift**2) ** 0.5)
     beside = f"± of the sketch alone, full matrix: λ_max {errors['largest']:.2g}"
     (tmp_path / "spectrum.json").write_text(to_json(result))
     again = read_spectrum(tmp_path)

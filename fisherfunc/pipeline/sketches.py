@@ -24,13 +24,15 @@ __all__ = ["Kronecker", "SketchedRows", "kronecker", "rows", "spectrum", "varian
 def spectrum(
     sketched: SketchedRows, *, blocks: Callable[[str], str] = by_layer, kernel: GramKernel | None = None
 ) -> FisherSpectrum:
-    """Return the spectra of ½(AAᵀ + BBᵀ)/N, with the standard error that the sketch alone gives to each metric.
+    """Return the spectra of ½(AAᵀ + BBᵀ)/N, with the error that the sketch alone gives to each metric.
 
-    The error of a metric m is |m(A) − m(B)|/2, the standard error of a mean of two: itself known from two draws only.
-    It shows how far the sketch spreads, and not how far it shifts: eigenvalues of a sketch spread more than those of F,
-    so that the largest is too large on average, and effective rank and participation ratio are too small as a rule.
-    Sums that are linear in K, the trace above all, have no such shift; ‖F‖², and what the participation ratio is made
-    of, are had without it from `SketchedRows.squared_norm` and `participation_ratio`, and are given beside.
+    The error of a metric m has two parts, whose squares are added: how far it spreads, |m(A) − m(B)|/2, the standard
+    error of a mean of two, known from two draws only; and how far it shifts, ½(m(A) + m(B)) − m, what half the sketch
+    adds to the bias, which is the bias left where that falls like 1/rank. Eigenvalues of a sketch spread more than
+    those of F, so that the largest is too large on average, and effective rank and participation ratio are too small as
+    a rule; at a small rank by more than is shown. Sums that are linear in K, the trace above all, have no shift; ‖F‖²,
+    and what the participation ratio is made of, are had without it from `SketchedRows.squared_norm` and
+    `participation_ratio`, and are given beside.
 
     Args:
         sketched: The rows.
@@ -39,7 +41,7 @@ def spectrum(
 
     Returns:
         The result, marked in `metadata["approximations"]`; `metadata["sketch"]` has rank, seed, `errors`
-        (`per_block`, `global` and `full`: {metric: standard error, None where there is none}), and of the full matrix
+        (`per_block`, `global` and `full`: {metric: its error, None where there is none}), and of the full matrix
         `squared_norm` and `participation_ratio`, unbiased. It says nothing of the population.
 
     Raises:
@@ -53,9 +55,11 @@ def spectrum(
         "rank": sketched.sketch.rank,
         "seed": sketched.sketch.seed,
         "errors": {
-            "per_block": {label: _errors(one.blocks[label], other.blocks[label]) for label in result.blocks},
-            "global": _errors(one.block_diagonal, other.block_diagonal),
-            "full": _errors(one.full, other.full),
+            "per_block": {
+                label: _errors(whole, one.blocks[label], other.blocks[label]) for label, whole in result.blocks.items()
+            },
+            "global": _errors(result.block_diagonal, one.block_diagonal, other.block_diagonal),
+            "full": _errors(result.full, one.full, other.full),
         },
         "squared_norm": sketched.squared_norm(),
         "participation_ratio": sketched.participation_ratio(),
@@ -63,6 +67,10 @@ def spectrum(
     return replace(result, coupling=None, metadata={**result.metadata, "sketch": facts})
 
 
-def _errors(one: Spectrum, other: Spectrum) -> dict[str, float | None]:
-    pairs = {name: (metric(one).item(), metric(other).item()) for name, metric in metrics.SUMMARY.items()}
-    return {n: abs(a - b) / 2 if math.isfinite(a) and math.isfinite(b) else None for n, (a, b) in pairs.items()}
+def _errors(whole: Spectrum, *halves: Spectrum) -> dict[str, float | None]:
+    found: dict[str, float | None] = {}
+    for name, metric in metrics.SUMMARY.items():
+        mean, one, other = (metric(spectrum).item() for spectrum in (whole, *halves))
+        error = math.hypot((one - other) / 2, (one + other) / 2 - mean)
+        found[name] = error if math.isfinite(error) else None
+    return found
