@@ -65,6 +65,16 @@ def test_windows_are_consecutive_words_from_evenly_spread_places(tmp_path, numbe
         assert per_line > 100 or begin % per_line == 0
 
 
+@pytest.mark.parametrize("wanted", [15, 60, 120, 240])
+def test_windows_never_overlap_however_many_are_wanted(tmp_path, numbered, wanted):
+    (tmp_path / "t.txt").write_text("\n".join(f"w{number:06d}" for number in range(300)))
+    options = {"task": "causal_lm", "context": 16, "bos": "never", "num_tokens": wanted}
+    found = sampled_windows(numbered, excerpts_of(str(tmp_path / "t.txt")), **options)
+    assert found is not None or wanted > 100
+    taken = [token for row in (rows(found) if found else []) for token in row]
+    assert len(taken) == len(set(taken))
+
+
 def test_only_the_windows_are_read(tmp_path, numbered):
     (tmp_path / "t.txt").write_text(" ".join(f"w{number:06d}" for number in range(60_000)))
     held, excerpts = [], excerpts_of(str(tmp_path / "t.txt"))

@@ -74,6 +74,7 @@ def test_rows_of_odd_uses_are_the_projected_gradients(rank):
     batch = (torch.randn(6, 4, 7).double(), torch.randint(9, (6, 3)), torch.randint(5, (6,)))
     fn, loss, sketch = ff.functionalize(model), ff.losses.classification(), ff.sketches.kronecker(rank=rank)
     found = ff.sketches.rows(fn, fn.params, batch, loss, sketch=sketch)
+    assert found.metadata["route"] == "factored"
     for parameter, want in explicit(model, batch, loss, sketch).items():
         torch.testing.assert_close(found.rows[parameter], want, rtol=0, atol=1e-10 * float(want.norm()))
 

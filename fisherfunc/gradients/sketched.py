@@ -190,8 +190,6 @@ def _factored(work: Workload, options: PassOptions, halves: Mapping[str, Halves]
             break
         except Unsettled as unsettled:
             structure = unsettled.structure
-        except RuntimeError as error:  # a rule that cannot be batched, in a sequence other than the one probed
-            raise NotFactorable(f"{type(error).__name__}: {error}".splitlines()[0]) from error
         plan = planned(work, options, structure)
     if plan.slabbed:
         large = {name: work.params[name] for name in plan.slabbed}
@@ -201,15 +199,23 @@ def _factored(work: Workload, options: PassOptions, halves: Mapping[str, Halves]
 
 
 def _pieces(work: Workload, options: PassOptions, plan: FactoredPlan) -> Iterator[Piece]:
-    """The pieces of all groups and stacks."""
+    """The pieces of all groups and stacks.
+
+    Raises:
+        NotFactorable: If a rule cannot be batched, in a sequence other than the one probed.
+        Unsettled: If the structure does not hold for some sequences.
+    """
     stacks = list(stacks_of(work.sequences, work.tokens, plan.width))
     counted = Passes(NOWHERE, [stack.num_tokens for stack in stacks], len(plan.groups), options.progress)
     descent = Descent(work, stacks, plan, NOWHERE)
-    for number, group in enumerate(plan.groups):
-        for index in range(len(stacks)):
-            pieces = descent.pieces(number, index, counted.of(number, index))
-            yield from (piece for piece in pieces if piece.name in group.names)
-        descent.done(number)
+    try:
+        for number, group in enumerate(plan.groups):
+            for index in range(len(stacks)):
+                pieces = descent.pieces(number, index, counted.of(number, index))
+                yield from (piece for piece in pieces if piece.name in group.names)
+            descent.done(number)
+    except RuntimeError as error:  # of the passes: what is done with a piece does not come through here
+        raise NotFactorable(f"{type(error).__name__}: {error}".splitlines()[0]) from error
 
 
 def _add(found: Rows, piece: Piece, halves: Mapping[str, Halves]) -> None:
