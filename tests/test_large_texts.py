@@ -65,7 +65,7 @@ def test_windows_are_consecutive_words_from_evenly_spread_places(tmp_path, numbe
         assert per_line > 100 or begin % per_line == 0
 
 
-@pytest.mark.parametrize("wanted", [15, 60, 120, 240])
+@pytest.mark.parametrize("wanted", [15, 60, 240, 285, 300])
 def test_windows_never_overlap_however_many_are_wanted(tmp_path, numbered, wanted):
     (tmp_path / "t.txt").write_text("\n".join(f"w{number:06d}" for number in range(300)))
     options = {"task": "causal_lm", "context": 16, "bos": "never", "num_tokens": wanted}
