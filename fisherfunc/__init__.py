@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fisherfunc.models.functionalize import functionalize
     from fisherfunc.models.heads import divide_heads
     from fisherfunc.partitioning import by_head, by_layer, by_module, by_parameter, partition, whole
+    from fisherfunc.pipeline import sketches
     from fisherfunc.pipeline.compare import compare
     from fisherfunc.pipeline.comparison import Comparison
     from fisherfunc.pipeline.determinism import deterministic
@@ -77,6 +78,7 @@ __all__ = [
     "plots",
     "population",
     "progress_bar",
+    "sketches",
     "spectrum_of_gradients",
     "spectrum_of_grams",
     "statistics",
@@ -98,6 +100,7 @@ _MODULES = {
     "operators": "fisherfunc.operators",
     "plots": "fisherfunc.surface.panels",
     "population": "fisherfunc.population",
+    "sketches": "fisherfunc.pipeline.sketches",
     "statistics": "fisherfunc.statistics",
     "targets": "fisherfunc.gradients.targets",
     "testing": "fisherfunc.testing",

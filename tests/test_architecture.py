@@ -49,7 +49,7 @@ SPACES = (
     ff.targets,
     ff.testing,
 )
-SPACES += (ff.operators, ff.tokens, ff.distributed)
+SPACES += (ff.operators, ff.tokens, ff.distributed, ff.sketches)
 CONTRACT = {
     "": "fisher_spectrum plan RunPlan FisherSpectrum Spectrum functionalize ModelFunction per_token_gradients "
     "gradient_norms fisher_eigenvectors token_grams TokenGrams Gram partition by_layer by_module by_parameter whole "
@@ -71,6 +71,7 @@ CONTRACT = {
     "mean_gradient_norm gradient_noise_scale effective_dimension_curve spectral_density tail_exponent",
     "population": "squared_norm participation_ratio block_coupling block_diagonal_error Estimate "
     "moments leading_eigenvalue leading_sums effective_dimension effective_rank summary",
+    "sketches": "kronecker rows spectrum variance Kronecker SketchedRows",
     "testing": "gradient_matrices partitions tiny_models coverage",
 }
 

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
+from torch.utils.data import Dataset
 
+from fisherfunc.gradients.documents import documents
+from fisherfunc.gradients.sources import all_of, is_hugging_face, source_of
 from fisherfunc.records.axes import Batch
 from fisherfunc.records.containers import contents, flattened, is_named_tuple, mapped, rebuilt, steps
 
@@ -33,16 +35,18 @@ def read(batch: Batch) -> list[Batch]:
     """What a user gives for a batch as a list of batches, each a dictionary or a tuple, with a tensor for its targets.
 
     `[*inputs, targets]`, which is what a DataLoader gives, is one batch: a tensor by itself is none. A dataclass is
-    read as a mapping. Targets in numbers, or in an array of NumPy, become a tensor; inputs stay what they are.
+    read as a mapping. Targets in numbers, or in an array of NumPy, become a tensor; inputs stay what they are. Packed
+    rows are divided (documents.py). Of a source (sources.py) all is read: `pulled` in prepare.py reads what is needed.
 
     Raises:
         TypeError: If it has none of the forms of a batch, or can be read only once.
-        ValueError: If it is empty, or a DataLoader that shuffles.
+        ValueError: If it is empty, a DataLoader that shuffles, or packed and cannot be divided.
     """
-    if isinstance(batch, DataLoader):
-        return read(_loaded(batch))
+    source = source_of(batch)
+    if source is not None:
+        return read(all_of(source))
     if not isinstance(batch, list):
-        return [_with_tensor_targets(_plain(batch))]
+        return documents(_with_tensor_targets(_plain(batch)))
     if not batch:
         raise ValueError("the batch is empty: a list of no batches; give it a batch")
     if len(batch) > 1 and any(isinstance(entry, Tensor | np.ndarray) for entry in batch):
@@ -50,26 +54,13 @@ def read(batch: Batch) -> list[Batch]:
     return [one for entry in batch for one in read(entry)]
 
 
-def _loaded(loader: DataLoader) -> list[Any]:
-    """The batches of a loader, with no random generator of torch moved."""
-    in_order = isinstance(loader.sampler, SequentialSampler) and isinstance(loader.batch_sampler, BatchSampler | None)
-    if not (in_order or isinstance(loader.dataset, IterableDataset)):
-        raise ValueError(
-            f"the DataLoader has an order of its own ({type(loader.sampler).__name__}), which may be another each "
-            "time; pass list(loader), or a loader with shuffle=False"
-        )
-    state = None if loader.generator is None else loader.generator.get_state()
-    with torch.random.fork_rng(devices=[]):
-        found = list(loader)
-    if state is not None:
-        loader.generator.set_state(state)
-    return found
-
-
 def _plain(batch: Any) -> Batch:
     if isinstance(batch, Mapping):
         if not all(isinstance(key, str) for key in batch):
             raise TypeError(f"{_FORMS}; got a mapping with keys {list(batch)[:3]}, expected names of arguments")
+        splits = [key for key, value in batch.items() if is_hugging_face(value)]
+        if splits:
+            raise TypeError(f"got a {type(batch).__name__} of the data sets {splits}; pass one: batch[{splits[0]!r}]")
         return dict(batch)
     if is_dataclass(batch) and not isinstance(batch, type):
         return {field.name: getattr(batch, field.name) for field in fields(batch)}
@@ -85,7 +76,10 @@ def _described(batch: Any) -> str:
     if isinstance(batch, Dataset):
         return f"{name}; pass torch.utils.data.DataLoader(dataset, batch_size=…), or a list of its samples"
     if isinstance(batch, Iterator):
-        return f"{name}, which can be read only once; pass a list of what it gives"
+        return (
+            f"{name}, which can be read only once; pass a list of what it gives, of a long one list(itertools.islice("
+            "batches, 100)), or an object whose __iter__ begins anew"
+        )
     if isinstance(batch, Tensor):
         return f"{name} without targets; pass (inputs, targets)"
     return name

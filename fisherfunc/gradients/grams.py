@@ -79,7 +79,7 @@ def token_grams(
     Args:
         fn: The model as a pure function.
         params: Where to differentiate, and by what.
-        batch: A batch, or a list of them.
+        batch: A batch, a list of them, or what gives them one after the other, as of `fisher_spectrum`.
         loss: The token loss: one of `ff.losses`, a loss of torch, or a function (output, batch) → losses.
         targets: Which targets gradients are of, and so which Fisher F is: `ff.targets.observed()`, also where None,
             `sampled(num_draws)`, `all_classes()`. Others than the observed ones give a token several rows.
@@ -205,6 +205,7 @@ def token_grams(
         "loss_id": loss_id(loss),
         "shift": loss.shift,
         **tokens_of(ready.work, done.rows, unit=unit),
+        **start.data,
         "num_valid_tokens": ready.num_valid,
         "dropped_tokens": ready.num_dropped + ready.work.num_tokens - done.num_tokens,
         "seed": int(seed),

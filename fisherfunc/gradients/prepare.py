@@ -1,15 +1,19 @@
 """Before a pass, and before its plan: options that make sense, and the tokens that it will be over."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from fisherfunc.gradients.batches import read
+from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.losses.asked import AnyLoss, token_loss_of
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.nature import Nature
 from fisherfunc.gradients.readings import Reading, reading_of, settled
 from fisherfunc.gradients.sequences import split
+from fisherfunc.gradients.sources import Gathered, gathered
 from fisherfunc.gradients.survey import survey
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.linalg.mapped import check_not_transformed
@@ -42,12 +46,37 @@ class Prepared:
         num_valid: How many tokens there were to choose from.
         num_dropped: Tokens left out as their losses are not finite.
         seen: What was seen of the model.
+        data: What was pulled of a source, for the metadata.
     """
 
     work: Workload
     num_valid: int
     num_dropped: int
     seen: Seen
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+def pulled(batch: Batch, num_tokens: int | None, loss_of: Callable[[list[Batch]], TokenLoss]) -> Gathered:
+    """Pull batches of a source until they hold `num_tokens` tokens; what is no source stays as it is.
+
+    Of a loss of one's own that does not say which tokens count, each sequence is known to have one.
+
+    Args:
+        batch: What a user gives.
+        num_tokens: How many are needed; all that there are where None.
+        loss_of: The first batches → the loss that says which tokens count.
+    """
+    loss: TokenLoss | None = None
+
+    def count(batches: list[Batch]) -> int:
+        nonlocal loss
+        loss = loss or loss_of(batches)
+        masks = [loss.valid(one) for one in batches]
+        return sum(
+            len(split(one)) if mask is None else int(mask.sum()) for one, mask in zip(batches, masks, strict=True)
+        )
+
+    return gathered(batch, read=read, num_tokens=num_tokens, count=count)
 
 
 def prepared(
@@ -69,7 +98,7 @@ def prepared(
     Args:
         fn: The model.
         params: What to differentiate by.
-        batch: A batch, or a list of them.
+        batch: A batch, a list of them, or a source, of which as many are pulled as hold `num_tokens`.
         loss: The loss.
         num_tokens: How many tokens, at most.
         seed: Of their choice.
@@ -82,7 +111,8 @@ def prepared(
     """
     instead = "loop over the parameters, then stack the Grams and map a kernel over them: docs/composing.md shows it"
     check_not_transformed("a pass over the tokens", params.values(), instead=instead)
-    params, loss, given = fn.at(params), token_loss_of(loss, batch), split(batch)
+    data = pulled(batch, num_tokens, lambda first: token_loss_of(loss, first))
+    params, loss, given = fn.at(params), token_loss_of(loss, data.batches), split(data.batches)
     reading, known = (None, None) if seen is None else (seen.reading, seen.nature)
     settled_fn, sequences = settled(fn, params, given, loss, known=reading)
     found = survey(settled_fn, params, sequences, loss, drop_nonfinite=drop_nonfinite, known=known)
@@ -90,7 +120,9 @@ def prepared(
     if seen is None:
         seen = Seen(reading=reading_of(fn, given, settled_fn), nature=found.nature)
     work = Workload(fn=settled_fn, params=params, sequences=sequences, loss=loss, tokens=tokens, nature=found.nature)
-    return Prepared(work=work, num_valid=len(found.tokens.sequence), num_dropped=found.num_dropped, seen=seen)
+    return Prepared(
+        work=work, num_valid=len(found.tokens.sequence), num_dropped=found.num_dropped, seen=seen, data=data.facts
+    )
 
 
 def check_options(num_tokens: int | None, chunk_size: int | None, memory_limit: Any, route: str, unit: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -10,7 +11,7 @@ from fisherfunc.gradients.losses.asked import AnyLoss, token_loss_of
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.planning.made_for import MadeFor, facts_of, made_for
 from fisherfunc.gradients.planning.run_plan import RunPlan
-from fisherfunc.gradients.prepare import Prepared, check_options, prepared
+from fisherfunc.gradients.prepare import Prepared, check_options, prepared, pulled
 from fisherfunc.gradients.sequences import split
 from fisherfunc.gradients.targets import Targets, chosen
 from fisherfunc.gradients.workload import PassOptions, Workload
@@ -29,6 +30,7 @@ class Start:
         coordinates: The columns to keep.
         targets: The targets.
         made_for: What a plan of this is for; None where none was asked for.
+        data: What was pulled of a source, for the metadata.
     """
 
     work: Workload
@@ -37,6 +39,7 @@ class Start:
     coordinates: Coordinates
     targets: Targets
     made_for: MadeFor | None
+    data: dict[str, Any]
 
 
 def started(
@@ -105,6 +108,8 @@ def started(
         progress=progress,
         plan=None if plan is None else plan.of_route,
     )
+    data = pulled(batch, num_tokens, lambda first: token_loss_of(loss, first))
+    batch = data.batches
     loss = token_loss_of(loss, batch)
     known, facts = _known(plan), {}
     if known is not None or for_plan:
@@ -126,6 +131,7 @@ def started(
         coordinates=coordinates,
         targets=targets,
         made_for=made_for(facts, ready) if for_plan else None,
+        data=data.facts,
     )
 
 

@@ -41,12 +41,14 @@ class Windows:
     Attributes:
         batches: Windows of one length together.
         documents: The number of the document of each window, in the order of the batches.
-        num_windows: How many the text has.
+        num_windows: How many the text has; None where not all of it was read.
+        start: The tokens that each of a causal model begins with, before those of the text.
     """
 
     batches: list[dict[str, Tensor]]
     documents: list[int]
-    num_windows: int
+    num_windows: int | None
+    start: list[int]
 
 
 def text_batches(
@@ -107,10 +109,56 @@ def text_windows(
         ValueError: If the task is unknown, the context too small, the text too short for one prediction, or
             the tokenizer has no mask or start token where one is needed.
     """
-    ids = [
-        tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"] for text in documents
-    ]
+    ids = [token_ids(tokenizer, text) for text in documents]
     text = next((text for text, found in zip(documents, ids, strict=True) if found), None)
+    cut = cutting(tokenizer, text, task=task, context=context, seed=seed, bos=bos)
+    size, least = cut.size, cut.least
+    pieces = [
+        (number, piece)
+        for number, of in enumerate(ids)
+        for begin in range(0, len(of), size)
+        if len(piece := of[begin : begin + size]) >= least
+    ]
+    windows = _enough(pieces, cut.makers, num_tokens, spread)
+    if not windows:
+        raise ValueError(
+            f"the text has {max(map(len, ids), default=0)} token(s), and {task} needs {least} for one prediction; give "
+            "a longer text"
+        )
+    return stacked(windows, num_windows=len(pieces), start=cut.start)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cutting:
+    """How tokens of a text become windows.
+
+    Attributes:
+        size: How many of them a window has.
+        least: How many it has at the least.
+        makers: () → what makes a window of such tokens; each begins anew to choose those that are masked.
+        start: The tokens that each window of a causal model begins with.
+    """
+
+    size: int
+    least: int
+    makers: Callable[[], Maker]
+    start: list[int]
+
+
+def cutting(tokenizer: Any, text: str | None, *, task: str, context: int, seed: int, bos: str) -> Cutting:
+    """Return how tokens become windows of a task.
+
+    Args:
+        tokenizer: A Transformers tokenizer.
+        text: A text, which shows what the tokenizer puts around it; None where there is none.
+        task: As of `text_windows`.
+        context: As of `text_windows`.
+        seed: As of `text_windows`.
+        bos: As of `text_windows`.
+
+    Raises:
+        ValueError: As `text_windows`.
+    """
     start = [] if text is None else start_tokens(tokenizer, text, task=task, bos=bos)
     makers: Callable[[], Maker]
     prefix, suffix = ([], []) if text is None or task == "causal_lm" else _wrapping(tokenizer, text)
@@ -126,23 +174,28 @@ def text_windows(
     if size < least:
         needed = context - size + least
         raise ValueError(f"context={context} leaves no token to predict; {task} needs {needed} or more")
-    pieces = [
-        (number, piece)
-        for number, of in enumerate(ids)
-        for begin in range(0, len(of), size)
-        if len(piece := of[begin : begin + size]) >= least
-    ]
-    windows = _enough(pieces, makers, num_tokens, spread)
-    if not windows:
-        raise ValueError(
-            f"the text has {max(map(len, ids), default=0)} token(s), and {task} needs {least} for one prediction; give "
-            "a longer text"
-        )
+    return Cutting(size=size, least=least, makers=makers, start=start)
+
+
+def token_ids(tokenizer: Any, text: str) -> list[int]:
+    """Return the tokens of a text, however long, without any around them."""
+    return tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+
+
+def stacked(windows: list[tuple[int, Window]], *, num_windows: int | None, start: list[int]) -> Windows:
+    """Return windows with those of one length together.
+
+    Args:
+        windows: Each with the number of its document.
+        num_windows: How many the text has.
+        start: What each begins with.
+    """
     groups = _by_shape(windows)
     return Windows(
         batches=[_tensors([window for _, window in group]) for group in groups],
         documents=[number for group in groups for number, _ in group],
-        num_windows=len(pieces),
+        num_windows=num_windows,
+        start=start,
     )
 
 
@@ -219,7 +272,7 @@ def _enough(
     """As few windows as hold so many predictions; all where these hold fewer."""
     total = len(pieces)
     wanted = math.inf if num_tokens is None else num_tokens
-    most = max(1, _count(makers()(max(pieces, key=lambda piece: len(piece[1]))[1]))) if pieces else 1
+    most = max(1, predictions_of(makers()(max(pieces, key=lambda piece: len(piece[1]))[1]))) if pieces else 1
     windows: list[tuple[int, Window]] = []
     count = found = 0
     while found < wanted and count < total:
@@ -228,11 +281,11 @@ def _enough(
         chosen = [pieces[i * total // count if spread else i] for i in range(count)]
         made = [(number, make(piece)) for number, piece in chosen]
         windows = [(number, window) for number, window in made if window is not None]
-        found = sum(_count(window) for _, window in windows)
+        found = sum(predictions_of(window) for _, window in windows)
     return windows
 
 
-def _count(window: Window | None) -> int:
+def predictions_of(window: Window | None) -> int:
     """How many predictions a window holds."""
     if window is None:
         return 0

@@ -165,7 +165,8 @@ def fisher(
     Args:
         fn: The model as a pure function.
         params: Where to differentiate, and by what.
-        batches: A batch, or a list of them; they are passed over in each product.
+        batches: A batch, a list of them, or what gives them one after the other, as of `fisher_spectrum`; what is
+            needed is read once, and passed over in each product.
         loss: The token loss: one of `ff.losses`, a loss of torch, or a function (output, batch) → losses.
         targets: Which Fisher: `ff.targets.observed()`, also where None, `sampled(num_draws)` or `all_classes()`.
         block: The label of a block of parameters, whose diagonal block of F it is; all of `params` where None.
@@ -245,6 +246,7 @@ def fisher(
             "shift": ready.work.loss.shift,
             "unit": unit,
             **tokens_of(replace(ready.work, params=work.params), work, unit=unit),
+            **ready.data,
             "num_valid_tokens": ready.num_valid,
             "num_tokens": num_units,
             "num_rows": work.num_tokens,

@@ -3,14 +3,13 @@
 Of a block, only its own parameters are passed over. Axis order: vectors {name: (k, *shape)}.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fisherfunc.gradients.batches import cast
 from fisherfunc.gradients.directions import Eigenpairs, Eigenvectors, eigenpairs, eigenvectors
 from fisherfunc.gradients.directions.matching import names_of_block, restricted
 from fisherfunc.gradients.grams import token_grams
@@ -21,7 +20,7 @@ from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.models.functionalize import Selection, functionalize
 from fisherfunc.partitioning import by_layer, whole
 from fisherfunc.pipeline.fisher import token_loss
-from fisherfunc.pipeline.inputs import input_dtype
+from fisherfunc.pipeline.inputs import inputs_of
 from fisherfunc.records.axes import Batch
 
 Loss = TokenLoss | Callable[[Any, Batch], Tensor] | None
@@ -49,7 +48,8 @@ def fisher_eigenvectors(
     Args:
         model: Any module; it is left as it was. Evaluated in evaluation mode.
         batch: Keyword arguments of the model with `labels`, or a tuple (*inputs, targets), or a list of these, or a
-            DataLoader that does not shuffle. Lists and arrays with an entry a sequence are divided as tensors are.
+            DataLoader that does not shuffle, a Hugging Face data set, or any iterable of batches that begins anew each
+            time. Lists and arrays with an entry a sequence are divided as tensors are, packed rows into documents.
         num: How many vectors.
         block: The label of a block; the full matrix where None.
         blocks: Parameter name → block label.
@@ -69,7 +69,7 @@ def fisher_eigenvectors(
         {'weight': (1, 3, 2), 'bias': (1, 3)}
     """
     fn = functionalize(model, parameters=parameters).to(dtype=dtype, device=device)
-    batch = _cast(fn, batch)
+    batch = _inputs(fn, model, batch, loss, options)
     own = _passed(fn, batch, token_loss(loss, model, batch), block, blocks, **options)
     return eigenvectors(fn, own.params, own.batch, own.loss, own.grams, num=num, block=block, blocks=blocks)
 
@@ -101,13 +101,13 @@ def fisher_eigenpairs(
         ValueError: As `fisher_eigenvectors`.
     """
     fn = functionalize(model)
-    batch = _cast(fn, batch)
+    batch = _inputs(fn, model, batch, loss, options)
     own = _passed(fn, batch, token_loss(loss, model, batch), block, blocks, **options)
     return eigenpairs(own.grams, num=num, block=block, blocks=blocks)
 
 
-def _cast(fn: ModelFunction, batch: Batch) -> Batch:
-    return cast(batch, dtype=input_dtype(fn), device=next(iter(fn.params.values())).device)
+def _inputs(fn: ModelFunction, model: nn.Module, batch: Batch, loss: Loss, options: Mapping[str, Any]) -> Batch:
+    return inputs_of(fn, batch, options.get("num_tokens"), lambda first: token_loss(loss, model, first)).batches
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from fisherfunc.distributed.collectives import Ranks, with_ranks
-from fisherfunc.gradients.batches import cast
 from fisherfunc.gradients.grams import token_grams
 from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.losses.asked import token_loss_of
@@ -25,7 +24,7 @@ from fisherfunc.linalg.sound_spectrum import check_kernel
 from fisherfunc.models.functionalize import Selection, functionalize
 from fisherfunc.partitioning import by_layer, partition
 from fisherfunc.pipeline.inferred_loss import inferred_loss
-from fisherfunc.pipeline.inputs import input_dtype
+from fisherfunc.pipeline.inputs import inputs_of
 from fisherfunc.pipeline.over_ranks import spectrum_of_divided
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.pipeline.solve import IntervalMethod, interval_method, spectrum_of_grams
@@ -75,7 +74,8 @@ def fisher_spectrum(
     Args:
         model: Any module; it is left as it was. Evaluated in evaluation mode.
         batch: Keyword arguments of the model with `labels`, or a tuple (*inputs, targets), or a list of these, or a
-            DataLoader that does not shuffle. Lists and arrays with an entry a sequence are divided as tensors are.
+            DataLoader that does not shuffle, a Hugging Face data set, or any iterable of batches that begins anew each
+            time. Lists and arrays with an entry a sequence are divided as tensors are, packed rows into documents.
         loss: A token loss, one of torch's (`torch.nn.CrossEntropyLoss()`), or a function (output, batch) → losses not
             reduced over tokens; inferred where None, and held against the model's own loss where it has one.
         targets: `ff.targets.observed()`, also where None: the empirical Fisher; `ff.targets.sampled(num_draws)` or
@@ -83,7 +83,8 @@ def fisher_spectrum(
         blocks: Parameter name → block label.
         center: Whether to subtract the mean gradient: the gradient covariance.
         unit: "token", or "sequence": one row, and one backward pass, a sequence, the sum over its tokens.
-        num_tokens: At most this many tokens, picked by seed.
+        num_tokens: At most this many tokens, picked by seed; of a loader, a data set or an iterable, from the first
+            batches that hold so many, and no more are read.
         seed: Of whatever is picked.
         plan: From `ff.plan` with the arguments of this call, for this batch or one of the same shapes: nothing is then
             discovered again, and the check at the end is the same. What does not touch the pass may differ: `kernel`,
@@ -139,7 +140,8 @@ def fisher_spectrum(
     partition(fn.params, blocks)  # what fails does so before the pass
     check_eigensolver(kernel, eigensolve_device, eigensolve_dtype)
     like = next(iter(fn.params.values()))
-    batch = cast(batch, dtype=input_dtype(fn), device=like.device)
+    data = inputs_of(fn, batch, num_tokens, lambda first: token_loss(loss, model, first, plan))
+    batch = data.batches
     check_intervals(intervals, batch)
     grams = token_grams(
         fn,
@@ -178,6 +180,7 @@ def fisher_spectrum(
         "plan": _with_eigensolve(result.metadata["plan"], len(result.blocks)),
         "eigensolve_dtype": None if kernel else dtype_name(eigensolve_dtype),
         "wall_time_s": perf_counter() - begin,
+        **data.facts,
     }
     return replace(result, metadata={**result.metadata, **facts})
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fisherfunc.gradients.batches import cast
 from fisherfunc.gradients.checkpoint import Checkpoint, opened
 from fisherfunc.gradients.dense.norms import gradient_norms
 from fisherfunc.gradients.losses import TokenLoss
@@ -23,7 +22,7 @@ from fisherfunc.linalg.quadrature import SpectralQuadrature
 from fisherfunc.models.functionalize import Selection, functionalize
 from fisherfunc.operators.fisher import fisher
 from fisherfunc.pipeline.fisher import token_loss
-from fisherfunc.pipeline.inputs import input_dtype
+from fisherfunc.pipeline.inputs import inputs_of
 from fisherfunc.pipeline.solve import NORMALIZATION
 from fisherfunc.records.axes import Batch, Progress
 from fisherfunc.records.record import record
@@ -151,8 +150,8 @@ def leading_spectrum(
         raise ValueError(f"num_probes expected at least 0, got num_probes={num_probes}")
     estimate = lanczos_quadrature(num_probes=num_probes, num_steps=probe_steps, seed=seed + 1) if num_probes else None
     fn = functionalize(model, parameters=parameters).to(dtype=dtype, device=device)
-    like = next(iter(fn.params.values()))
-    batch = cast(batch, dtype=input_dtype(fn), device=like.device)
+    data = inputs_of(fn, batch, num_tokens, lambda first: token_loss(loss, model, first))
+    batch = data.batches
     token = token_loss(loss, model, batch)
     asked: dict[str, Any] = {"targets": targets, "unit": unit, "num_tokens": num_tokens, "seed": seed}
     operator = fisher(fn, fn.params, batch, token, **asked)
@@ -178,6 +177,7 @@ def leading_spectrum(
         "normalization": NORMALIZATION,
         "centered": False,
         **operator.metadata,
+        **data.facts,
         **_which(full, rest, exact_trace),
         "approximations": [f"the {len(full.eigenvalues)} leading eigenvalues alone, by {full.solver}"],
         "num_products": full.num_products + (0 if rest is None else rest.num_products),

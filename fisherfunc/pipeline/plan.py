@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from fisherfunc.gradients.batches import cast
 from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.planning.calibrate import least_seconds
 from fisherfunc.gradients.planning.forecast import forecast
@@ -27,7 +26,7 @@ from fisherfunc.linalg.lifting import GramKernel
 from fisherfunc.models.functionalize import Selection, functionalize
 from fisherfunc.partitioning import by_layer, partition
 from fisherfunc.pipeline.fisher import check_eigensolver, check_intervals, token_loss
-from fisherfunc.pipeline.inputs import input_dtype
+from fisherfunc.pipeline.inputs import inputs_of
 from fisherfunc.pipeline.needed import tokens_needed
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.pipeline.solve import IntervalMethod
@@ -137,7 +136,7 @@ def plan(
     fn = functionalize(model, parameters=parameters).to(dtype=dtype, device=device)
     targets = chosen(targets, unit=unit, center=center)
     like = next(iter(fn.params.values()))
-    batch = cast(batch, dtype=input_dtype(fn), device=like.device)
+    batch = inputs_of(fn, batch, num_tokens, lambda first: token_loss(loss, model, first)).batches
     check_intervals(intervals, batch)
     start = started(
         fn,

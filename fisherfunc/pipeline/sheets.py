@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
+from fisherfunc.gradients.sources import told as told_of_data
 from fisherfunc.linalg import metrics
+from fisherfunc.linalg.sketched_rows import error_lines
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.linalg.which_fisher import EMPIRICAL, matrix
 from fisherfunc.population.estimate import Estimate
@@ -48,6 +50,7 @@ def result_sheet(
     if largest:
         notes.append(f"below {floor / largest:.1e} λ_max of the full matrix nothing is resolved")
     notes += [f"approximation: {text}" for text in metadata.get("approximations") or ()]
+    notes += [*told_of_data(metadata), *error_lines(metadata)]
     model = metadata.get("model_id") or metadata.get("model")
     if population is not None:
         shown = {

@@ -134,7 +134,8 @@ def _check_estimable(grams: TokenGrams, what: str) -> None:
     if sampled:
         raise ValueError(
             f"{what} of the population expected Grams of all coordinates, got a sample of those of {sampled[0]!r} "
-            f"({len(sampled)} parameters in all): products of such rows are biased; pass without max_coordinates"
+            f"({len(sampled)} parameters in all), or a sketch: products of such rows are biased; pass without "
+            "max_coordinates, and without a sketch"
         )
     if grams.unit not in ("token", "sequence"):
         raise ValueError(

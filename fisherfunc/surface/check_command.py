@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -64,16 +65,14 @@ def findings(
         OSError: If a file cannot be read.
     """
     from fisherfunc.models.functionalize import functionalize
-    from fisherfunc.models.huggingface import num_valid_tokens, text_batches
+    from fisherfunc.models.huggingface import num_valid_tokens
     from fisherfunc.pipeline.plan import plan
-    from fisherfunc.surface.job import DEFAULT_TOKENS, Job, loaded_model, pass_options
-    from fisherfunc.surface.texts import read_text
+    from fisherfunc.surface.job import DEFAULT_TOKENS, Job, loaded_model, pass_options, windows_of
 
     job = Job(model=model, text=text, context=context, dtype=dtype)
     loaded, batches, _, facts = loaded_model(job)
     wanted, size = num_tokens or DEFAULT_TOKENS, facts["context"]
-    windows = text_batches(loaded.tokenizer, read_text(text), task=loaded.task, context=size, num_tokens=wanted)
-    there = num_valid_tokens(windows)
+    there = num_valid_tokens(windows_of(replace(job, num_tokens=wanted))(loaded, size).batches)
     yield "model", f"{job.name}, {type(loaded.model).__name__}, {loaded.task}"
     fn = functionalize(loaded.model)
     yield from coverage(loaded.model, fn)

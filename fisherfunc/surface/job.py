@@ -17,13 +17,15 @@ from fisherfunc.gradients.planning.run_plan import RunPlan
 from fisherfunc.gradients.targets import Targets
 from fisherfunc.models.heads import divide_heads
 from fisherfunc.models.huggingface import LoadedModel, load, num_valid_tokens, text_windows
-from fisherfunc.models.windows import start_tokens
+from fisherfunc.models.sampled_windows import sampled_windows
+from fisherfunc.models.windows import Windows
 from fisherfunc.partitioning import RULES
 from fisherfunc.pipeline.fisher import fisher_spectrum
 from fisherfunc.pipeline.plan import plan
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.records.axes import Progress
 from fisherfunc.surface.files import read_spectrum
+from fisherfunc.surface.large_texts import beginnings, excerpts_of, size_if_large
 from fisherfunc.surface.ranks import first_alone
 from fisherfunc.surface.texts import has_documents, is_stream, read_documents
 
@@ -230,21 +232,12 @@ def loaded_model(
 
     Windows are spread evenly over the text; of a stream they are the first ones, as nobody knows how it goes on.
     """
-    documents, stream = read_documents(job.text), is_stream(job.text)
+    make = windows_of(job)
     loaded = load(job.source, dtype=getattr(torch, job.dtype), device=_device(job.device, everyone))
     if job.blocks == "head":
         loaded = replace(loaded, model=divide_heads(loaded.model))
     context = _context(job, loaded)
-    windows = text_windows(
-        loaded.tokenizer,
-        documents,
-        task=loaded.task,
-        context=context,
-        num_tokens=job.num_tokens or DEFAULT_TOKENS,
-        seed=job.seed,
-        bos=job.bos,
-        spread=not stream,
-    )
+    windows = make(loaded, context)
     batches = windows.batches
     clusters = windows.documents if has_documents(job.text) else None
     _check_enough(job, num_valid_tokens(batches))
@@ -257,16 +250,52 @@ def loaded_model(
         "context": context,
         "bos": job.bos,
         "num_windows": len(windows.documents),
-        "windows_of_text": None if stream else windows.num_windows,
+        "windows_of_text": windows.num_windows,
         "num_documents": None if clusters is None else len(set(clusters)),
     }
+    if windows.num_windows is None and job.text is not None and not is_stream(job.text):
+        facts["bytes_of_text"] = Path(job.text).stat().st_size
     if loaded.adapter_of is not None:
         facts["adapter_of"] = _storable(loaded.adapter_of)
     if loaded.task == "causal_lm":
-        text = next(filter(None, documents))
-        start = start_tokens(loaded.tokenizer, text, task=loaded.task, bos=job.bos)
-        facts["window_start"] = loaded.tokenizer.convert_ids_to_tokens(start)
+        facts["window_start"] = loaded.tokenizer.convert_ids_to_tokens(windows.start)
     return loaded, batches, clusters, facts
+
+
+def windows_of(job: Job) -> Callable[[LoadedModel, int], Windows]:
+    """Look at the text, and return what makes windows of it for a model and a context.
+
+    A text of many megabytes is read where the windows lie, a stream as far as they go.
+
+    Args:
+        job: Which text, and how many tokens of it.
+
+    Raises:
+        ValueError: If it is no text.
+        OSError: If it cannot be read.
+    """
+    wanted = job.num_tokens or DEFAULT_TOKENS
+    large, stream = size_if_large(job.text, wanted) is not None, is_stream(job.text)
+    documents = [] if large or stream else read_documents(job.text)
+    excerpts = excerpts_of(job.text) if large and job.text is not None else None
+
+    def make(loaded: LoadedModel, context: int) -> Windows:
+        options: dict[str, Any] = {"task": loaded.task, "context": context, "num_tokens": wanted}
+        options |= {"seed": job.seed, "bos": job.bos}
+        sampled = None if excerpts is None else sampled_windows(loaded.tokenizer, excerpts, **options)
+        if sampled is not None:
+            return sampled
+        if not stream or job.text is None:
+            return text_windows(loaded.tokenizer, documents or read_documents(job.text), **options)
+        for beginning, ends in beginnings(job.text):
+            if ends or any(text.strip() for text in beginning):
+                found = text_windows(loaded.tokenizer, beginning, **options, spread=False)
+                cut_short = found.num_windows == len(found.documents)  # the last one might have gone on
+                if ends or (num_valid_tokens(found.batches) >= wanted and not cut_short):
+                    break
+        return replace(found, num_windows=None)
+
+    return make
 
 
 def _storable(path: str) -> str:

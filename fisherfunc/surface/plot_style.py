@@ -39,10 +39,18 @@ def shortened(label: str, longest: int = 34) -> str:
 
 
 def subtitle(metadata: Mapping[str, Any]) -> list[str]:
-    """What a plot is of: model, number of units, loss and dtype, as far as they are known."""
+    """What a plot is of: model, number of units, loss and dtype, as far as they are known, and if it is approximate.
+
+    Example:
+        >>> subtitle({"num_tokens": 9, "loss": "regression", "approximations": ["gradients projected …"]})
+        ['9 tokens', 'regression', 'approximate']
+    """
     model = model_name(metadata)
     parts = [shortened(model, 60)] if model else []
-    return [*parts, count_of_units(metadata), *(str(metadata[key]) for key in ("loss", "dtype") if metadata.get(key))]
+    known = [str(metadata[key]) for key in ("loss", "dtype") if metadata.get(key)]
+    certified = metadata.get("method") == "lanczos"  # the error bars are what there is to say
+    marks = ["approximate"] if metadata.get("approximations") and not certified else []
+    return [*parts, count_of_units(metadata), *known, *marks]
 
 
 def titles(axes: Any, title: str, parts: list[str]) -> None:

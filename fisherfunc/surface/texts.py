@@ -7,7 +7,9 @@ import codecs
 import json
 import re
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import BinaryIO
 
 from fisherfunc import assets
 
@@ -38,14 +40,27 @@ def read_documents(path: str | None) -> list[str]:
         OSError: If the file cannot be read.
         ValueError: If it is no text, or a line of JSON Lines holds no text; it names the line.
     """
-    text = read_text(path)
+    return documents_of(read_text(path), path)
+
+
+def documents_of(text: str, path: str | None) -> list[str]:
+    """Return the documents of a text: its lines where it is JSON Lines by its name, else the text.
+
+    Raises:
+        ValueError: If a line of JSON Lines holds no text; it names the line.
+    """
     if not has_documents(path):
         return [text]
     lines = enumerate(text.split("\n"), start=1)
-    return [_document(line, f"line {number} of {path}") for number, line in lines if line.strip()]
+    return [document_of(line, f"line {number} of {path}") for number, line in lines if line.strip()]
 
 
-def _document(line: str, name: str) -> str:
+def document_of(line: str, name: str) -> str:
+    """Return the text of a line of JSON Lines.
+
+    Raises:
+        ValueError: If it holds none; it names the line.
+    """
     try:
         content = json.loads(line)
     except ValueError as error:
@@ -70,14 +85,35 @@ def read_text(path: str | None) -> str:
     if path is None:
         return assets.sample_text().read_text(encoding="utf-8")
     name = "standard input" if path == "-" else path
-    content = _standard_input() if path == "-" else Path(path).read_bytes()
+    with opened(path) as file:
+        content = file.read()
+    check_encoding(content, name)
+    return decoded(content, name)
+
+
+def check_encoding(content: bytes, name: str) -> None:
+    """Raise a ValueError where a text begins with the mark of another encoding than UTF-8."""
     for mark, encoding in _OTHER_MARKS.items():
         if content.startswith(mark):
             raise ValueError(f"{name} is {encoding} text, expected UTF-8; convert it: iconv -f {encoding} -t UTF-8")
+
+
+def decoded(content: bytes, name: str, *, at: int = 0, whole: bool = True) -> str:
+    """Return bytes of a text as text, without marks and with ends of lines as on Unix.
+
+    Args:
+        content: The bytes.
+        name: What an error calls the text.
+        at: Where in the text they begin, in bytes.
+        whole: Whether they end where the text does; a character that is cut at the end is left out where they do not.
+
+    Raises:
+        ValueError: If it is not UTF-8, or holds a NUL character: it is in another encoding, or no text.
+    """
     try:
-        text = content.decode()
+        text = codecs.getincrementaldecoder("utf-8")().decode(content, whole)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is not UTF-8 text (see byte {error.start}); convert it") from error
+        raise ValueError(f"{name} is not UTF-8 text (see byte {at + error.start}); convert it") from error
     if "\0" in text:  # UTF-16 without a mark may be valid UTF-8: letters between NULs
         raise ValueError(
             f"{name} holds NUL characters, {text.count(chr(0)):,} of {len(text):,} (the first is character "
@@ -87,7 +123,15 @@ def read_text(path: str | None) -> str:
     return _MARKS.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
-def _standard_input() -> bytes:
+def opened(path: str) -> AbstractContextManager[BinaryIO]:
+    """Open a text, or take standard input for "-".
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If standard input is closed.
+    """
+    if path != "-":
+        return Path(path).open("rb")
     if sys.stdin is None:
         raise ValueError("standard input is closed, and --text - reads it; give a file, or its text by a pipe")
-    return sys.stdin.buffer.read()
+    return nullcontext(sys.stdin.buffer)

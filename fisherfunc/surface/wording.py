@@ -6,6 +6,8 @@ Every function takes the metadata of a result; a key that is absent is passed ov
 from collections.abc import Mapping
 from typing import Any
 
+from fisherfunc.gradients.sources import told
+from fisherfunc.linalg.sketched_rows import error_lines
 from fisherfunc.linalg.which_fisher import EMPIRICAL, matrix
 from fisherfunc.surface.visible import visible
 
@@ -41,6 +43,8 @@ def windows(metadata: Mapping[str, Any]) -> list[str]:
         ['9 windows of 64 positions, spread evenly over the 70 of the text']
         >>> windows({"context": 64, "num_windows": 9, "windows_of_text": None})
         ['9 windows of 64 positions, the first of a stream']
+        >>> windows({"context": 64, "num_windows": 9, "windows_of_text": None, "bytes_of_text": 2_500_000_000})
+        ['9 windows of 64 positions, spread evenly over the 2,500 MB of the text']
         >>> windows({"context": 64, "num_windows": 9, "windows_of_text": 9, "num_documents": 4})
         ['9 windows of 64 positions, all of the text, from 4 documents']
     """
@@ -51,9 +55,12 @@ def windows(metadata: Mapping[str, Any]) -> list[str]:
     line = f"{'Windows' if count is None else f'{count:,} windows'} of {metadata.get('context')} positions"
     line += "" if start is None else f" that begin with {begin}" if begin else " without a start token"
     if count is not None:
-        total = metadata.get("windows_of_text")
-        spread = "all of the text" if count == total else f"spread evenly over the {total or 0:,} of the text"
-        line += ", the first of a stream" if total is None else f", {spread}"
+        total, size = metadata.get("windows_of_text"), metadata.get("bytes_of_text")
+        whole = f"{total or 0:,}" if size is None else f"{size / 1e6:,.0f} MB"
+        if total is None and size is None:
+            line += ", the first of a stream"
+        else:
+            line += ", all of the text" if count == total else f", spread evenly over the {whole} of the text"
     documents = metadata.get("num_documents")
     return [line + ("" if documents is None else f", from {documents:,} documents")]
 
@@ -134,6 +141,7 @@ def notes(metadata: Mapping[str, Any]) -> list[str]:
     dropped = metadata.get("dropped_tokens") or 0
     dropped = dropped if isinstance(dropped, int) else len(dropped)
     found = [f"approximation: {text}" for text in metadata.get("approximations") or ()]
+    found += [*told(metadata), *error_lines(metadata)]
     found += [f"solver fallback in {label}: {why}" for label, why in (metadata.get("fallback") or {}).items()]
     if metadata.get("centered") and metadata.get("num_tokens") == 1:
         found.append("one unit less its mean is zero, and so is its covariance: take more units")

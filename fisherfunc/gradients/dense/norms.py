@@ -48,7 +48,7 @@ def gradient_norms(
     Args:
         fn: The model as a pure function.
         params: Where to differentiate, and by what.
-        batch: A batch, or a list of them.
+        batch: A batch, a list of them, or what gives them one after the other, as of `fisher_spectrum`.
         loss: The token loss: one of `ff.losses`, a loss of torch, or a function (output, batch) → losses.
         targets: Which targets, as in `token_grams`; others than the observed ones give a token several rows.
         unit: What a row is: "token" or "sequence".
@@ -79,7 +79,7 @@ def gradient_norms(
     options = PassOptions(memory_limit=memory_limit)
     losses = losses_of(work.fn, work.params, work.sequences, work.loss)
     method = pullback.choose(losses(int(work.tokens.sequence[0])), work.params)
-    chunk_size = _chunk_size(work, options.limit(work.tokens.loss.device))
+    chunk_size = chunk_size_of(work, options.limit(work.tokens.loss.device))
     found = torch.zeros(work.num_tokens, dtype=torch.float64, device=work.tokens.loss.device)
     for rows, chunk in gradient_chunks(losses, work.params, work.tokens, method=method, chunk_size=chunk_size):
         for gradient in chunk.values():
@@ -96,7 +96,7 @@ def gradient_norms(
     return found
 
 
-def _chunk_size(work: Workload, limit: int) -> int:
+def chunk_size_of(work: Workload, limit: int) -> int:
     """How many gradients are formed together."""
     leaves = pullback.leaves_of(work.params)
     with torch.enable_grad(), SavedBytes() as saved:

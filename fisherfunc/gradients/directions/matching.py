@@ -9,6 +9,7 @@ from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.losses.asked import AnyLoss, token_loss_of
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.prepare import prepared
+from fisherfunc.gradients.sources import first_of
 from fisherfunc.gradients.summed import summed
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.linalg.token_grams import TokenGrams
@@ -77,7 +78,9 @@ def rows_of(grams: TokenGrams, fn: ModelFunction, params: Params, batch: Batch, 
     Raises:
         ValueError: If the Grams are not of this model, batch and loss, or their rows are not plain gradients of them.
     """
-    facts, loss = grams.metadata, token_loss_of(loss, batch)
+    facts = grams.metadata
+    batch = first_of(batch, facts["data"]["num_batches"]) if "data" in facts else batch
+    loss = token_loss_of(loss, batch)
     _check_plain(facts, loss)
     ready = prepared(
         fn,
@@ -102,8 +105,8 @@ def _check_plain(facts: Mapping, loss: TokenLoss) -> None:
         )
     if facts.get("sampled_parameters"):
         raise ValueError(
-            f"these Grams are of a sample of the coordinates of {facts['sampled_parameters']}, which has no directions "
-            "in parameter space; compute them without max_coordinates"
+            f"these Grams are of a sample of the coordinates of {facts['sampled_parameters']}, or of projections, "
+            "which have no directions in parameter space; compute them without max_coordinates, and without a sketch"
         )
     if facts.get("loss", loss.name) != loss.name:
         raise ValueError(f"these Grams are of the loss {facts['loss']!r}, got loss {loss.name!r}; give them the same")
