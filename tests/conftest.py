@@ -19,7 +19,7 @@ from on_device import DEVICE, OnDevice  # noqa: E402
 
 # Not fisherfunc.testing: beartype cannot check against Hypothesis' DrawFn, a protocol not meant for isinstance.
 LAYERS = ("records", "linalg", "partitioning", "statistics", "gradients", "operators", "models", "pipeline")
-LAYERS += ("surface",)
+LAYERS += ("surface", "distributed")
 install_import_hook([f"fisherfunc.{layer}" for layer in LAYERS], "beartype.beartype")
 
 # Torch's first calls take longer than Hypothesis' default deadline.
