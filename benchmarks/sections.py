@@ -64,7 +64,7 @@ SECTIONS = (
     Section(owner=collect, name="pieces_of", title=FACTORS),
     Section(owner=contract.Holder, name="put", title=FACTORS),
     Section(owner=contract.Holder, name="settle", title=CONTRACTION),
-    Section(owner=passes, name="_add_all", title=CONTRACTION),
+    Section(owner=passes, name="add_all", title=CONTRACTION),
     Section(owner=route, name="passed_grams", title="around these: room for Grams, stacks joined, memory let go"),
     Section(owner=route, name="plan_dense", title=_DENSE),
     Section(owner=route, name="dense_grams", title=_DENSE),

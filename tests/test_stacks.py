@@ -13,8 +13,6 @@ from torch.nn import functional
 import fisherfunc as ff
 from fisherfunc.gradients import survey as surveys
 from fisherfunc.gradients.factored import plan as plans
-from fisherfunc.gradients.memory import SavedBytes
-from fisherfunc.gradients.pullback import leaves_of
 from fisherfunc.gradients.sequences import split
 from fisherfunc.gradients.survey import survey
 
@@ -164,15 +162,14 @@ def test_samples_of_large_activations_are_surveyed_few_at_a_time(parameters, mon
     widths = []
     model = Net(lambda h, rare: (widths.append(len(h)), h)[1])
     fn = ff.functionalize(model, parameters=parameters)
-    leaves, (x, y) = leaves_of(ff.functionalize(model, parameters="all").params), samples()
-    with SavedBytes() as saved:
-        logits = fn.apply(leaves, (x[:1], y[:1]))
-    assert saved.total > logits.nbytes
+    sequences, loss = split(samples()), ff.losses.classification()
+    saved = surveys._looked_at(fn, fn.params, sequences, loss)[1].saved_bytes
+    assert saved > 3 * 6 * 8  # of the hidden values, whatever is differentiated by
     found = {}
     for most in (COUNT, 18):
         widths.clear()
-        monkeypatch.setattr(surveys, "BYTES_TOGETHER", most * saved.total)
-        found[most] = survey(fn, fn.params, split(samples()), ff.losses.classification()).tokens
+        monkeypatch.setattr(surveys, "BYTES_TOGETHER", most * saved)
+        found[most] = survey(fn, fn.params, sequences, loss).tokens
         assert max(widths) == most
     torch.testing.assert_close(found[COUNT].loss, found[18].loss)
 

@@ -64,6 +64,8 @@ def choose(losses_of: LossesOf, params: Params) -> str:
     expected = pull(cotangents)
     try:
         gradients = by_vmap(losses_of, params)[1](cotangents)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError:  # what torch.func raises for a function that it cannot batch: the loop is as exact
         return "loop"
     return "vmap" if _agree(gradients, expected) else "loop"
@@ -88,14 +90,17 @@ def check_reach(losses: Float[Tensor, " s"], leaves: Params) -> None:
             f"no gradient reaches any of the {len(leaves)} parameters, such as {next(iter(leaves))!r}: the losses do "
             "not depend on them; look for torch.no_grad, detach or argmax in the model or the loss"
         )
+    ours = set(map(id, leaves.values()))
     for leaf in reached_leaves(losses.grad_fn):
-        if isinstance(leaf, nn.Parameter) and leaf.numel():
-            names = [repr(name) for name, p in leaves.items() if p.data_ptr() == leaf.data_ptr()] or ["not named"]
+        if id(leaf) in ours or not leaf.numel():
+            continue
+        names = [repr(name) for name, p in leaves.items() if p.data_ptr() == leaf.data_ptr()]  # of an earlier call
+        if names or isinstance(leaf, nn.Parameter):
             raise ValueError(
-                f"the forward pass reaches a parameter of shape {tuple(leaf.shape)}, {' or '.join(names)}, "
-                "past the module's attributes (a Python list, a closure, a cache of its class, a patched forward), so "
-                "its gradient would be incomplete; read it as an attribute of a module, or set requires_grad_(False) "
-                "on it"
+                f"the forward pass reaches a parameter of shape {tuple(leaf.shape)}, "
+                f"{' or '.join(names) or 'not named'}, past the module's attributes (a Python list, a closure, a cache "
+                "of its class, a patched forward), so its gradient would be incomplete; read it as an attribute of a "
+                "module, or set requires_grad_(False) on it"
             )
     try:
         torch.autograd.grad(losses.nan_to_num().sum(), list(leaves.values()), allow_unused=True)

@@ -32,6 +32,7 @@ from fisherfunc.gradients.stacks import neighbours
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.linalg.divided import AnyGram, entries, squared_norm
 from fisherfunc.linalg.grain import grain_of
+from fisherfunc.records.axes import Params
 from fisherfunc.records.containers import mapped
 
 NUM_ROWS = 8
@@ -196,8 +197,7 @@ def _formed(
         place = torch.searchsorted(work.tokens.sequence.new_tensor(group), work.tokens.sequence[here])
         entry = place * losses.shape[1] + work.tokens.entry[here]
         cotangents = one_hot(entry, losses.flatten()).reshape(len(here), *losses.shape)
-        found = pulled_back([losses], list(leaves.values()), [cotangents])
-        rows.append({n: g.detach().flatten(1) for n, g in gradients_by(leaves, found, len(here)).items()})
+        rows.append({n: g.detach().flatten(1) for n, g in _pulled(losses, leaves, cotangents).items()})
     grams: dict[str, Tensor] = {}
     for name in work.params:
         gradients = torch.cat([row[name] for row in rows])
@@ -207,6 +207,18 @@ def _formed(
         gram = gradients @ gradients.mT
         grams[label] = grams[label] + gram if label in grams else gram
     return grams
+
+
+def _pulled(losses: Tensor, leaves: Params, cotangents: Tensor) -> dict[str, Tensor]:
+    """All rows at once, or one by one where a function of the model cannot be batched."""
+    try:
+        return gradients_by(leaves, pulled_back([losses], list(leaves.values()), [cotangents]), len(cotangents))
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        each = [pulled_back([losses], list(leaves.values()), [one[None]]) for one in cotangents]
+        found = [gradients_by(leaves, one, 1) for one in each]
+        return {name: torch.cat([row[name] for row in found]) for name in leaves}
 
 
 def _widened(leaf: Any) -> Any:

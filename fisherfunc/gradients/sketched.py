@@ -18,10 +18,10 @@ from fisherfunc.gradients.checkpoint import NOWHERE
 from fisherfunc.gradients.dense.norms import chunk_size_of
 from fisherfunc.gradients.directions.passes import passes_of, weighted
 from fisherfunc.gradients.factored.descent import Descent
+from fisherfunc.gradients.factored.passes import Passes
 from fisherfunc.gradients.factored.pieces import Piece
 from fisherfunc.gradients.factored.plan import FactoredPlan
 from fisherfunc.gradients.factored.route import NotFactorable, planned
-from fisherfunc.gradients.factored.store import Passes
 from fisherfunc.gradients.factored.structure import Unsettled
 from fisherfunc.gradients.fingerprint import tokens_of
 from fisherfunc.gradients.losses.asked import AnyLoss
@@ -211,9 +211,11 @@ def _pieces(work: Workload, options: PassOptions, plan: FactoredPlan) -> Iterato
     try:
         for number, group in enumerate(plan.groups):
             for index in range(len(stacks)):
-                pieces = descent.pieces(number, index, counted.of(number, index))
+                pieces = descent.pieces(number, index, counted.of(number))
                 yield from (piece for piece in pieces if piece.name in group.names)
             descent.done(number)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:  # of the passes: what is done with a piece does not come through here
         raise NotFactorable(f"{type(error).__name__}: {error}".splitlines()[0]) from error
 

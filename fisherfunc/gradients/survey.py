@@ -69,7 +69,8 @@ def survey(
 
     Cost: two forward passes, one and a half where the model is known, and one of a sequence.
 
-    Of a model that is not known, the largest sequence is run with a graph, and once backward (`check_reach`).
+    All of them have a graph, as in the pass: a model or a loss may compute something else without. Of one that is not
+    known the largest sequence is run first, and again at the end with a backward pass (`check_reach`).
 
     Args:
         fn: The model.
@@ -84,21 +85,16 @@ def survey(
             that run together, or one that runs again, have other losses than each alone, or gradients would miss
             something.
     """
-    first, nature = (None, known) if known is not None else _looked_at(fn, params, sequences, loss)
-    with torch.no_grad():
+    with torch.enable_grad():
+        first, nature = (None, known) if known is not None else _looked_at(fn, params, sequences, loss)
         tokens = concatenated(_surveyed(fn, params, sequences, loss, first, nature))
-        again = None if first is None else _tokens(fn, params, sequences[first.number], loss, first.number)[0]
     if tokens.loss.numel() == 0:
         raise ValueError(
             f"no valid token in {len(sequences)} sequences: a token counts if its target is not -100 and its position "
             "and its target's position are attended to; a causal model needs at least two tokens a sequence"
         )
-    if first is not None and again is not None and not _same(first.tokens.loss, again.loss, nature):
-        raise ValueError(
-            f"sequence {first.number} has other losses when it runs again, where each call starts from the module as "
-            "it was given: the model, or the loss, goes on from what it keeps elsewhere (in a class, a closure, a "
-            "function); keep that in attributes of the module, or start it afresh in forward"
-        )
+    if first is not None:
+        _check_again(fn, params, sequences, loss, first, nature)
     tokens, dropped = _finite(tokens, drop_nonfinite)
     return Surveyed(tokens=tokens, num_dropped=dropped, nature=nature)
 
@@ -112,13 +108,30 @@ class _First:
 
 
 def _looked_at(fn: ModelFunction, params: Params, sequences: Sequences, loss: TokenLoss) -> tuple[_First, Nature]:
-    """Run the largest sequence with a graph, and look at what the model does, saves, and has gradients by."""
+    """Run the largest sequence, and look at what the model does, and saves if all parameters have gradients."""
     number = max(range(len(sequences)), key=sequences.num_entries)
-    leaves = leaves_of(params)
-    with Observed(coarsest(*(p.dtype for p in params.values()))) as seen, SavedBytes() as saved, torch.enable_grad():
+    everything = {**fn.frozen, **fn.params, **params}
+    leaves = leaves_of({name: p for name, p in everything.items() if p.is_floating_point()})
+    with Observed(coarsest(*(p.dtype for p in params.values()))) as seen, SavedBytes() as saved:
         tokens, losses = _tokens(fn, leaves, sequences[number], loss, number)
-    check_reach(losses[0], leaves)
+    del losses
     return _First(number=number, tokens=tokens), replace(seen.nature, saved_bytes=saved.total)
+
+
+def _check_again(
+    fn: ModelFunction, params: Params, sequences: Sequences, loss: TokenLoss, first: _First, nature: Nature
+) -> None:
+    """Raise where the first sequence has other losses when it runs again, or gradients would miss something."""
+    leaves = leaves_of(params)
+    with torch.enable_grad():
+        again, losses = _tokens(fn, leaves, sequences[first.number], loss, first.number)
+    if not _same(first.tokens.loss, again.loss, nature):
+        raise ValueError(
+            f"sequence {first.number} has other losses when it runs again, where each call starts from the module as "
+            "it was given: the model, or the loss, goes on from what it keeps elsewhere (in a class, a closure, a "
+            "function); keep that in attributes of the module, or start it afresh in forward"
+        )
+    check_reach(losses[0], leaves)
 
 
 def _surveyed(
@@ -143,7 +156,7 @@ def _surveyed(
         each = [
             first.tokens
             if first is not None and number == first.number
-            else _tokens(fn, params, sequences[number], loss, number)[0]
+            else _tokens(fn, leaves_of(params), sequences[number], loss, number)[0]
             for number in group
         ]
         if together is not None:
@@ -157,7 +170,7 @@ def _together(
 ) -> Tokens | None:
     """The tokens of a group from one pass; None where the model refuses it."""
     try:
-        values, valid, targets = _evaluated(fn, params, sequences.joined(group), loss, group[0])
+        values, valid, targets = _evaluated(fn, leaves_of(params), sequences.joined(group), loss, group[0])
     except REFUSALS:  # one at a time then, which finds what is wrong, and where
         return None
     if values.shape != valid.shape or len(values) != len(group):
@@ -165,7 +178,7 @@ def _together(
     row, position = valid.nonzero().unbind(dim=1)
     sequence = torch.tensor(list(group), device=row.device)[row]
     target = None if targets is None else targets[row, position]
-    return Tokens(sequence=sequence, position=position, loss=values[valid], target=target)
+    return Tokens(sequence=sequence, position=position, loss=values.detach()[valid], target=target)
 
 
 Run = Callable[[Sequence[int]], Tokens | None]

@@ -11,6 +11,8 @@ B differs by the error of the sketch. Axis order: two projections, n rows, k col
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +93,7 @@ class SketchedRows:
         total = 0.0
         for some in self._tiles():
             for other in self.shards:
-                products = [some[name].double() @ other[name].double().mT for name in chosen]
-                one, two = torch.stack(products).sum(dim=0)
+                one, two = reduce(add, (some[name].double() @ other[name].double().mT for name in chosen))
                 total += float((one * two).sum())
         return total / self.num_units**2
 
@@ -127,7 +128,7 @@ class SketchedRows:
             "metadata": dict(self.metadata),
         }
         _check_together([*headers, header], place)
-        path = place / f"rows-{len(files):06d}.safetensors"
+        path = place / f"rows-{1 + int(files[-1].stem.split('-')[1]) if files else 0:06d}.safetensors"
         tensors = {f"rows/{name}": both for name, both in self.rows.items()}
         write_tensors(path, tensors | {f"tokens/{name}": c for name, c in self.tokens.columns.items()}, header)
         return path

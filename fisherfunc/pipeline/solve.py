@@ -86,6 +86,12 @@ def spectrum_of_grams(
     blocks = blocks or (by_layer if grams.labels is None else None)
     labels = gathered(grams, blocks)
     draws, reason = _draws(grams) if population else (None, None)
+    eigenpairs = None
+    if draws is not None and kernel is None:  # estimates need vectors of the full matrix, whose values are then known
+        try:
+            eigenpairs = torch.linalg.eigh(grams.block().double())
+        except torch.linalg.LinAlgError as error:  # the kernel has other ways, without vectors
+            draws, reason = None, f"the eigenvectors of the full matrix could not be computed: {error}"
     sampled = {(grams.labels or {}).get(name, name) for name in grams.metadata.get("sampled_parameters", ())}
 
     def solve(names: Sequence[str], by: GramKernel) -> Spectrum:
@@ -93,8 +99,6 @@ def spectrum_of_grams(
         return replace(spectrum, exact=spectrum.exact and sampled.isdisjoint(names))
 
     spectra = {label: solve(names, solver) for label, names in labels.items()} if len(labels) > 1 else {}
-    # estimates of the population need eigenvectors of the full matrix, whose eigenvalues are then known
-    eigenpairs = None if draws is None or kernel is not None else torch.linalg.eigh(grams.block().double())
     full = solve(list(grams), solver if eigenpairs is None else _known(eigenpairs[0]))
     spectra = spectra or dict.fromkeys(labels, full)
     estimated = None if draws is None else summary_of(grams, draws, blocks=blocks, eigenpairs=eigenpairs)

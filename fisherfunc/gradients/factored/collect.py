@@ -160,6 +160,8 @@ def _whole(work: Workload, stack: Stack, taken: Taken, structure: Structure, lea
     undivided, way = Unsettled(replace(structure, divisible=False)), taken.way()
     try:
         whole = trace(work, stack.batch, structure, leaves=leaves, width=stack.width, way=way)
+    except torch.OutOfMemoryError:
+        raise
     except REFUSALS as error:  # a model may miss what a call that is played back left behind
         raise undivided from error
     changed = settled(structure, whole.recording, cut_short=not taken.from_losses)

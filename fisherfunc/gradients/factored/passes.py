@@ -97,13 +97,14 @@ def _passed(
     grams: dict[str, Tensor] = {}
     like = next(iter(work.params.values()))
     stacks = list(stacks_of(work.sequences, work.tokens, plan.width))
-    counted = _Passes(checkpoint, [stack.num_tokens for stack in stacks], len(plan.groups), options.progress)
+    counted = Passes(checkpoint, [stack.num_tokens for stack in stacks], len(plan.groups), options.progress)
     descent = Descent(work, stacks, plan, checkpoint)
     holders: dict[str, Holder] = {}
     divided = len(plan.groups) > 1  # what a step freed is given back then: the next need not fit the pieces it lies in
-    left = names_of(g for number, g in enumerate(plan.groups) if company.finished(checkpoint, number, like) is None)
+    done = {n for n in range(len(plan.groups)) if company.finished(checkpoint, n, like) is not None}
+    left = names_of(group for number, group in enumerate(plan.groups) if number not in done)
     for number, group in enumerate(plan.groups):
-        finished = company.finished(checkpoint, number, like)
+        finished = company.finished(checkpoint, number, like) if number in done else None
         later = names_of(plan.groups[number + 1 :])
         # Of a finished group, what another one waits for.
         taken = group.names if finished is None else group.names & later & left
@@ -176,7 +177,7 @@ def _terms(holders: dict[str, Holder], gram: Callable[[str], Tensor]) -> list[Te
     return found
 
 
-class _Passes:
+class Passes:
     """Counts what is passed over, first of all what an earlier run has kept.
 
     Args:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from fisherfunc.gradients.certificate import refused_then
@@ -57,6 +58,8 @@ def factored_grams(
             break
         except Unsettled as found:
             plan, structure = None, found.structure
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:  # a rule that cannot be batched, in a sequence other than the one probed
             raise NotFactorable(_first_line(error)) from error
     # A product of factors may overflow where the gradient does not, and the check leaves out rows that are not finite.
@@ -105,6 +108,8 @@ def planned(
         except Unsettled as unsettled:
             structure = unsettled.structure
             continue
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:  # what autograd raises for a rule that it cannot batch
             raise NotFactorable(_first_line(error)) from error
         if found is None or found.holds:

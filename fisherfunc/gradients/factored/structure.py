@@ -158,6 +158,8 @@ def trace_prefix(
     try:
         with _ran(work, prefix, structure, leaves, directions) as (_, traced):
             recording = traced.recording
+    except torch.OutOfMemoryError:
+        raise
     except REFUSALS:  # a length that the model is not made for; the whole sequence is as right
         return None
     if at_head != (recording.end is not None) or not _as_told(recording, way):
