@@ -71,7 +71,6 @@ SAME = {
     "sampled coordinates": (classifier, {"max_coordinates": 5}),
     "small memory": (lambda: language_model(lengths=(12, 12, 12)), {"memory_limit": 300_000}),
     "fewer sequences than ranks": (lambda: language_model(lengths=(6,)), {}),
-    "sampled coordinates, fewer sequences than ranks": (lambda: language_model(lengths=(6,)), {"max_coordinates": 5}),
     "convolution": (one_pixel_convolution, {}),
 }
 """{case: (model, batch and loss; options)} whose result is that of one process."""

@@ -9,6 +9,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,9 @@ from rank import SAME, SIZES, TIMEOUT_S, classifier, in_float32, language_model,
 import fisherfunc as ff
 from fisherfunc.distributed import RanksError, collectives
 from fisherfunc.distributed.collectives import Everyone
+from fisherfunc.gradients.dense.subsample import sample_coordinates
+from fisherfunc.gradients.ranks.certificate import _take_part
+from fisherfunc.surface.ranks import _say
 
 HERE = Path(__file__).parent
 WATCHDOG_S = 240
@@ -103,6 +107,7 @@ def test_ranks_measure_round_off_by_the_grams_of_one_of_them(over_ranks):
     for each in over_ranks.values():
         for found in each:
             assert found["float32"]["metadata"]["round_off"] == want
+            assert list(leaves(found["float32"])) == list(leaves(each[0]["float32"]))
             values = found["float32"]["values"]
             for label, spectrum in alone.matrices.items():
                 tolerance = 1e-5 * float(spectrum.eigenvalues[0])
@@ -196,6 +201,11 @@ def test_what_torch_waits_for_ends_where_the_store_is_gone():
     everyone_of(GoneStore(), 1).fail(1, "failed")  # what it failed with is then raised
 
 
+def test_a_rank_speaks_though_the_store_is_gone(capsys):
+    _say("rank 0 is gone", everyone_of(GoneStore(), 1))
+    assert capsys.readouterr().err == "fisherfunc: error: rank 0 is gone\n"
+
+
 def test_a_value_larger_than_a_store_takes_is_gathered():
     stores = [torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)]
     stores += [torch.distributed.TCPStore("localhost", stores[0].port, is_master=False) for _ in range(2)]
@@ -237,6 +247,19 @@ def test_rank_0_leaves_last_where_ranks_fail(monkeypatch):
 
     with ThreadPoolExecutor(3) as threads:
         assert next(threads.map(fail, range(3))) == 3  # when rank 0 has left
+
+
+def test_a_rank_without_rows_adds_the_kept_columns_to_a_check():
+    params = {"w": torch.ones(3, 4).double(), "b": torch.ones(3).double()}
+    coordinates = sample_coordinates({"w": 12, "b": 3}, {"full": ["w", "b"]}, max_coordinates=5)
+    work = SimpleNamespace(params=params, nature=SimpleNamespace(precision=torch.float64))
+    added, products = [], []
+    across = SimpleNamespace(gradient=added.append, sums=lambda *given: products.append(given))
+    _take_part({"full": torch.zeros(0, 0).double()}, work, across, 1 << 20, coordinates)
+    want = {name: torch.zeros(len(coordinates.index[name])).double() for name in params}
+    assert sum(map(len, want.values())) == 5
+    torch.testing.assert_close(added, [want])
+    assert [[tensor.numel() for tensor in given] for given in products] == [[1, 0]]
 
 
 def everyone_of(store, rank, timeout=120.0):
