@@ -69,6 +69,10 @@ SAME = {
     "sequences": (language_model, {"unit": "sequence"}),
     "some tokens, drawn targets": (language_model, {"num_tokens": 20, "targets": ff.targets.sampled(2)}),
     "sampled coordinates": (classifier, {"max_coordinates": 5}),
+    "sampled coordinates, fewer sequences than ranks": (
+        lambda: language_model(lengths=(6,)),
+        {"max_coordinates": 5},
+    ),
     "small memory": (lambda: language_model(lengths=(12, 12, 12)), {"memory_limit": 300_000}),
     "fewer sequences than ranks": (lambda: language_model(lengths=(6,)), {}),
     "convolution": (one_pixel_convolution, {}),
@@ -81,6 +85,12 @@ def spectrum_of(name, ranks=None):
     make, options = SAME[name]
     model, batch, loss = make()
     return ff.fisher_spectrum(model, batch, loss=loss, ranks=ranks, **options)
+
+
+def in_float32(ranks=None):
+    """A result whose round-off is measured, from Grams that one rank computes for all."""
+    model, (inputs, targets), loss = classifier()
+    return ff.fisher_spectrum(model.float(), (inputs.float(), targets), loss=loss, ranks=ranks)
 
 
 SIZES = (2, 3, 4)
@@ -99,6 +109,7 @@ def same(ranks, out):
 def _all_cases(ranks):
     """Every case, and whole Grams."""
     found = {name: _kept(spectrum_of(name, ranks)) for name in SAME}
+    found["float32"] = _kept(in_float32(ranks))
     model, batch, loss = language_model()
     fn = ff.functionalize(model)
     return found | {"grams": ff.token_grams(fn, fn.params, batch, loss, ranks=ranks).grams}
@@ -135,14 +146,16 @@ def differ(ranks, out):
     found["drop_nonfinite"] = told(lambda: ff.fisher_spectrum(model, batch, drop_nonfinite=other, **mine))
 
     def stop(done, total):
-        raise ValueError("stopped")
+        if 2 * done > total:
+            raise ValueError("stopped")
 
-    model, batch, loss = language_model()
-    options = {"loss": loss, "ranks": ranks, "checkpoint": Path(out) / "checkpoint", "memory_limit": 300_000}
+    model, batch, loss = language_model()  # within this memory passed over several times
+    options = {"loss": loss, "ranks": ranks, "checkpoint": Path(out) / "checkpoint", "memory_limit": 135_000}
     found["raised"] = told(lambda: ff.fisher_spectrum(model, batch, progress=stop if other else None, **options))
     seen = []
     result = ff.fisher_spectrum(model, batch, progress=lambda done, total: seen.append(done), **options)
-    found["resumed"], found["first"] = result.full.eigenvalues, seen[0]
+    found["resumed"], found["first"] = result.full.eigenvalues, seen[0] / seen[-1]
+    found["num_passes"] = result.metadata["plan"]["num_passes"]
     again = []
     result = ff.fisher_spectrum(model, batch, progress=lambda done, total: again.append(done), **options)
     return found | {"again": result.full.eigenvalues, "calls": (len(seen), len(again))}
@@ -170,6 +183,18 @@ def lost(ranks, out):
         time.sleep(0.1)
     killed = told(lambda: ff.fisher_spectrum(model, batch, progress=die if ranks.rank == 2 else None, **mine))
     return {"hung": hung, "killed": killed}
+
+
+def orphaned(ranks, out):
+    """Rank 0, which keeps the store, is killed."""
+    model, batch, loss = language_model()
+
+    def die(done, total):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    progress = die if ranks.rank == 0 else None
+    found = [told(lambda: ff.fisher_spectrum(model, batch, loss=loss, ranks=ranks, progress=progress))]
+    return [*found, told(lambda: ff.fisher_spectrum(model, batch, loss=loss, ranks=ranks))]
 
 
 def main(out, case):

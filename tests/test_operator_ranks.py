@@ -52,7 +52,7 @@ def test_two_ranks_equal_one(kind, dtype, tolerance, tmp_path):
 
 def test_ranks_of_other_parameters_are_one_error_on_both(tmp_path):
     found = ran("other parameters", tmp_path)
-    assert [each["error"].split(":")[0] for each in found] == ["rank 1 and rank 0 differ in parameters"] * 2
+    assert [each["error"].split(";")[0] for each in found] == ["rank 1 and rank 0 differ in parameters"] * 2
 
 
 def test_without_a_group_the_error_says_what_to_call():

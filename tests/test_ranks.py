@@ -7,15 +7,20 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from rank import SAME, SIZES, TIMEOUT_S, classifier, language_model, spectrum_of
+from rank import SAME, SIZES, TIMEOUT_S, classifier, in_float32, language_model, spectrum_of
 
 import fisherfunc as ff
-from fisherfunc.distributed import RanksError
+from fisherfunc.distributed import RanksError, collectives
 from fisherfunc.distributed.collectives import Everyone
+from fisherfunc.gradients.dense.subsample import sample_coordinates
+from fisherfunc.gradients.ranks.certificate import _take_part
+from fisherfunc.surface.ranks import _say
 
 HERE = Path(__file__).parent
 WATCHDOG_S = 240
@@ -95,6 +100,20 @@ def test_ranks_have_the_result_of_one_process(over_ranks, name):
         assert facts["batch"] == alone.metadata["batch"] and facts["tokens"] == alone.metadata["tokens"]
 
 
+def test_ranks_measure_round_off_by_the_grams_of_one_of_them(over_ranks):
+    alone = in_float32()
+    want = alone.metadata["round_off"]
+    assert want["measured"]
+    for each in over_ranks.values():
+        for found in each:
+            assert found["float32"]["metadata"]["round_off"] == want
+            assert list(leaves(found["float32"])) == list(leaves(each[0]["float32"]))
+            values = found["float32"]["values"]
+            for label, spectrum in alone.matrices.items():
+                tolerance = 1e-5 * float(spectrum.eigenvalues[0])
+                torch.testing.assert_close(values[label], spectrum.eigenvalues, atol=tolerance, rtol=0)
+
+
 def test_ranks_have_even_shares_and_whole_grams(over_ranks):
     model, batch, loss = language_model()
     fn = ff.functionalize(model)
@@ -144,8 +163,9 @@ def test_ranks_that_differ_are_one_error_and_a_rank_that_raises_ends_all(tmp_pat
     for found in (zero, one):
         torch.testing.assert_close(found["resumed"], want, rtol=0, atol=1e-12 * float(want[0]) * 50)
         assert torch.equal(found["again"], found["resumed"])
-    assert zero["calls"] == (1, 1)  # rank 0 had done its part, and did not do it again; after the end nobody does
-    assert one["calls"][0] > 1 == one["calls"][1]
+    for found in (zero, one):  # what was done before rank 1 stopped nobody does again, and after the end nothing
+        assert found["num_passes"] > 2
+        assert found["first"] >= 1 / found["num_passes"] and found["calls"][0] > 1 == found["calls"][1]
 
 
 def test_a_rank_that_hangs_and_one_that_is_killed_are_named_in_time(tmp_path):
@@ -158,6 +178,88 @@ def test_a_rank_that_hangs_and_one_that_is_killed_are_named_in_time(tmp_path):
         assert found["killed"][1] < 60
     assert zero["hung"][1] < 60
     assert isinstance(two, str)  # it wrote nothing
+
+
+def test_a_rank_whose_store_is_gone_says_so(tmp_path):
+    _, found = ran("orphaned", 2, tmp_path)
+    for error, seconds in found:
+        assert error.startswith("RanksError: ") and error.endswith(": rank 0 is gone"), found
+        assert seconds < 60
+
+
+class GoneStore:
+    """What a store says whose keeper is gone."""
+
+    def __getattr__(self, name):
+        raise RuntimeError("Broken pipe")
+
+
+def test_what_torch_waits_for_ends_where_the_store_is_gone():
+    with pytest.raises(RanksError, match=r"store cannot be reached \(Broken pipe\): rank 0 is gone") as found:
+        everyone_of(GoneStore(), 1).waited("rows", lambda: time.sleep(5), [2])
+    assert found.value.rank == 0
+    everyone_of(GoneStore(), 1).fail(1, "failed")  # what it failed with is then raised
+
+
+def test_a_rank_speaks_though_the_store_is_gone(capsys):
+    _say("rank 0 is gone", everyone_of(GoneStore(), 1))
+    assert capsys.readouterr().err == "fisherfunc: error: rank 0 is gone\n"
+
+
+def test_a_value_larger_than_a_store_takes_is_gathered():
+    stores = [torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)]
+    stores += [torch.distributed.TCPStore("localhost", stores[0].port, is_master=False) for _ in range(2)]
+    values = [torch.full((2_500_000,), rank, dtype=torch.float64) for rank in range(3)]
+
+    def both(rank):
+        everyone = everyone_of(stores[rank], rank, 30.0)
+        return everyone.gathered("large", values[rank]), everyone.gathered("small", rank)
+
+    with ThreadPoolExecutor(3) as threads:
+        for large, small in threads.map(both, range(3)):
+            assert small == [0, 1, 2] and all(map(torch.equal, large, values))
+    assert not stores[0].check(["value/0/1"]) and not stores[0].check(["value/0/1/1"])  # nothing read is kept
+
+
+def test_ranks_that_gather_other_things_are_told():
+    store = torch.distributed.HashStore()
+    names = ["memory", "memory", "tokens"]
+
+    def told(rank):
+        with pytest.raises(RanksError, match="rank 2 came to 'tokens' when rank 0 came to 'memory'; have all") as found:
+            everyone_of(store, rank).gathered(names[rank], None)
+        return found.value.rank
+
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(told, range(3))) == [2, 2, 2]
+
+
+def test_rank_0_leaves_last_where_ranks_fail(monkeypatch):
+    store = torch.distributed.HashStore()
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    monkeypatch.setattr(collectives, "standing", lambda ranks: everyone_of(store, ranks.rank))
+
+    def fail(rank):
+        with pytest.raises(ValueError, match="stopped"), collectives.together(everyone_of(store, rank).ranks):
+            time.sleep(0.3 * rank)
+            raise ValueError("stopped")
+        return store.add("left", 0)
+
+    with ThreadPoolExecutor(3) as threads:
+        assert next(threads.map(fail, range(3))) == 3  # when rank 0 has left
+
+
+def test_a_rank_without_rows_adds_the_kept_columns_to_a_check():
+    params = {"w": torch.ones(3, 4).double(), "b": torch.ones(3).double()}
+    coordinates = sample_coordinates({"w": 12, "b": 3}, {"full": ["w", "b"]}, max_coordinates=5)
+    work = SimpleNamespace(params=params, nature=SimpleNamespace(precision=torch.float64))
+    added, products = [], []
+    across = SimpleNamespace(gradient=added.append, sums=lambda *given: products.append(given))
+    _take_part({"full": torch.zeros(0, 0).double()}, work, across, 1 << 20, coordinates)
+    want = {name: torch.zeros(len(coordinates.index[name])).double() for name in params}
+    assert sum(map(len, want.values())) == 5
+    torch.testing.assert_close(added, [want])
+    assert [[tensor.numel() for tensor in given] for given in products] == [[1, 0]]
 
 
 def everyone_of(store, rank, timeout=120.0):

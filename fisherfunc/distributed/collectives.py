@@ -11,7 +11,7 @@ import os
 import pickle
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import wraps
@@ -35,6 +35,8 @@ LOOK_S = 0.25
 """How often a rank that waits looks for the failure of another."""
 PARTING_S = 5.0
 """How long a rank whose connection broke waits for the other's reason."""
+PIECE = 4 << 20
+"""In bytes: what goes to the store at once. A `TCPStore` of libuv refuses more than twice as many."""
 
 
 class RanksError(ConnectionError):
@@ -105,11 +107,10 @@ def ranks(*, group: Any = None, timeout: float = 1800.0) -> Ranks:
 def _initialise(timeout: float) -> None:
     """Meet at the store first: a backend that connects to a process that is gone may hang (pytorch/gloo#520)."""
     limit, size, rank = timedelta(seconds=timeout), int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
-    kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by the agent of torchrun, else by rank 0
     store: Any = dist.TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
-        is_master=rank == 0 and not kept,
+        is_master=rank == 0 and not _agent_keeps_store(),
         timeout=limit,
         wait_for_workers=False,
         multi_tenant=True,
@@ -130,6 +131,11 @@ def _initialise(timeout: float) -> None:
     here.waited("connecting", connect, others=range(size))
 
 
+def _agent_keeps_store() -> bool:
+    """Whether the agent of torchrun does, else rank 0."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 @dataclass(kw_only=True)
 class Everyone:
     """What a rank asks of all; every rank calls the same methods in the same order.
@@ -146,6 +152,7 @@ class Everyone:
     broken: Any = None
     bytes_sent: int = 0
     _numbers: Iterator[int] = field(default_factory=count)  # of what is gathered
+    _read: list[str] = field(default_factory=list)  # the keys of what was gathered last
 
     @property
     def rank(self) -> int:
@@ -158,23 +165,50 @@ class Everyone:
         return self.ranks.size
 
     def gathered(self, name: str, value: T) -> list[T]:
-        """Return the values of all ranks, in their order; of a few kilobytes, or hundreds of them."""
+        """Return the values of all ranks, in their order; they are on the CPU, and not many megabytes."""
         if self.size == 1:
             return [value]
-        number, store = next(self._numbers), self.store
-        store.set(f"value/{number}/{self.rank}", pickle.dumps(value))
+        number = next(self._numbers)
         keys = [f"value/{number}/{rank}" for rank in range(self.size)]
+        before, self._read = self._read, self._put(keys[self.rank], pickle.dumps((name, value)))
         missing = set(range(self.size)) - {self.rank}
 
         def there() -> bool:
-            missing.difference_update([rank for rank in missing if store.check([keys[rank]])])
+            missing.difference_update([rank for rank in missing if self._ask("check", [keys[rank]])])
             return not missing
 
         self._wait(name, there, missing)
-        found = [value if rank == self.rank else pickle.loads(store.get(key)) for rank, key in enumerate(keys)]
-        for rank in range(self.size if self.rank == 0 and number else 0):  # all that came here have read those before
-            store.delete_key(f"value/{number - 1}/{rank}")
-        return found
+        found = [(name, value) if rank == self.rank else pickle.loads(self._got(key)) for rank, key in enumerate(keys)]
+        for rank, (other, _) in enumerate(found):
+            if other != found[0][0]:
+                self._raise_because(
+                    rank,
+                    f"came to {other!r} when rank 0 came to {found[0][0]!r}; have all ranks make the same calls in the "
+                    "same order",
+                )
+        for key in before if self.rank == 0 else ():  # all that came here have read those
+            self._ask("delete_key", key)
+        return [theirs for _, theirs in found]
+
+    def _put(self, key: str, data: bytes) -> list[str]:
+        """Leave bytes in the store, the piece that says how many there are at last; return the keys."""
+        pieces = [data[start : start + PIECE] for start in range(0, len(data), PIECE)]
+        keys = [key, *(f"{key}/{number}" for number in range(1, len(pieces)))]
+        for further, piece in zip(keys[1:], pieces[1:], strict=True):
+            self._ask("set", further, piece)
+        self._ask("set", key, len(pieces).to_bytes(8, "big") + pieces[0])
+        return keys
+
+    def _got(self, key: str) -> bytes:
+        """What `_put` has left."""
+        first = self._ask("get", key)
+        keys = [f"{key}/{number}" for number in range(1, int.from_bytes(first[:8], "big"))]
+        self._read += [key, *keys]
+        return b"".join([first[8:], *(self._ask("get", key) for key in keys)])
+
+    def _ask(self, method: str, *given: Any) -> Any:
+        """What a method of the store returns."""
+        return _asked(self.store, method, *given)
 
     def check_alike(self, marks: Mapping[str, Any], remedy: str) -> None:
         """Raise, on every rank, where what ranks must have in common differs.
@@ -297,7 +331,8 @@ class Everyone:
             if error is not None:
                 self._raise_lost(name, error, needed)
         except RanksError:
-            self.broken.set("broken", name)
+            with suppress(RuntimeError):  # who keeps the store is gone, and with it the group
+                self.broken.set("broken", name)
             raise
         return value
 
@@ -316,9 +351,9 @@ class Everyone:
             if now - looked < LOOK_S:
                 continue
             looked = now
-            self._raise_failed(name)
+            self._raise_failed()
             for rank in sorted(needed):
-                beat = self.store.add(f"beat/{rank}", 0)
+                beat = self._ask("add", f"beat/{rank}", 0)
                 if beat != beats.get(rank, (None, now))[0]:
                     beats[rank] = beat, now
                 elif beat and now - beats[rank][1] > lost:  # without any beat it has not come here yet
@@ -342,10 +377,10 @@ class Everyone:
             name, needed = waits[busy[0]]
 
     def _say(self, key: str, value: Any) -> None:
-        self.store.set(key, pickle.dumps(value))
+        self._ask("set", key, pickle.dumps(value))
 
     def _said(self, key: str) -> Any:
-        return pickle.loads(self.store.get(key)) if self.store.check([key]) else None
+        return pickle.loads(self._ask("get", key)) if self._ask("check", [key]) else None
 
     def _raise_given_up(self) -> None:
         """Raise where others have given up this rank: what is there may be from before."""
@@ -353,11 +388,8 @@ class Everyone:
         if failure is not None and failure[0] == self.rank:
             raise RanksError(f"rank {self.rank} {failure[1]}", self.rank)
 
-    def _raise_failed(self, name: str) -> None:
-        try:
-            failure = self._said("failure")
-        except RuntimeError as error:  # the process that keeps the store is gone
-            raise RanksError(f"the ranks' store cannot be reached at {name!r}: {error}; rank 0 is gone", 0) from error
+    def _raise_failed(self) -> None:
+        failure = self._said("failure")
         if failure is not None:
             rank, why, by = failure
             raise RanksError(f"rank {rank} {why}", rank, itself=by == rank)
@@ -366,7 +398,7 @@ class Everyone:
         """Raise where torch did: for the reason that another rank has left, or else for the connection's own."""
         end = monotonic() + PARTING_S
         while monotonic() < end:
-            self._raise_failed(name)
+            self._raise_failed()
             sleep(LOOK_S)
         told = str(error).splitlines()[0]
         rank = min(needed)
@@ -379,7 +411,21 @@ class Everyone:
 
     def fail(self, rank: int, why: str) -> None:
         """Leave the reason for which the ranks stop; the first that is left is what all of them say."""
-        self.store.compare_set("failure", "", pickle.dumps((rank, why, self.rank)))
+        with suppress(RuntimeError):  # who keeps the store is gone, and the others see that
+            self.store.compare_set("failure", "", pickle.dumps((rank, why, self.rank)))
+
+
+def _asked(store: Any, method: str, *given: Any) -> Any:
+    """What a method of a store returns.
+
+    Raises:
+        RanksError: If the process that keeps it is gone.
+    """
+    try:
+        return getattr(store, method)(*given)
+    except RuntimeError as error:
+        told = next(iter(str(error).splitlines()), type(error).__name__)
+        raise RanksError(f"the ranks' store cannot be reached ({told}): rank 0 is gone", 0) from error
 
 
 HASH = 64
@@ -399,9 +445,9 @@ def standing(ranks: Ranks) -> Everyone:
     if ranks.size == 1:
         return Everyone(ranks=ranks)
     store = _store_of(ranks)
-    if store.check(["broken"]):
+    if _asked(store, "check", ["broken"]):
         raise RanksError("the group is of no use after the failure of a rank; start all processes again", ranks.rank)
-    number = store.add(f"fisherfunc/entered/{ranks.rank}", 1)
+    number = _asked(store, "add", f"fisherfunc/entered/{ranks.rank}", 1)
     return Everyone(ranks=ranks, store=dist.PrefixStore(f"fisherfunc/{number}", store), broken=store)
 
 
@@ -428,14 +474,15 @@ def together(ranks: Ranks) -> Iterator[Everyone]:
         raise
     finally:
         over.set()
-    _parted_from(everyone)
+        with suppress(RuntimeError):  # who keeps the store did not wait any longer, or is gone
+            _parted_from(everyone)
 
 
 def _parted_from(everyone: Everyone) -> None:
-    """Whoever keeps the store leaves last: the others may have something to read there."""
+    """Where rank 0 keeps the store it leaves last: the others may have something to read there."""
     everyone.store.add("left", 1)
-    end = monotonic() + PARTING_S
-    while everyone.rank == 0 and everyone.store.add("left", 0) < everyone.size and monotonic() < end:
+    end, last = monotonic() + PARTING_S, everyone.rank == 0 and not _agent_keeps_store()
+    while last and everyone.store.add("left", 0) < everyone.size and monotonic() < end:
         sleep(1e-3)
 
 

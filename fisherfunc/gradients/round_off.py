@@ -116,7 +116,7 @@ def round_off(
 
 
 def _reference(run: Callable[[], Mapping[str, Tensor]]) -> tuple[Mapping[str, Tensor], str | None]:
-    """The Grams of some rows in float64, or why there are none."""
+    """The Grams of some rows in float64, on the CPU as ranks send them, or why there are none."""
     try:
         with InFloat64() as arithmetic:
             exact = run()
@@ -126,7 +126,7 @@ def _reference(run: Callable[[], Mapping[str, Tensor]]) -> tuple[Mapping[str, Te
         return {}, f"the model does not run in float64: {type(error).__name__}: {error}".splitlines()[0]
     if arithmetic.rounded:
         return {}, "something in the model is rounded to a coarser dtype when it runs in float64"
-    return exact, None
+    return {label: gram.cpu() for label, gram in exact.items()}, None
 
 
 def _why_not(work: Workload) -> str | None:
@@ -156,6 +156,7 @@ def _errors(
     grams: Mapping[str, AnyGram], rows: Tensor, exact: Mapping[str, Tensor], differences: Mapping[str, float]
 ) -> dict[str, float]:
     """Upper estimates of ‖K̂ − K‖, from submatrices of K and differences seen over the traces of K."""
+    exact = {label: exact[label].to(rows.device) for label in grams}
     error = torch.stack([entries(gram, rows).double() - exact[label] for label, gram in grams.items()])
     if all(len(rows) == len(gram) for gram in grams.values()):
         return dict(zip(grams, torch.linalg.matrix_norm(error).tolist(), strict=True))

@@ -33,7 +33,7 @@ def gradient_chunks(
     Yields:
         The rows that a chunk fills, and `{name: (c, *shape)}`.
     """
-    for first, last in runs(tokens.sequence):
+    for first, last in runs(tokens.sequence) if len(tokens.sequence) else ():  # a rank may have none
         chunks = [slice(start, min(start + chunk_size, last)) for start in range(first, last, chunk_size)]
         losses_here = losses(int(tokens.sequence[first]))
         values, pull, gradients = _begun(method, losses_here, params, tokens.entry[chunks[0]])

@@ -158,7 +158,7 @@ class DividedGrams(TokenGrams):
         everyone = self.everyone
         rank, size = everyone.rank, everyone.size
         first = next(iter(self.grams.values()))
-        index, mine = everyone.gathered("rows", first.index), wanted[rank]
+        index, mine = everyone.gathered("rows", first.index.cpu()), wanted[rank]
         matrix = None if mine is None else first.rows.new_empty(len(first), len(first))
         for step in range(size):
             to, source = (rank + step) % size, (rank - step) % size

@@ -16,8 +16,7 @@ from fisherfunc.linalg.kernels import checked, robust_eigh
 from fisherfunc.linalg.lifting import GramKernel, solved
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.pipeline.result import FisherSpectrum, apart_from
-from fisherfunc.pipeline.solve import IntervalMethod, facts_of, interval_method, result_of
-from fisherfunc.population.clusters import Clusters, clusters_of
+from fisherfunc.pipeline.solve import IntervalMethod, draws_of, facts_of, interval_method, result_of
 from fisherfunc.population.summary import summary_from, sums_of
 from fisherfunc.statistics.block_grams import gathered
 from fisherfunc.statistics.coupling import block_coupling
@@ -49,7 +48,7 @@ def spectrum_of_divided(
     grams = grams.center() if center else grams
     kernel = robust_eigh() if kernel is None else checked(kernel)
     everyone, labels = grams.everyone, gathered(grams, blocks)
-    clusters, reason = _clusters(grams) if population else (None, None)
+    clusters, reason = draws_of(grams) if population else (None, None)
     sums = None if clusters is None else sums_of(grams, clusters, blocks=blocks)
     whole = apart_from(labels, "full")
     tasks = labels if len(labels) == 1 else {**labels, whole: tuple(grams.grams)}
@@ -86,14 +85,6 @@ def spectrum_of_divided(
         intervals=each[0]["intervals"],
         population=next((one["population"] for one in each if one["population"] is not None), None),
     )
-
-
-def _clusters(grams: DividedGrams) -> tuple[Clusters | None, str | None]:
-    """The clusters that the sample has, or why it says nothing of the population."""
-    try:
-        return clusters_of(grams, None, "a summary"), None
-    except ValueError as error:
-        return None, str(error)
 
 
 def _shares(labels: list[str], full: str, size: int, beside: int) -> list[list[str]]:

@@ -85,7 +85,7 @@ def spectrum_of_grams(
     solver = robust_eigh() if kernel is None else checked(kernel)
     blocks = blocks or (by_layer if grams.labels is None else None)
     labels = gathered(grams, blocks)
-    draws, reason = _draws(grams) if population else (None, None)
+    draws, reason = draws_of(grams) if population else (None, None)
     eigenpairs = None
     if draws is not None and kernel is None:  # estimates need vectors of the full matrix, whose values are then known
         try:
@@ -111,7 +111,7 @@ def spectrum_of_grams(
     )
 
 
-def _draws(grams: TokenGrams) -> tuple[Clusters | None, str | None]:
+def draws_of(grams: TokenGrams) -> tuple[Clusters | None, str | None]:
     """The independent draws that an estimate of the population rests on, or why there is none."""
     try:
         return clusters_of(grams, None, "a summary"), None

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import monotonic, sleep
 from types import FrameType
 from typing import TypeVar
@@ -75,7 +75,8 @@ def first_alone(everyone: Everyone | None, name: str, load: Callable[[], T]) -> 
 def _say(message: str, everyone: Everyone | None) -> None:
     click.echo(f"fisherfunc: error: {visible(' '.join(message.split()))}", err=True)
     if everyone is not None:
-        everyone.store.set("told", "")
+        with suppress(RuntimeError):  # who kept the store is gone
+            everyone.store.set("told", "")
 
 
 def _was_told(everyone: Everyone) -> bool:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisherfunc.gradients.certificate import Certificate, certify, draws, parts, room
+from fisherfunc.gradients.certificate import Certificate, _kept, certify, draws, parts, room
+from fisherfunc.gradients.dense.subsample import EVERY, Coordinates
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.linalg.divided import DividedGram, products
 
@@ -56,7 +57,7 @@ def certify_over_ranks(
     if len(index):
         found = certify(own, work.select(index), limit=limit, labels=labels, across=across, **how)
     else:
-        _take_part(own, work, across, limit)
+        _take_part(own, work, across, limit, how.get("coordinates", EVERY))
     each = [one for one in everyone.gathered("the check", found) if one is not None]
     worst = max(each, key=lambda one: (one.difference != one.difference, one.difference))
     differences = {label: max(one.differences[label] for one in each) for label in grams}
@@ -64,10 +65,12 @@ def certify_over_ranks(
     return replace(worst, differences=differences, failing=failing)
 
 
-def _take_part(grams: Mapping[str, Tensor], work: Workload, across: Across, limit: int) -> None:
+def _take_part(
+    grams: Mapping[str, Tensor], work: Workload, across: Across, limit: int, coordinates: Coordinates
+) -> None:
     """What a rank without rows adds to the sums over ranks: nothing."""
     none = next(iter(grams.values())).new_zeros(0, dtype=torch.float64)
     for _ in range(draws(grams, work)):
         for names in parts(work.params, room(limit)):
-            across.gradient({name: torch.zeros_like(work.params[name]) for name in names})
+            across.gradient({name: _kept(torch.zeros_like(work.params[name]), name, coordinates) for name in names})
         across.sums(none.new_zeros(len(grams)), none)
