@@ -23,13 +23,13 @@ def result_of(folder):
 def interrupted_in_the_pass(monkeypatch, after):
     compute = job.compute
 
-    def stopped(task, *, progress, checkpoint):
+    def stopped(task, *, progress, **options):
         def report(done, total):
             progress(done, total)
             if done >= after:
                 raise KeyboardInterrupt
 
-        return compute(task, progress=report, checkpoint=checkpoint)
+        return compute(task, progress=report, **options)
 
     monkeypatch.setattr(job, "compute", stopped)
 
