@@ -126,7 +126,7 @@ def _widest(rich: ModuleType, columns: Sequence[Column], rows: Sequence[Row], in
 
 
 def _narrowest(rich: ModuleType, columns: Sequence[Column], rows: Sequence[Row], index: int, widest: int) -> int:
-    """The least width before a column is left out: of text some places, of figures that may be broken the widest word."""
+    """The least width before a column is left out: of text some places, of broken figures their widest word."""
     if not columns[index].figures:
         return min(widest, LEAST_TEXT)
     if not columns[index].breaks:
