@@ -137,7 +137,7 @@ _OUTPUT = (
         "--resume",
         type=click.Path(file_okay=False),
         metavar="DIR",
-        help="Keep finished groups of parameters (of lanczos, products) in this folder; the same command goes on from them.",
+        help="Keep finished groups of parameters (or products) in this folder; the same command goes on from there.",
     ),
 )
 _METHOD = (
