@@ -82,7 +82,7 @@ FAILURES = {
         r"2GB, 500MB or 1\.5GiB was expected, got '2 cats'",
     ),
     "no such device": (lambda hub, here: [*tiny(hub), "--device", "cuda:99"], 1, r"device 'cuda:99' cannot be used"),
-    "no such blocks": (lambda hub, here: ["--blocks", "head"], 2, r"'head' is not one of 'layer', 'module'"),
+    "no such blocks": (lambda hub, here: ["--blocks", "heads"], 2, r"'heads' is not one of 'layer', 'module'"),
     "no tokens": (lambda hub, here: ["--tokens", 0], 2, r"0 is not in the range"),
     "no such option": (lambda hub, here: ["--colour"], 2, r"No such option"),
     "checkpoint of another model": (

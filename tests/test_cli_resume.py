@@ -1,10 +1,11 @@
-"""`fisherfunc spectrum --resume`: a command that is stopped, and goes on."""
+"""`fisherfunc spectrum --resume`: a command that is stopped, and goes on after its last finished group."""
 
 import json
 import os
 import re
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,36 +15,53 @@ from commands import process as start
 from fisherfunc.surface import job
 from fisherfunc.surface.files import read_spectrum
 
+TASK = ["--tokens", 70, "--context", 8]
+TWO_GROUPS = ["--memory", "2MB"]  # more have room for the Grams of 70 tokens and all factors
+
+
+def kept():
+    """When the Grams of each finished group were written."""
+    return {file.stem: file.stat().st_mtime_ns for file in Path("kept").glob("grams-*")}
+
 
 def result_of(folder):
     found = json.loads((folder / "spectrum.json").read_text())
     return {key: found[key] for key in ("per_block", "global", "full")}
 
 
-def interrupted_in_the_pass(monkeypatch, after):
-    compute = job.compute
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Run a command that is interrupted in its pass as soon as a group of parameters is finished."""
 
-    def stopped(task, *, progress, checkpoint):
-        def report(done, total):
-            progress(done, total)
-            if done >= after:
-                raise KeyboardInterrupt
+    def run_until(*command):
+        compute = job.compute
 
-        return compute(task, progress=report, checkpoint=checkpoint)
+        def stopped(task, *, progress, **options):
+            def report(done, total):
+                progress(done, total)
+                if kept():
+                    assert done < total
+                    raise KeyboardInterrupt
 
-    monkeypatch.setattr(job, "compute", stopped)
+            return compute(task, progress=report, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(job, "compute", stopped)
+            return run(*command)
+
+    return run_until
 
 
-def test_an_interrupted_command_says_how_to_go_on_and_goes_on(hub, here, monkeypatch):
-    command = [*tiny(hub), "--tokens", 70, "--context", 8, "--resume", "kept"]
-    assert run(*tiny(hub), "--tokens", 70, "--context", 8, "--out", "whole").exit_code == 0
-    with monkeypatch.context() as patch:
-        interrupted_in_the_pass(patch, 65)
-        ran = run(*command)
+def test_an_interrupted_command_says_how_to_go_on_and_goes_on(hub, here, interrupted):
+    command = [*tiny(hub), *TASK, *TWO_GROUPS]
+    assert run(*command, "--out", "whole").exit_code == 0
+    ran = interrupted(*command, "--resume", "kept")
     assert (ran.exit_code, ran.stdout) == (130, "")
     assert ran.stderr.strip() == "fisherfunc: interrupted; run the same command again to go on from kept"
-    assert sorted(os.listdir()) == ["kept", "whole"]
-    assert run(*command, "--out", "again").exit_code == 0
+    assert sorted(os.listdir()) == ["kept", "whole"] and [*kept()] == ["grams-0"]
+    first = kept()
+    assert run(*command, "--resume", "kept", "--out", "again").exit_code == 0
+    assert {*kept()} == {"grams-0", "grams-1"} and kept().items() >= first.items()
     assert sorted(os.listdir("again")) == FILES
     assert result_of(here / "again") == result_of(here / "whole")
 
@@ -58,29 +76,31 @@ def test_another_command_may_not_use_the_folder(hub, here):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_a_command_that_was_killed_goes_on(hub, here, tmp_path):
-    plain = [*tiny(hub), "--tokens", 170, "--context", 8]
+    plain = [*tiny(hub), "--tokens", 170, "--context", 8, "--memory", "5MB"]  # two groups, of some length
     arguments = ["spectrum", *plain, "--resume", "kept"]
     process = start(*arguments, "--out", "a", cwd=here, tmp_path=tmp_path)
     deadline = time.monotonic() + 120
-    while process.poll() is None and not list(here.glob("kept/*-0*")) and time.monotonic() < deadline:
+    while process.poll() is None and not kept() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.kill()
     process.communicate(timeout=60)
+    first = kept()
+    assert first
     again = start(*arguments, "--out", "b", cwd=here, tmp_path=tmp_path)
     _, err = again.communicate(timeout=120)
     assert again.returncode == 0, err
+    assert {*kept()} == {"grams-0", "grams-1"} and kept().items() >= first.items()
     assert run(*plain, "--out", "c").exit_code == 0
     assert result_of(here / "b") == result_of(here / "c")
 
 
-def test_a_command_goes_on_with_less_memory(hub, here, monkeypatch):
-    command = [*tiny(hub), "--tokens", 70, "--context", 8, "--resume", "kept"]
-    assert run(*tiny(hub), "--tokens", 70, "--context", 8, "--out", "whole").exit_code == 0
-    with monkeypatch.context() as patch:
-        interrupted_in_the_pass(patch, 65)
-        run(*command)
-    ran = run(*command, "--memory", "200MB", "--out", "again")
+def test_a_command_goes_on_with_less_memory(hub, here, interrupted):
+    command = [*tiny(hub), *TASK, "--resume", "kept"]
+    assert run(*tiny(hub), *TASK, "--out", "whole").exit_code == 0
+    interrupted(*command, *TWO_GROUPS)
+    ran = run(*command, "--memory", "1500kB", "--out", "again")
     assert ran.exit_code == 0, ran.stderr
-    assert "resumed under a memory limit of 200000000 bytes, None before: what was kept" in " ".join(ran.stdout.split())
+    note = "resumed under a memory limit of 1500000 bytes, 2000000 before: what was kept was of another plan"
+    assert note in " ".join(ran.stdout.split())
     want, got = (read_spectrum(here / name).full.eigenvalues for name in ("whole", "again"))
     torch.testing.assert_close(got, want, rtol=0, atol=70 * torch.finfo(torch.float32).eps * float(want.amax()))

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from fisherfunc.gradients.directions import LeadingToken
 from fisherfunc.pipeline.compare import compare
+from fisherfunc.pipeline.sheets import told
 from fisherfunc.surface.compare_report import compare_report
 from fisherfunc.surface.plan_report import plan_report
 from fisherfunc.surface.report import report, require_rich
@@ -72,6 +73,15 @@ def test_no_number_is_cut(kind, width):
     assert max(map(len, lines)) <= width
     assert numbers(lines) <= whole
     assert len([number for number in numbers(lines) if "." in number]) > (kind == "spectrum")
+
+
+@pytest.mark.parametrize("width", [NARROWEST, 40, 60, 80])
+def test_intervals_of_the_population_are_broken_at_spaces_alone(width):
+    found = result()[0]
+    words = {word for line in drawn(report(found, width=width), width) for word in line.split()}
+    population = found.population
+    for estimate in (population.trace.full, population.participation_ratio.full, *population.trace.values()):
+        assert {*told(estimate).split()} <= words
 
 
 @given(

@@ -40,7 +40,8 @@ def test_results_and_their_tables_and_plots_say_which_fisher(kind, tmp_path):
     name = {"sampled": "sampled(num_draws=3, seed=7)"}.get(kind, kind)
     assert result.metadata["targets"] == name
     text = shown(report(result))
-    assert text.startswith(f"{title} of Linear ") and f"{title} per token: " in text and f"({ROWS[kind]})" in text
+    assert text.startswith(f"{title} of Linear\n\nOf the population that these 4 sequences were drawn from")
+    assert f"{title} per token: " in text and f"({ROWS[kind]})" in text
     axes = plot_spectrum(result).axes[0]
     assert axes.get_title(loc="left") == f"Spectrum of the {title[0].lower() + title[1:]}"
     assert ROWS[kind] in " ".join(part.get_text() for part in axes.texts)

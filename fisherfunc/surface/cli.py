@@ -137,7 +137,7 @@ _OUTPUT = (
         "--resume",
         type=click.Path(file_okay=False),
         metavar="DIR",
-        help="Keep what is done in this folder; the same command goes on from there, also with another --memory.",
+        help="Keep finished groups of parameters (or products) in this folder; the same command goes on from there.",
     ),
 )
 _METHOD = (

@@ -70,8 +70,10 @@ def _strongest(coupling: BlockCoupling) -> tuple[int, int]:
     return max(pairs, key=lambda pair: coupling.alignment[pair[0]][pair[1]].estimate or 0.0)
 
 
-def population_tables(rich: ModuleType, result: FisherSpectrum, width: int) -> list[Any]:
+def population_tables(rich: ModuleType, result: FisherSpectrum, width: int) -> tuple[list[Any], list[str]]:
     """Return the tables of the population: of the full matrix beside the sample's, and by block; none where none is.
+
+    With them go the headings of the columns that they have no room for.
 
     Args:
         rich: As of `require_rich`.
@@ -80,27 +82,32 @@ def population_tables(rich: ModuleType, result: FisherSpectrum, width: int) -> l
     """
     found = result.population
     if found is None:
-        return []
+        return [], []
     level = found.leading_eigenvalue.level
     title = (
         f"Of the population that these {found.num_clusters:,} {_draws(result)} were drawn from ({level:.0%} intervals)"
     )
-    columns = [Column("full matrix", figures=False), Column("of the population"), Column(f"of these {_count(result)}")]
+    columns = [
+        Column("full matrix", figures=False),
+        Column("of the population", breaks=True),
+        Column(f"of these {_count(result)}", rank=1),
+    ]
     rows = [Row([one.name, told(one.population), short(one.sample)]) for one in quantities(result)]
-    whole = table(rich, columns, rows, width=width, title=title, gap=1)[0]
+    whole, left_out = table(rich, columns, rows, width=width, title=title, gap=1)
     if len(result.blocks) == 1:
-        return [whole, ""]
+        return [whole, ""], left_out
     columns = [
         Column("block", figures=False),
         Column("parameters", rank=1),
-        Column("trace"),
-        Column("participation ratio"),
+        Column("trace", breaks=True),
+        Column("participation ratio", breaks=True),
     ]
     rows = [
         Row([label, figure(spectrum.num_params), told(found.trace[label]), told(found.participation_ratio[label])])
         for label, spectrum in result.blocks.items()
     ]
-    return [whole, "", table(rich, columns, rows, width=width, gap=1)[0], ""]
+    by_block, without = table(rich, columns, rows, width=width, gap=1)
+    return [whole, "", by_block, ""], left_out + without
 
 
 def sample_heading(result: FisherSpectrum) -> str:

@@ -45,9 +45,10 @@ def report(result: FisherSpectrum, *, width: int = 100) -> Any:
         ImportError: If rich is not installed.
     """
     rich = require_rich()
+    of_population, without = population_tables(rich, result, width)
     drawn, left_out = _table(rich, result, width)
+    left_out = list(dict.fromkeys(without + left_out))  # the parameters stand in two tables
     lines = map(visible, [*caption(result), *notes(result.metadata), *left_out_note(left_out, width)])
-    of_population = population_tables(rich, result, width)
     if of_population:
         of_population.insert(0, rich.text.Text(f"{visible(_title(result.metadata))}\n", style="bold"))
     return rich.console.Group(*of_population, drawn, "", *(rich.text.Text(line, style="dim") for line in lines))

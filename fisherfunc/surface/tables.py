@@ -1,6 +1,7 @@
 """Tables that fit a terminal: text is folded, columns are left out, and no number is ever cut or broken over two lines.
 
-Every column but the text ones is as wide as its widest cell. Where not all fit, those of the highest rank go first.
+Every column of figures is as wide as its widest cell, or where its cells may be broken, as its widest word. Where not
+all fit, those of the highest rank go first.
 """
 
 from collections.abc import Sequence
@@ -16,11 +17,19 @@ _GAP = 3  # a space on either side of where a rule would be
 
 
 class Column(NamedTuple):
-    """What stands above cells, whether they are figures, and when they are left out: high ranks first, 0 never."""
+    """A column.
+
+    Attributes:
+        heading: What stands above its cells.
+        rank: When it is left out: high ranks first, 0 never.
+        figures: Whether its cells are figures, or text that may be folded anywhere.
+        breaks: Whether its figures may go on on the next line after a space, as an interval may.
+    """
 
     heading: str
     rank: int = 0
     figures: bool = True
+    breaks: bool = False
 
 
 class Row(NamedTuple):
@@ -47,9 +56,10 @@ def table(
     rows = [row._replace(cells=[visible(cell) for cell in row.cells]) for row in rows]
     shown = list(range(len(columns)))
     widest = [_widest(rich, columns, rows, index) for index in shown]
-    while _least(columns, widest, shown, gap) > width and any(columns[index].rank for index in shown):
+    least = [_narrowest(rich, columns, rows, index, widest[index]) for index in shown]
+    while _taken(least, shown, gap) > width and any(columns[index].rank for index in shown):
         shown.remove(max(shown, key=lambda index: columns[index].rank))
-    widths = _widths(columns, widest, shown, width - gap * (len(shown) - 1))
+    widths = _widths(columns, widest, least, shown, width - gap * (len(shown) - 1))
     drawn = rich.table.Table(
         title=rich.text.Text(visible(title), style="table.title") if title else None,
         title_justify="left",
@@ -63,7 +73,10 @@ def table(
         justify = "right" if columns[index].figures else "left"
         drawn.add_column(heading, justify=justify, vertical="bottom", width=widths[index])
     for row in rows:
-        cells = [rich.text.Text(row.cells[i], overflow="fold", no_wrap=columns[i].figures) for i in shown]
+        cells = [
+            rich.text.Text(row.cells[i], overflow="fold", no_wrap=columns[i].figures and not columns[i].breaks)
+            for i in shown
+        ]
         drawn.add_row(*cells, style=row.style, end_section=row.ends_section)
     return drawn, [column.heading.replace("\n", " ") for i, column in enumerate(columns) if i not in shown]
 
@@ -86,10 +99,13 @@ def in_groups(
         width: The columns of the terminal.
     """
     everything = [first, *columns]
-    widest = [_widest(rich, everything, rows, index) for index in range(len(everything))]
+    least = [
+        _narrowest(rich, everything, rows, index, _widest(rich, everything, rows, index))
+        for index in range(len(everything))
+    ]
     groups: list[list[int]] = [[]]
     for index in range(1, len(everything)):
-        fits = _least(everything, widest, [0, *groups[-1], index], _GAP) <= width
+        fits = _taken(least, [0, *groups[-1], index], _GAP) <= width
         groups.append([index]) if groups[-1] and not fits else groups[-1].append(index)
     return [
         table(
@@ -109,15 +125,31 @@ def _widest(rich: ModuleType, columns: Sequence[Column], rows: Sequence[Row], in
     return max(cells, min(heading, LEAST_TEXT) if columns[index].figures else heading, 1)
 
 
-def _least(columns: Sequence[Column], widest: Sequence[int], shown: Sequence[int], gap: int) -> int:
-    places = [widest[i] if columns[i].figures else min(widest[i], LEAST_TEXT) for i in shown]
-    return sum(places) + gap * (len(shown) - 1)
+def _narrowest(rich: ModuleType, columns: Sequence[Column], rows: Sequence[Row], index: int, widest: int) -> int:
+    """The least width before a column is left out: of text some places, of broken figures their widest word."""
+    if not columns[index].figures:
+        return min(widest, LEAST_TEXT)
+    if not columns[index].breaks:
+        return widest
+    words = " ".join([columns[index].heading, *(row.cells[index] for row in rows)]).split()
+    return max(map(rich.cells.cell_len, words))
 
 
-def _widths(columns: Sequence[Column], widest: Sequence[int], shown: Sequence[int], room: int) -> dict[int, int]:
-    """Of figures all that they need; of text what is left, the widest being folded first."""
+def _taken(widths: Sequence[int], shown: Sequence[int], gap: int) -> int:
+    return sum(widths[index] for index in shown) + gap * (len(shown) - 1)
+
+
+def _widths(
+    columns: Sequence[Column], widest: Sequence[int], least: Sequence[int], shown: Sequence[int], room: int
+) -> dict[int, int]:
+    """Text is folded, the widest first; then figures are broken where they may be; then text is folded further."""
     widths = {index: widest[index] for index in shown}
-    texts = [index for index in shown if not columns[index].figures]
-    while texts and sum(widths.values()) > room and max(widths[index] for index in texts) > _HARDLY_TEXT:
-        widths[max(texts, key=widths.__getitem__)] -= 1
+    texts = {index: least[index] for index in shown if not columns[index].figures}
+    broken = {index: least[index] for index in shown if columns[index].breaks}
+    for limits in (texts, broken, dict.fromkeys(texts, _HARDLY_TEXT)):
+        while sum(widths.values()) > room:
+            wide = [index for index, limit in limits.items() if widths[index] > limit]
+            if not wide:
+                break
+            widths[max(wide, key=widths.__getitem__)] -= 1
     return widths
