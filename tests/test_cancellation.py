@@ -70,3 +70,15 @@ def test_products_are_doubled_where_sums_cancel_and_nowhere_else():
     cancelling = own - own.mean(dim=1, keepdim=True)
     assert of_strips._cancel([strip(own, shared), strip(cancelling, shared + 1000)])
     assert not of_strips._cancel([strip(cancelling.double(), shared.double() + 1000)])
+
+
+def test_rows_that_were_never_put_add_nothing():
+    own, shared = torch.randn(2, 8, 6), torch.randn(8, 7)
+    like = of_strips.SharedFactors(own=own, shared=shared, axis=0)
+    made = of_strips.empty_strip(slice(0, 4), like)
+    made.put(1, own)
+    gram = torch.zeros(4, 4, dtype=torch.float64)
+    of_strips.add_strips(gram, [made])
+    rows = torch.zeros(4, 42, dtype=torch.float64)
+    rows[1:3] = torch.einsum("nsd,se->nde", own.double(), shared.double()).flatten(1)
+    torch.testing.assert_close(gram, rows @ rows.mT, rtol=1e-5, atol=1e-4)

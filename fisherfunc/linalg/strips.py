@@ -189,8 +189,9 @@ def _cancel(strips: Sequence[Strip]) -> bool:
         if strip.own.dtype != torch.float32 or not strip.shared.is_floating_point():
             continue
         for _, stop, places in _some(strip.runs()):
-            group = alike.setdefault((places, strip.own.shape[3]), [])
-            group.append((strip.own[:, stop - 1, :places], strip.shared[:places]))
+            if places:  # rows that were never put have nothing to lose
+                group = alike.setdefault((places, strip.own.shape[3]), [])
+                group.append((strip.own[:, stop - 1, :places], strip.shared[:places]))
     for group in alike.values():
         each = max(1, TOGETHER // group[0][1].numel())
         for first in range(0, len(group), each):

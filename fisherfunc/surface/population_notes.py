@@ -18,8 +18,6 @@ from fisherfunc.records.sheet import figure
 from fisherfunc.surface.tables import Column, Row, table
 from fisherfunc.surface.wording import count_of_units, tokens_lines
 
-BY_BLOCK = ("trace", "participation ratio")
-
 
 class Quantity(NamedTuple):
     """One number of the full matrix."""
