@@ -16,7 +16,7 @@ import torch
 from rank import SAME, SIZES, TIMEOUT_S, classifier, in_float32, language_model, spectrum_of
 
 import fisherfunc as ff
-from fisherfunc.distributed import RanksError, collectives
+from fisherfunc.distributed import RanksError, entering
 from fisherfunc.distributed.collectives import Everyone
 from fisherfunc.gradients.dense.subsample import sample_coordinates
 from fisherfunc.gradients.ranks.certificate import _take_part
@@ -237,10 +237,10 @@ def test_ranks_that_gather_other_things_are_told():
 def test_rank_0_leaves_last_where_ranks_fail(monkeypatch):
     store = torch.distributed.HashStore()
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
-    monkeypatch.setattr(collectives, "standing", lambda ranks: everyone_of(store, ranks.rank))
+    monkeypatch.setattr(entering, "standing", lambda ranks: everyone_of(store, ranks.rank))
 
     def fail(rank):
-        with pytest.raises(ValueError, match="stopped"), collectives.together(everyone_of(store, rank).ranks):
+        with pytest.raises(ValueError, match="stopped"), entering.together(everyone_of(store, rank).ranks):
             time.sleep(0.3 * rank)
             raise ValueError("stopped")
         return store.add("left", 0)

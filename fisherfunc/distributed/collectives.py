@@ -11,13 +11,12 @@ import os
 import pickle
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import wraps
 from itertools import count
 from time import monotonic, sleep
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,12 +24,10 @@ from torch import distributed as dist
 
 from fisherfunc.distributed.packing import flat, num_bytes, parted
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 LOST_S = 30.0
 """Whoever gave no sign of life for so long, or for half the timeout, is gone: one is due every second."""
-BEAT_S = 1.0
 LOOK_S = 0.25
 """How often a rank that waits looks for the failure of another."""
 PARTING_S = 5.0
@@ -110,7 +107,7 @@ def _initialise(timeout: float) -> None:
     store: Any = dist.TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
-        is_master=rank == 0 and not _agent_keeps_store(),
+        is_master=rank == 0 and not agent_keeps_store(),
         timeout=limit,
         wait_for_workers=False,
         multi_tenant=True,
@@ -131,7 +128,7 @@ def _initialise(timeout: float) -> None:
     here.waited("connecting", connect, others=range(size))
 
 
-def _agent_keeps_store() -> bool:
+def agent_keeps_store() -> bool:
     """Whether the agent of torchrun does, else rank 0."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
@@ -208,7 +205,7 @@ class Everyone:
 
     def _ask(self, method: str, *given: Any) -> Any:
         """What a method of the store returns."""
-        return _asked(self.store, method, *given)
+        return asked(self.store, method, *given)
 
     def check_alike(self, marks: Mapping[str, Any], remedy: str) -> None:
         """Raise, on every rank, where what ranks must have in common differs.
@@ -415,7 +412,7 @@ class Everyone:
             self.store.compare_set("failure", "", pickle.dumps((rank, why, self.rank)))
 
 
-def _asked(store: Any, method: str, *given: Any) -> Any:
+def asked(store: Any, method: str, *given: Any) -> Any:
     """What a method of a store returns.
 
     Raises:
@@ -434,95 +431,3 @@ HASH = 64
 
 def _compared(name: str, other: Any, first: Any) -> str:
     return name if HASH in {len(str(other)), len(str(first))} else f"{name} ({other} and {first})"
-
-
-def standing(ranks: Ranks) -> Everyone:
-    """Return what a rank asks of all for as long as it likes; who is gone is missed after the timeout alone.
-
-    Raises:
-        RanksError: If an earlier exchange of the group failed while it went on.
-    """
-    if ranks.size == 1:
-        return Everyone(ranks=ranks)
-    store = _store_of(ranks)
-    if _asked(store, "check", ["broken"]):
-        raise RanksError("the group is of no use after the failure of a rank; start all processes again", ranks.rank)
-    number = _asked(store, "add", f"fisherfunc/entered/{ranks.rank}", 1)
-    return Everyone(ranks=ranks, store=dist.PrefixStore(f"fisherfunc/{number}", store), broken=store)
-
-
-@contextmanager
-def together(ranks: Ranks) -> Iterator[Everyone]:
-    """Work on something with all ranks, each of which enters as often as the others.
-
-    What a rank raises inside ends the others: each raises a `RanksError` that names it.
-    """
-    everyone = standing(ranks)
-    if ranks.size == 1:
-        yield everyone
-        return
-    over = threading.Event()
-    beating = threading.Thread(target=_beat, args=(everyone, over), daemon=True)
-    beating.start()
-    try:
-        yield everyone
-    except RanksError:
-        raise
-    except BaseException as error:
-        told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        everyone.fail(ranks.rank, f"failed with {told}")
-        raise
-    finally:
-        over.set()
-        with suppress(RuntimeError):  # who keeps the store did not wait any longer, or is gone
-            _parted_from(everyone)
-
-
-def _parted_from(everyone: Everyone) -> None:
-    """Where rank 0 keeps the store it leaves last: the others may have something to read there."""
-    everyone.store.add("left", 1)
-    end, last = monotonic() + PARTING_S, everyone.rank == 0 and not _agent_keeps_store()
-    while last and everyone.store.add("left", 0) < everyone.size and monotonic() < end:
-        sleep(1e-3)
-
-
-def _beat(everyone: Everyone, over: threading.Event) -> None:
-    """Give signs of life."""
-    while not over.is_set():
-        try:
-            everyone.store.add(f"beat/{everyone.rank}", 1)
-        except RuntimeError:  # the store is gone, which whoever waits will see
-            return
-        over.wait(BEAT_S)
-
-
-def _store_of(ranks: Ranks) -> Any:
-    """The store of the default group; torch has no public name for it."""
-    store = dist.distributed_c10d._get_default_store()
-    members = dist.get_process_group_ranks(ranks.group)
-    return dist.PrefixStore("-".join(map(str, members)), store)
-
-
-def with_ranks(after: Callable[[Any], Any] | None = None) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Have a function that takes `ranks=` be given `Everyone` for `Ranks`, for as long as it runs.
-
-    Args:
-        after: What is then made of what it returns.
-    """
-
-    def changed(function: Callable[P, T]) -> Callable[P, T]:
-        @wraps(function)
-        def run(*args: P.args, **options: P.kwargs) -> T:
-            given: Any = options.get("ranks")
-            if given is None or isinstance(given, Everyone):
-                return function(*args, **options)
-            if not isinstance(given, Ranks):
-                raise TypeError(f"ranks expected those of ff.distributed.ranks(), got {given!r}")
-            with together(given) as everyone:
-                options["ranks"] = everyone
-                found = function(*args, **options)
-                return found if after is None else after(found)
-
-        return run
-
-    return changed

@@ -12,7 +12,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from fisherfunc.distributed.collectives import Everyone, Ranks, with_ranks
+from fisherfunc.distributed.collectives import Everyone, Ranks
+from fisherfunc.distributed.entering import with_ranks
 from fisherfunc.gradients.certificate import certified
 from fisherfunc.gradients.checkpoint import NOWHERE, Checkpoint, opened
 from fisherfunc.gradients.dense.route import dense_grams

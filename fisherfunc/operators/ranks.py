@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from fisherfunc.distributed.collectives import Everyone, ranks, standing
+from fisherfunc.distributed.collectives import Everyone, ranks
+from fisherfunc.distributed.entering import standing
 from fisherfunc.linalg.tokens import concatenated
 from fisherfunc.operators.fisher import FisherOperator, Sides, token_product_of
 from fisherfunc.records.axes import Params

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fisherfunc.distributed.collectives import Ranks, with_ranks
+from fisherfunc.distributed.collectives import Ranks
+from fisherfunc.distributed.entering import with_ranks
 from fisherfunc.gradients.grams import token_grams
 from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.losses.asked import token_loss_of

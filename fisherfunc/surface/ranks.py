@@ -15,7 +15,8 @@ from typing import TypeVar
 
 import click
 
-from fisherfunc.distributed.collectives import Everyone, RanksError, ranks, together
+from fisherfunc.distributed.collectives import Everyone, RanksError, ranks
+from fisherfunc.distributed.entering import together
 from fisherfunc.surface.boundary import EXPECTED, told
 from fisherfunc.surface.visible import visible
 
