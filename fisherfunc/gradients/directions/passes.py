@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fisherfunc.gradients.memory import SavedBytes
 from fisherfunc.gradients.pullback import LossesOf, leaves_of, strided
 from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.gradients.rows import runs
@@ -60,7 +59,7 @@ class Passes:
 def passes_of(work: Workload) -> Passes:
     """The passes over a workload, whose rows may be in any order.
 
-    Cost: a forward pass; where sequences may run together, two forward and backward passes of all.
+    Cost: nothing; where sequences may run together, two forward and backward passes of all.
     """
     return passes_over(work, groups_of(work))
 
@@ -124,11 +123,7 @@ def _pass(work: Workload, group: Sequence[int], rows: Mapping[int, Tensor]) -> P
 
 def _width(work: Workload) -> int:
     """How many sequences are held together, by what the largest saves for its backward pass."""
-    leaves = leaves_of(work.params)
-    with torch.enable_grad(), SavedBytes() as saved:
-        losses = work.loss.values(work.fn.apply(leaves, work.largest), work.largest)
-    del losses
-    return max(1, min(MOST_TOGETHER, BYTES_TOGETHER // max(saved.total, 1)))
+    return max(1, min(MOST_TOGETHER, BYTES_TOGETHER // max(work.nature.saved_bytes, 1)))
 
 
 def _separate(work: Workload, group: Sequence[int], rows: Mapping[int, Tensor]) -> bool:
