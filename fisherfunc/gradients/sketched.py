@@ -7,7 +7,6 @@ k columns.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -21,7 +20,7 @@ from fisherfunc.gradients.factored.descent import Descent
 from fisherfunc.gradients.factored.passes import Passes
 from fisherfunc.gradients.factored.pieces import Piece
 from fisherfunc.gradients.factored.plan import FactoredPlan
-from fisherfunc.gradients.factored.route import NotFactorable, planned
+from fisherfunc.gradients.factored.route import NotFactorable, planned, slab_pass
 from fisherfunc.gradients.factored.structure import Unsettled
 from fisherfunc.gradients.fingerprint import tokens_of
 from fisherfunc.gradients.losses.asked import AnyLoss
@@ -192,9 +191,7 @@ def _factored(work: Workload, options: PassOptions, halves: Mapping[str, Halves]
             structure = unsettled.structure
         plan = planned(work, options, structure)
     if plan.slabbed:
-        large = {name: work.params[name] for name in plan.slabbed}
-        others = replace(work.fn, params={**work.fn.params, **work.params})
-        found |= _formed(replace(work, fn=others, params=large), options, halves)
+        found |= _formed(*slab_pass(work, options, plan, held=0), halves)
     return found
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fisherfunc.gradients.planning.over_ranks import OF_POPULATION
 from fisherfunc.linalg.divided import DividedGrams, whole_on_first
 from fisherfunc.linalg.kernels import checked, robust_eigh
 from fisherfunc.linalg.lifting import GramKernel, solved
@@ -20,9 +21,6 @@ from fisherfunc.pipeline.solve import IntervalMethod, draws_of, facts_of, interv
 from fisherfunc.population.summary import summary_from, sums_of
 from fisherfunc.statistics.block_grams import gathered
 from fisherfunc.statistics.coupling import block_coupling
-
-OF_POPULATION = 3
-"""What estimates of the population take, in eigensolves."""
 
 
 def spectrum_of_divided(

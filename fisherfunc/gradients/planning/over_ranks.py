@@ -19,6 +19,7 @@ ASSUMED = {"bytes": 1e9}
 """In bytes a second, where nobody says how fast ranks send: a network of ten gigabits."""
 RATES = ("passes", "contraction", "eigensolve", "bytes")
 OF_POPULATION = 3
+"""What estimates of the population take, in eigensolves."""
 ITEM = 8
 """Bytes of an entry of a Gram."""
 
