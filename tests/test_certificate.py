@@ -4,14 +4,18 @@ from functools import partial
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from oracle import gradient_rows, gram_errors
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from zoo import CASES, build, token_ids
 
 import fisherfunc as ff
-from fisherfunc.gradients import certificate
+from fisherfunc.gradients import certificate, ordinary
+from fisherfunc.gradients.factored import divide
 from fisherfunc.gradients.prepare import ROUTES, prepared
+from fisherfunc.gradients.stacks import neighbours
 
 CAUSAL = ff.losses.causal_lm()
 
@@ -37,7 +41,7 @@ def test_one_wrong_token_among_many_shows_and_its_stack_is_named():
         found = certificate.certify(wrong, work, limit=10**9)
         sequence = int(work.tokens.sequence[row])
         assert not found.holds and found.block == name
-        assert sequence in found.sequences and len(found.sequences) * 5 <= certificate.MOST_TOKENS
+        assert sequence in found.sequences and len(found.sequences) * 5 <= ordinary.MOST_TOKENS
         assert f"block {name!r} differs from an ordinary backward pass of sequence" in found.told()
 
 
@@ -375,18 +379,50 @@ class ScaledByCount(torch.autograd.Function):
         return grad * ctx.count
 
 
+class Grows(nn.Module):
+    """Samples of any number of positions, whose mean is classified."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 4), nn.Linear(4, 3)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(ScaledByCount.apply(torch.tanh(self.first(x)).mean(1)))
+
+
+def samples(count: int, positions: int = 1) -> tuple[Tensor, Tensor]:
+    return torch.randn(count, positions, 5, dtype=torch.float64), torch.arange(count) % 3
+
+
 @pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8])
-def test_gradients_that_grow_with_the_number_of_samples_are_seen_at_every_number(count, route):
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.last = nn.Linear(5, 4), nn.Linear(4, 3)
-
-        def forward(self, x):
-            return self.last(ScaledByCount.apply(torch.tanh(self.first(x))))
-
-    model = Net().double()
-    batch = (torch.randn(count, 5, dtype=torch.float64), torch.arange(count) % 3)
+@pytest.mark.parametrize("counts", [[1], [2], [3], [4], [5], [8], [3, 3], [2, 3], [6, 3], [1, 4, 2]])
+def test_gradients_that_grow_with_the_number_of_samples_are_seen_at_every_number(counts, route):
+    """Also where groups of other shapes are larger or smaller than the group that is wrong."""
+    batches = [samples(count, positions) for positions, count in enumerate(counts, start=1)]
     with pytest.raises(ValueError, match="samples of a batch depend on each other"):
-        ff.fisher_spectrum(model, batch, route=route)
+        ff.fisher_spectrum(Grows(), batches, route=route)
+
+
+@pytest.mark.parametrize(("count", "ran"), [(9, 6), (7, 4), (5, 2), (8, 3)])
+def test_they_are_seen_in_a_last_stack_that_is_narrower(count, ran, monkeypatch):
+    monkeypatch.setattr(divide, "stack_width", lambda *_: ran)
+    with pytest.raises(ValueError, match="samples of a batch depend on each other"):
+        ff.fisher_spectrum(Grows(), samples(count), route="factored")
+
+
+@given(
+    counts=st.lists(st.integers(1, 9), min_size=1, max_size=4), ran=st.integers(1, 9), limit=st.sampled_from([1, 10**9])
+)
+def test_no_sequence_has_the_company_in_the_check_that_it_had_in_the_pass(counts, ran, limit):
+    fn, batches = ff.functionalize(Grows()), [samples(count, n) for n, count in enumerate(counts, start=1)]
+    loss = ff.losses.classification()
+    work = prepared(fn, fn.params, batches, loss).work
+    before = [set(group) for group in neighbours(range(sum(counts)), work.sequences, ran)]
+    here = list(ordinary.companies(work, ran=ran, limit=limit))
+    assert [member for company in here for member in company.members] == list(range(sum(counts)))
+    for company in here:
+        assert work.tokens.sequence[company.first : company.last].tolist() == list(company.members)
+        group = next(group for group in before if company.members[0] in group)
+        together = len(company.members) + company.beside * (len(company.members) == 1)
+        assert ran == 1 or (set(company.members) <= group and together != len(group))

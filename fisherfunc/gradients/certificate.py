@@ -2,35 +2,26 @@
 
 The right side is what a training step computes: a plain call of a fresh copy of the module on the user's sequences
 together, padding and all, and one backward pass. It knows nothing of single sequences, of factors, or of what a pass
-exploits, and it sees every token: uₙ = ±1/√Kₙₙ, so that no token drowns another. It is held for each stack of sequences
-by itself and for all of them together. Half as many sequences run together here as in the pass, so that those that
-reach one another, in values or in gradients alone, have other gradients here.
+exploits, and it sees every token: uₙ = ±1/√Kₙₙ, so that no token drowns another. It is held for those
+that run together by themselves, and for all of them (ordinary.py).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fisherfunc.gradients.dense.subsample import EVERY, Coordinates
 from fisherfunc.gradients.nature import coarsest
-from fisherfunc.gradients.pullback import strided
-from fisherfunc.gradients.refusals import REFUSALS
-from fisherfunc.gradients.rows import runs
-from fisherfunc.gradients.sequences import Sequences
+from fisherfunc.gradients.ordinary import Across, Company, companies, gradients, room, squared_norms, whole
 from fisherfunc.gradients.sound import SoundPass
-from fisherfunc.gradients.stacks import neighbours
 from fisherfunc.gradients.survey import samples_meet
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.linalg.gram import raise_vanished, squares_vanish
 
-MOST = 32
-"""Sequences that run together at most: a fault in one of them is to show."""
-MOST_TOKENS = 256
-"""Of shorter sequences as many as have these tokens: one of 256 that is wrong shows at 4e-3 of their trace."""
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
 """Of a block's own trace. Where all is right, float32 was seen to differ by 1e-7 to 2e-6 and float64 by 1e-15; a
 document of thirty with another structure differs by 4e-3. Of coarser dtypes it is √eps."""
@@ -49,7 +40,7 @@ class Certificate:
         difference: The largest difference of a block, over its trace; where some are too large, of fewest sequences.
         tolerance: What was allowed.
         block: The block that differs by it.
-        sequences: Those of the stack in which it does.
+        sequences: Those that ran together where it does.
         failing: All blocks that differ by more than is allowed.
         differences: {block: its largest difference over its trace, with no allowance for what is zero but for
             round-off}.
@@ -79,17 +70,6 @@ class Certificate:
             f"block {self.block!r} differs from an ordinary backward pass of {where} together by {self.difference:.1e} "
             f"of its trace, where {self.tolerance:.1e} is allowed"
         )
-
-
-@runtime_checkable
-class Across(Protocol):
-    """What the check of one rank asks of the others (ranks/certificate.py)."""
-
-    def gradient(self, tree: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the sum over ranks of gradients."""
-
-    def sums(self, traces: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Return Σ uₙ² Kₙₙ and uᵀ K u over the rows of all ranks, for the weights of those here."""
 
 
 def certified(
@@ -189,7 +169,7 @@ def certify(
         limit: In bytes; gradients take up to half of it, activations a quarter, or more where two sequences need it.
         seed: Of the signs.
         alone: Whether each sequence runs by itself.
-        stack_width: How many ran together in the pass: here half as many do, as a model may act on how many there are.
+        stack_width: How many ran together in the pass; see `companies`.
         across: Of ranks, the others: then all rows together are those of all of them.
 
     Raises:
@@ -201,11 +181,10 @@ def certify(
     tolerance, floor = TOLERANCES.get(dtype, torch.finfo(dtype).eps ** 0.5), FLOOR * torch.finfo(dtype).eps
     diagonals = torch.stack([gram.diagonal().double() for gram in grams.values()])
     diagonal = diagonals.sum(dim=0)
-    width, beside = 1 if alone else _width(work, limit), 0 if alone else 1 + (stack_width == 2)
-    stacks = list(_stacks(work, min(width, -(-stack_width // 2)) if stack_width > 1 else width))
-    several = [_whole(stacks)] if len(stacks) > 1 or across is not None else []
+    each = list(companies(work, ran=stack_width, limit=limit, alone=alone))
+    everyone = [whole(each)] if len(each) > 1 or across is not None else []
     if squares_vanish(float(diagonal.sum())):
-        _raise_where_not_zero(work, stacks, beside)
+        _raise_where_not_zero(work, each)
     # A row that came out as zero may be one that was lost: it is weighted as the others are, or nobody would see it.
     usual = diagonal.sum() / (diagonal > 0).sum().clamp(min=1)
     sizes = torch.where(diagonal > 0, diagonal, usual)
@@ -215,16 +194,16 @@ def certify(
         generator = torch.Generator().manual_seed(2 * seed + number)
         signs = 2 * torch.randint(2, diagonal.shape, generator=generator, device="cpu").to(diagonal) - 1
         weights = torch.where(sizes > 0, signs * trusted * sizes.clamp(min=TINY).rsqrt(), 0.0)
-        run = partial(_gradients, work, weights=weights, beside=beside)
-        expected = _squared_norms(work, stacks, run, coordinates=coordinates, room=room(limit), across=across)
-        for stack, norms in zip([*stacks, *several], expected, strict=True):
-            rows, u = slice(stack.first, stack.last), weights[stack.first : stack.last]
+        expected = squared_norms(work, weights, each, coordinates=coordinates, room=room(limit), across=across)
+        for company, norms in zip([*each, *everyone], expected, strict=True):
+            rows = slice(company.first, company.last)
+            u = weights[rows]
             blocks = [gram[rows, rows] for gram in grams.values()]
             sums = (
                 diagonals[:, rows] @ u.square(),
                 torch.stack([u @ (block @ u.to(block)).double() for block in blocks]),
             )
-            if across is not None and stack is several[-1]:
+            if across is not None and company is everyone[-1]:
                 sums = across.sums(sums[0], u)
             traces, products = (column.tolist() for column in sums)
             off = floor * sum(traces) ** 0.5
@@ -233,7 +212,7 @@ def certify(
                 allowed = tolerance * trace + 2 * off * trace**0.5 + off**2 + TINY
                 error = abs(product - norm)
                 differences[label] = max(differences[label], error / max(trace, TINY))
-                found.append((tolerance / allowed * error, label, stack.members))
+                found.append((tolerance / allowed * error, label, company.members))
     wrong = [one for one in found if not one[0] <= tolerance]  # NaN is wrong
     least = min((len(sequences) for _, _, sequences in wrong), default=0)
     shown = [one for one in wrong if len(one[2]) == least] or found
@@ -256,13 +235,11 @@ def draws(grams: Mapping[str, Tensor], work: Workload) -> int:
     return 1 if coarsest(work.nature.precision, *(gram.dtype for gram in grams.values())) in TOLERANCES else 2
 
 
-def _raise_where_not_zero(work: Workload, stacks: Sequence["_Stack"], beside: int) -> None:
+def _raise_where_not_zero(work: Workload, each: Sequence[Company]) -> None:
     weights = torch.rand(work.num_tokens, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu")
-    for stack in stacks:
-        gradients = _gradients(
-            work, stack, list(work.params), weights=weights.to(work.tokens.loss.device), beside=beside
-        )
-        largest = max(float(gradient.abs().max()) for gradient in gradients.values())
+    for company in each:
+        tree = gradients(work, company, list(work.params), weights=weights.to(work.tokens.loss.device))
+        largest = max(float(gradient.abs().max()) for gradient in tree.values())
         if not squares_vanish(largest**2):
             raise ValueError(
                 f"all Grams are zero, and an ordinary backward pass has gradients up to {largest:.1e}: the losses "
@@ -286,153 +263,6 @@ def _size_of_residual(work: Workload, sizes: Tensor) -> Tensor:
         residual = (2 * loss).clamp(min=0).sqrt()
         return residual / (residual + largest)
     return (sizes / sizes.max().clamp(min=TINY)).sqrt()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Stack:
-    """Sequences that run together, and their rows, from the first to the one after the last."""
-
-    members: tuple[int, ...]
-    first: int
-    last: int
-
-
-def _stacks(work: Workload, width: int) -> Iterator[_Stack]:
-    bounds = iter(list(runs(work.tokens.sequence)))
-    for group in neighbours(work.tokens.sequence.unique_consecutive().tolist(), work.sequences, width):
-        rows = [next(bounds) for _ in group]
-        yield _Stack(members=tuple(group), first=rows[0][0], last=rows[-1][1])
-
-
-def _whole(stacks: Sequence[_Stack]) -> _Stack:
-    members = tuple(member for stack in stacks for member in stack.members)
-    return _Stack(members=members, first=stacks[0].first, last=stacks[-1].last)
-
-
-def _width(work: Workload, limit: int) -> int:
-    """How many sequences run together, by what the largest saves for its backward pass."""
-    most = max(MOST, MOST_TOKENS // int(work.tokens.sequence.bincount().max()))
-    return max(1, min(most, limit // 4 // max(work.nature.saved_bytes, 1)))
-
-
-def _squared_norms(
-    work: Workload,
-    stacks: Sequence[_Stack],
-    run: Callable[[_Stack, Sequence[str]], dict[str, Tensor]],
-    *,
-    coordinates: Coordinates,
-    room: int,
-    across: Across | None,
-) -> list[dict[str, float]]:
-    """‖Σₙ uₙ ∇_p ℓₙ‖² of each parameter, for each stack, and then for all of them together where there are several."""
-    several = len(stacks) > 1 or across is not None
-    found: list[dict[str, float]] = [{} for _ in range(len(stacks) + several)]
-    for names in parts(work.params, room):
-        total: dict[str, Tensor] = {}
-        for norms, stack in zip(found, stacks, strict=False):
-            kept = {name: _kept(gradient, name, coordinates) for name, gradient in run(stack, names).items()}
-            norms |= _squared(kept)
-            if several:
-                total = _added(total, kept)
-        if total:
-            found[-1] |= _squared(total if across is None else across.gradient(total))
-    return found
-
-
-def _squared(gradients: Mapping[str, Tensor]) -> dict[str, float]:
-    norms = torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients.values()])
-    return dict(zip(gradients, norms.square().tolist(), strict=True))
-
-
-def _added(one: dict[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: one.pop(name) + gradient if name in one else gradient for name, gradient in other.items()}
-
-
-def check_bytes(params: Mapping[str, Tensor], limit: int) -> int:
-    """Return what gradients take in a check: of some parameters, those of a stack and their sum; three of the largest.
-
-    Args:
-        params: Of the model.
-        limit: Of the memory, in bytes.
-    """
-    sizes = {name: param.numel() * param.element_size() for name, param in params.items()}
-    return 2 * max(sum(sizes[n] for n in names) for names in parts(params, room(limit))) + 3 * max(sizes.values())
-
-
-def room(limit: int) -> int:
-    """Return what the gradients of a stack may take at a time."""
-    return limit // 4
-
-
-def parts(params: Mapping[str, Tensor], room: int) -> list[list[str]]:
-    """The parameters in parts whose gradients take so many bytes, or are those of one."""
-    found: list[list[str]] = [[]]
-    left = room
-    for name, param in params.items():
-        size = param.numel() * param.element_size()
-        if size > left and found[-1]:
-            found.append([])
-            left = room
-        left -= size
-        found[-1].append(name)
-    return found
-
-
-def _kept(gradient: Tensor, name: str, coordinates: Coordinates) -> Tensor:
-    if name not in coordinates.index:
-        return gradient
-    return gradient.flatten()[coordinates.index[name].to(gradient.device)] * coordinates.weight[name]
-
-
-def _gradients(
-    work: Workload, stack: _Stack, names: Sequence[str], *, weights: Tensor, beside: int
-) -> dict[str, Tensor]:
-    """Return ∇ Σₙ uₙ ℓₙ over the rows of a stack; one sequence runs beside so many others.
-
-    Agreement of one sequence with itself would share what torch itself gets wrong for a batch of one; two run beside it
-    where the pass ran two, as a model may act on how many there are.
-    """
-    members, rows = list(stack.members), slice(stack.first, stack.last)
-    if len(members) == 1 and beside:
-        members += [_another(work.sequences, members[0])] * beside
-    leaves, losses = _run(work, members, names)
-    sequence = work.tokens.sequence[rows]
-    if losses is not None and not bool(losses[len(stack.members) :].isfinite().all()):
-        leaves, losses = _run(work, list(stack.members) * (1 + beside), names)  # 0 · NaN is NaN
-    if losses is None:  # they do not run together
-        total: dict[str, Tensor] = {}
-        for first, last in runs(sequence):
-            one = _Stack(members=(int(sequence[first]),), first=rows.start + first, last=rows.start + last)
-            total = _added(total, _gradients(work, one, names, weights=weights, beside=0))
-        return total
-    place = torch.searchsorted(torch.tensor(stack.members, device=sequence.device), sequence)
-    chosen = losses[place, work.tokens.entry[rows]]
-    if chosen.requires_grad:
-        for leaf in leaves.values():
-            leaf.grad = None  # what a backward pass inside the model has left there
-        (weights[rows].to(chosen) @ chosen).backward()
-    return {name: torch.zeros_like(p) if p.grad is None else strided(p.grad) for name, p in leaves.items()}
-
-
-def _another(sequences: Sequences, member: int) -> int:
-    """One of the next sequences that can run with a sequence; that itself where none can."""
-    others = (number % len(sequences) for number in range(member + 1, member + min(len(sequences), MOST)))
-    return next((other for other in others if sequences.alike(member, other)), member)
-
-
-def _run(work: Workload, members: Sequence[int], names: Sequence[str]) -> tuple[dict[str, Tensor], Tensor | None]:
-    """The losses of some sequences together, by an ordinary call; None where the model refuses more than one."""
-    batch = work.sequences.joined(members)
-    leaves, run = work.fn.ordinary_call(work.params, names)
-    try:
-        with torch.enable_grad():
-            return leaves, work.loss.values(run(batch), batch)
-    except torch.OutOfMemoryError:
-        raise
-    except REFUSALS:
-        if len(members) == 1:
-            raise
-        return leaves, None
 
 
 def _label(name: str, labels: Mapping[str, str] | None) -> str:

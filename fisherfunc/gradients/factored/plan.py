@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
-from fisherfunc.gradients.certificate import check_bytes
 from fisherfunc.gradients.dense.slabs import DensePlan
 from fisherfunc.gradients.factored.calls import ModuleCall, outline_of
 from fisherfunc.gradients.factored.divide import Needs, divided, from_the_losses
@@ -33,6 +32,7 @@ from fisherfunc.gradients.factored.structure import (
     vectors,
 )
 from fisherfunc.gradients.memory import SavedBytes
+from fisherfunc.gradients.ordinary import check_bytes
 from fisherfunc.gradients.workload import PassOptions, Workload
 
 LIBRARIES = 2**26

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisherfunc.gradients.certificate import Certificate, _kept, certify, draws, parts, room
+from fisherfunc.gradients.certificate import Certificate, certify, draws
 from fisherfunc.gradients.dense.subsample import EVERY, Coordinates
+from fisherfunc.gradients.ordinary import kept, parts, room
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.linalg.divided import DividedGram, products
 
@@ -72,5 +73,5 @@ def _take_part(
     none = next(iter(grams.values())).new_zeros(0, dtype=torch.float64)
     for _ in range(draws(grams, work)):
         for names in parts(work.params, room(limit)):
-            across.gradient({name: _kept(torch.zeros_like(work.params[name]), name, coordinates) for name in names})
+            across.gradient({name: kept(torch.zeros_like(work.params[name]), name, coordinates) for name in names})
         across.sums(none.new_zeros(len(grams)), none)
