@@ -65,11 +65,11 @@ def test_products_are_doubled_where_sums_cancel_and_nowhere_else():
         return made
 
     own, shared = torch.randn(5, 8, 6), torch.randn(8, 7)
-    assert not of_strips._cancel([strip(own, shared)])
-    assert not of_strips._cancel([strip(own, shared + 1000)])  # large, and the gradient as well
+    assert not of_strips.cancelling({"w": [strip(own, shared)]})
+    assert not of_strips.cancelling({"w": [strip(own, shared + 1000)]})  # large, and the gradient as well
     cancelling = own - own.mean(dim=1, keepdim=True)
-    assert of_strips._cancel([strip(own, shared), strip(cancelling, shared + 1000)])
-    assert not of_strips._cancel([strip(cancelling.double(), shared.double() + 1000)])
+    assert of_strips.cancelling({"w": [strip(own, shared), strip(cancelling, shared + 1000)]})
+    assert not of_strips.cancelling({"w": [strip(cancelling.double(), shared.double() + 1000)]})
 
 
 def test_rows_that_were_never_put_add_nothing():

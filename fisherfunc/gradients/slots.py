@@ -37,6 +37,11 @@ class Slots:
         return [mine[mine >= 0] for mine in self._on_cpu.unbind(1)]
 
     @cached_property
+    def first(self) -> list[int]:
+        """The first row of each sequence; −1 where it has none."""
+        return [int(mine[0]) if len(mine) else -1 for mine in self.by_sequence]
+
+    @cached_property
     def present(self) -> Int[Tensor, " n"]:
         """The rows that there are, in the order of slots, then of sequences."""
         return self.flat(self.rows)
@@ -46,9 +51,9 @@ class Slots:
         return values.flatten(0, 1) if self.everywhere else values[self._index]
 
     def of_sequence(self, values: Tensor, b: int) -> Tensor:
-        """The values `(c, b, …)` of the rows of one sequence, contiguous."""
+        """The values `(c, b, …)` of the rows of one sequence; a view where every sequence has all."""
         if self.everywhere:
-            return values[:, b].contiguous()
+            return values[:, b]
         return values[self._slots[b], b]
 
     @cached_property

@@ -8,7 +8,7 @@ Axis order of a strip's `own`: `(k, n, s, f)`, k blocks of f features.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate, groupby
@@ -32,7 +32,7 @@ CANCELS = 1e-2
 are taken in float64: inputs with a large part in common make factors large whose gradient is small."""
 
 TOGETHER = 2**22
-"""Entries of what rows share that are looked at together for that, in float64."""
+"""Entries of a side of factors that are looked at together for that, in float64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +64,10 @@ class Strip:
         end = min(-(-places // segment) * segment, self.own.shape[2])
         for block, part in zip(self.own, own.split(features, dim=2), strict=True):
             block[rows, :places, : part.shape[2]] = part
-            block[rows, :places, part.shape[2] :] = 0
-            block[rows, places:end] = 0
+            if part.shape[2] < features:
+                block[rows, :places, part.shape[2] :] = 0
+            if places < end:
+                block[rows, places:end] = 0
         self.reach.append((start, start + count, places))
 
     def factors(self) -> Iterator[tuple[Tensor, SharedFactors]]:
@@ -112,7 +114,9 @@ def held_places(places: int, grain: Grain) -> int:
     return places + missing if 16 * missing <= places else places
 
 
-def add_strips(gram: Tensor, strips: Sequence[Strip], workspace: Workspace | None = None) -> None:
+def add_strips(
+    gram: Tensor, strips: Sequence[Strip], workspace: Workspace | None = None, *, exact: bool | None = None
+) -> None:
     """K += Σ over all pairs of strips of one weight and one axis. `gram` is written to.
 
     Cost for rows n, m and places s, t of each pair: 2 m s t d + 2 n m s d, less what lies beyond the reach of the rows.
@@ -121,20 +125,21 @@ def add_strips(gram: Tensor, strips: Sequence[Strip], workspace: Workspace | Non
         gram: K.
         strips: In the order of their rows.
         workspace: Memory for middle products; of its own where None.
+        exact: Whether to multiply in float64; where None, if they are `cancelling`.
     """
     if not strips:
         return
     assert len({strip.own.shape[::3] for strip in strips}) == 1, "strips meet block by block"
     pairs = [(one, others) for i, one in enumerate(strips) for others in ((), *_groups(strips[:i], one))]
     pairs.sort(key=lambda pair: sum(map(_num_rows, pair[1])), reverse=True)  # the longest first, themselves last
-    exact = _cancel(strips)
+    exact = bool(cancelling({"": strips})) if exact is None else exact
     way = _double if exact else _as_it_is
     tasks = [partial(_product, way, one, others) for one, others in pairs]
     largest = max(one.own[0, 0].numel() * _whole_tiles(sum(map(_num_rows, others or (one,)))) for one, others in pairs)
     like = strips[0].own.new_empty(0, dtype=torch.float64) if exact else strips[0].own
     found = side_by_side(tasks, size=largest, like=like, workspace=workspace or Workspace())
     for (one, others), block in zip(pairs, found, strict=True):
-        _add_block(gram, one, others, block.to(gram.dtype))
+        _add_block(gram, one, others, block)
 
 
 def cross_strips(
@@ -152,7 +157,7 @@ def cross_strips(
     """
     if not strips or not others:
         return
-    exact = _cancel((*strips, *others))
+    exact = bool(cancelling({"": (*strips, *others)}))
     way = _double if exact else _as_it_is
     pairs = [(one, group) for one in strips for group in _groups(others, one)]
     tasks = [partial(_product, way, one, group) for one, group in pairs]
@@ -162,7 +167,7 @@ def cross_strips(
     for (one, group), product in zip(pairs, found, strict=True):
         runs = _adjacent(group)
         for rows, part in zip(runs, product.split([rows.stop - rows.start for rows in runs], dim=1), strict=True):
-            block[one.rows, rows].add_(part.to(block.dtype))
+            block[one.rows, rows].add_(part)
 
 
 def _product(way: Callable[[Strip], Strip], one: Strip, others: Sequence[Strip], space: Tensor) -> Tensor:
@@ -178,31 +183,41 @@ def _double(strip: Strip) -> Strip:
     return replace(strip, own=strip.own.double(), shared=shared)
 
 
-def _cancel(strips: Sequence[Strip]) -> bool:
-    """Whether sums over places of float32 factors lose what they are to give, by a bound for some rows of each strip.
+def cancelling(strips: Mapping[str, Sequence[Strip]]) -> set[str]:
+    """Return those of some weights whose float32 sums over places lose what they are to give, by a bound for some rows.
 
     For δ_s and a_s at places s: eps (Σ_s ‖δ_s‖ ‖a_s‖)² against ‖Σ_s δ_s ⊗ a_s‖². Strips of one shape are looked at
-    together.
+    together, of whichever weight, as each look is a dozen small operations.
+
+    Args:
+        strips: {weight: its strips}.
     """
-    alike: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
-    for strip in strips:
-        if strip.own.dtype != torch.float32 or not strip.shared.is_floating_point():
-            continue
-        for _, stop, places in _some(strip.runs()):
-            if places:  # rows that were never put have nothing to lose
-                group = alike.setdefault((places, strip.own.shape[3]), [])
-                group.append((strip.own[:, stop - 1, :places], strip.shared[:places]))
+    alike: dict[tuple[int, ...], list[tuple[str, Tensor, Tensor]]] = {}
+    for name, some in strips.items():
+        for strip in some:
+            if strip.own.dtype != torch.float32 or not strip.shared.is_floating_point():
+                continue
+            for _, stop, places in _some(strip.runs()):
+                if places:  # rows that were never put have nothing to lose
+                    own, shared = strip.own[:, stop - 1, :places], strip.shared[:places]
+                    alike.setdefault((*own.shape, shared.shape[1]), []).append((name, own, shared))
+    names, lose = [], []
     for group in alike.values():
-        each = max(1, TOGETHER // group[0][1].numel())
+        each = max(1, TOGETHER // max(side.numel() for side in group[0][1:]))
         for first in range(0, len(group), each):
-            own, shared = (torch.stack(side).double() for side in zip(*group[first : first + each], strict=True))
-            inner = shared @ shared.mT  # (g, s, s)
-            sizes = inner.diagonal(dim1=1, dim2=2).sqrt()
-            lost = (own.square().sum(dim=(1, 3)).sqrt() * sizes).sum(dim=1).square()
-            left = (own * (inner[:, None] @ own)).sum(dim=(1, 2, 3))
-            if bool((torch.finfo(torch.float32).eps * lost > CANCELS * left).any()):
-                return True
-    return False
+            of, *sides = zip(*group[first : first + each], strict=True)
+            names += of
+            lose.append(_lose(*(torch.stack(side).double() for side in sides)))
+    flags = torch.cat(lose).tolist() if lose else []
+    return {name for name, flag in zip(names, flags, strict=True) if flag}
+
+
+def _lose(own: Float[Tensor, "g k s f"], shared: Float[Tensor, "g s e"]) -> Tensor:
+    inner = shared @ shared.mT  # (g, s, s)
+    sizes = inner.diagonal(dim1=1, dim2=2).sqrt()
+    lost = (own.square().sum(dim=(1, 3)).sqrt() * sizes).sum(dim=1).square()
+    left = (own * (inner[:, None] @ own)).sum(dim=(1, 2, 3))
+    return torch.finfo(torch.float32).eps * lost > CANCELS * left
 
 
 def _some(runs: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
@@ -211,6 +226,9 @@ def _some(runs: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
 
 
 def _add_block(gram: Tensor, one: Strip, others: Sequence[Strip], block: Tensor) -> None:
+    if not others and len(one.runs()) == 1:  # all of it is right
+        gram[one.rows, one.rows].add_(block)
+        return
     if not others:
         gram[one.rows, one.rows].add_(block.triu()).add_(block.triu(1).mT)
         return
@@ -251,7 +269,8 @@ def _against(one: Strip, others: Sequence[Strip], space: Tensor) -> Tensor:
     """⟨own_n, (A Aᵀ) own_m⟩ for the rows of a strip and those of others, side by side. `space` is written to."""
     beyond = one.own.shape[2] - len(one.shared)  # places that complete a segment
     alike = groupby(others, key=lambda other: other.shared.ndim)  # ids, or vectors
-    inners = [functional.pad(inner, (0, 0, 0, beyond)) for _, some in alike for inner in _inners(one, list(some))]
+    inners = [inner for _, some in alike for inner in _inners(one, list(some))]
+    inners = [functional.pad(inner, (0, 0, 0, beyond)) if beyond else inner for inner in inners]
     counts = list(map(_num_rows, others))
     middle = _middle(space, one, sum(counts))
     block = _zeros(one, len(middle))
@@ -292,7 +311,8 @@ def _middle(space: Tensor, one: Strip, count: int) -> Tensor:
     """Room for the middle products of some rows, and zeros after them that complete a tile."""
     shape = (_whole_tiles(count), *one.own.shape[2:])
     found = space[: math.prod(shape)].view(shape)
-    found[count:] = 0
+    if count < len(found):
+        found[count:] = 0
     return found
 
 
@@ -334,5 +354,5 @@ def _add_product(block: Tensor, left: Tensor, right: Tensor) -> None:
 
 def _zeros(one: Strip, count: int) -> Tensor:
     """Where products of low precision are summed in at least float32."""
-    dtype = torch.promote_types(one.own.dtype, torch.float32)
+    dtype = one.own.dtype if one.own.dtype.itemsize > 4 else torch.float32
     return torch.zeros(one.own.shape[1], count, dtype=dtype, device=one.own.device)

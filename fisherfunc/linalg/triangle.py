@@ -18,10 +18,8 @@ from fisherfunc.linalg.gram import TILE
 def add_rows(gram: Float[Tensor, "n n"], rows: Float[Tensor, "n p"]) -> None:
     """K += G Gᵀ. Cost N² P operations. `gram` is written to."""
     for some, others in _tiles(gram):
-        total = gram.new_zeros(some.stop - some.start, others.stop - others.start)
         for tile in range(0, rows.shape[1], TILE):
-            total += rows[some, tile : tile + TILE] @ rows[others, tile : tile + TILE].mT
-        gram[some, others].add_(total)
+            gram[some, others].add_(rows[some, tile : tile + TILE] @ rows[others, tile : tile + TILE].mT)
         _mirror(gram, some, others)
 
 

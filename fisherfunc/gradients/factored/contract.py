@@ -121,7 +121,7 @@ class Holder:
         key = (first, piece.use, id(part.shared))
         if key not in self._strips:
             self._strips[key] = empty_strip(slice(first, last), part, empty=partial(self._space, piece.use))
-        self._strips[key].put(int(piece.rows[0]) - first, part.own)
+        self._strips[key].put(piece.first - first, part.own)
 
     def _space(self, use: int, shape: Sequence[int], like: Tensor) -> Tensor:
         """Memory for a strip; on a CPU out of one piece for all rows: what is let go strip by strip leaves holes."""
@@ -147,7 +147,12 @@ class Holder:
             and torch.equal(self._rows, points.own)
         )
 
-    def add_to(self, gram: Tensor, workspace: Workspace | None = None) -> None:
+    @property
+    def strips(self) -> list[Strip]:
+        """The factors that rows of one sequence share."""
+        return list(self._strips.values())
+
+    def add_to(self, gram: Tensor, workspace: Workspace | None = None, *, exact: bool | None = None) -> None:
         """K += the Gram of all that was put; `gram` is written to.
 
         Cost that of `add_strips`, plus N² (d + e) for points and N² p for rows.
@@ -155,11 +160,11 @@ class Holder:
         Args:
             gram: K.
             workspace: Memory for the contraction of strips.
+            exact: See `add_strips`.
 
         Raises:
             NotLookedUp: If a row was looked up that was not kept.
         """
-        everything = torch.arange(self._num_rows, device=gram.device)
         points = list(self._points.values())
         if self._rows is not None:
             add_rows(gram, self._rows)
@@ -173,12 +178,16 @@ class Holder:
             if strips and ids and grain_of(gram.device).by_id:
                 add_by_id(gram, strips)
             else:
-                add_strips(gram, strips, workspace)
+                add_strips(gram, strips, workspace, exact=exact)
+        crossing = by_axis[1] if by_axis[0] else []
+        crossed = [*self._strips.values()] if points or crossing or self._rows is not None else []
+        if not crossed and len(points) < (2 if self._rows is None else 1):
+            return
+        everything = torch.arange(self._num_rows, device=gram.device)
         for i, one in enumerate(points):
             for other in points[:i]:
                 _add_both(gram, everything, everything, cross_gram(one, other))
-        crossing = by_axis[1] if by_axis[0] else []
-        for strip in self._strips.values() if points or crossing or self._rows is not None else ():
+        for strip in crossed:
             for rows, part in strip.factors():  # a copy, one strip at a time
                 for one in points:
                     _add_both(gram, everything, rows, cross_gram(one, self._by_kept_ids(part)))

@@ -22,6 +22,7 @@ from fisherfunc.gradients.memory import give_back
 from fisherfunc.gradients.stacks import stacks_of
 from fisherfunc.gradients.workload import PassOptions, Workload
 from fisherfunc.linalg.gram import accumulate_rows
+from fisherfunc.linalg.strips import cancelling
 from fisherfunc.linalg.threads import Workspace
 from fisherfunc.linalg.triangle import Term, add_points
 from fisherfunc.records.axes import Progress
@@ -158,8 +159,9 @@ def add_all(
         if id(grams[name]) not in written:
             grams[name].zero_()
     workspace = Workspace()
+    exact = cancelling({name: holder.strips for name, holder in holders.items()})
     for name in list(holders):
-        holders.pop(name).add_to(grams[label(name)], workspace)
+        holders.pop(name).add_to(grams[label(name)], workspace, exact=name in exact)
 
 
 def _terms(holders: dict[str, Holder], gram: Callable[[str], Tensor]) -> list[Term]:

@@ -33,6 +33,7 @@ class Piece:
         use: Which of its uses; pieces of one number and sequence share their input.
         rows: The rows of the Gram, one a row of the part; on the CPU where the part has factors that they share.
         part: Factors, or the gradients `(n, p)` themselves.
+        first: The first of the rows, where the part has factors that they share.
         sequence: Which sequence of the stack the rows belong to, where the part has factors that they share.
     """
 
@@ -40,6 +41,7 @@ class Piece:
     use: int
     rows: Int[Tensor, " n"]
     part: SharedFactors | PointFactors | Float[Tensor, "n p"]
+    first: int = 0
     sequence: int = 0
 
 
@@ -162,7 +164,7 @@ def pieces_of(
             shared=whole if begins_with(whole, shared) else shared,
             axis=axis,
         )
-        found.append(Piece(name=use.name, use=use.number, rows=mine, part=part, sequence=b))
+        found.append(Piece(name=use.name, use=use.number, rows=mine, part=part, first=slots.first[b], sequence=b))
     return found
 
 
