@@ -133,7 +133,7 @@ def test_a_weight_whose_factors_are_wrong_is_formed(long, monkeypatch, wrong_rul
     assert any(found is not None for found in trials) == long
     reasons = result.metadata["formed_parameters"]
     assert reasons["bert.encoder.layer.0.output.dense.weight"] == "its factors do not give its gradient"
-    assert result.metadata["self_check"]["held"] and result.metadata["given_up"].keys() >= {"shortcuts"}
+    assert result.metadata["self_check"]["held"] and ("stacks" in result.metadata["given_up"]) == long
     errors = gram_errors(result.grams, gradient_rows(model, "masked_lm", batch), floor=1e-16)
     assert max(errors.values()) < 1e-9, errors
 
@@ -228,12 +228,6 @@ def test_chunks_of_one_sequence_run_on_prefixes_of_their_own(name, monkeypatch):
     assert result.metadata["causal_prefixes"]
     errors = gram_errors(result.grams, gradient_rows(model, "causal_lm", batch), floor=1e-16)
     assert max(errors.values()) < 1e-9, errors
-
-
-def test_shortcuts_lead_past_functions_and_not_past_views():
-    structure, *_ = probe(workload(*build("gpt2"), "causal_lm"))
-    assert len(structure.shortcuts) >= 2
-    assert all(name.endswith("mlp.c_proj.weight") for name, _ in structure.shortcuts)
 
 
 class Unbatched(torch.autograd.Function):

@@ -150,8 +150,8 @@ RARELY: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "as rows": lambda m, x, h: h @ (2 * m.a.weight),
     "by a function that is not seen": lambda m, x, h: Product.apply(h, m.a.weight),
     "by einsum": lambda m, x, h: torch.einsum("bi,ij->bj", h, m.a.weight),
-    "past a shortcut": lambda m, x, h: m.a(x).roll(1, dims=1),
-    "past a shortcut, from before it": lambda m, x, h: m.first(x).roll(1, dims=1),
+    "of an output before its function": lambda m, x, h: m.a(x).roll(1, dims=1),
+    "of what came before": lambda m, x, h: m.first(x).roll(1, dims=1),
     "with a function that is not elementwise": lambda m, x, h: h.softmax(-1),
 }
 

@@ -52,14 +52,14 @@ def by_a_hidden_value(model, x):
     return model.head(hidden + force)
 
 
-def past_a_shortcut(model, x):
+def by_what_came_before(model, x):
     hidden = model.first(x).tanh()
     output = model.head(hidden * 1.5)
     (force,) = torch.autograd.grad(output.square().sum(), hidden, create_graph=True)
     return model.head(hidden + force)
 
 
-def none_past_a_shortcut(model, x):
+def none_by_what_came_before(model, x):
     hidden = model.first(x).tanh()
     (force,) = torch.autograd.grad(model.head(2 * hidden).square().sum(), hidden, create_graph=True, allow_unused=True)
     return model.head(hidden if force is None else hidden + force)
@@ -106,7 +106,7 @@ def forwards(model, x):
 
 
 WAYS = (
-    *(by_the_input, on_one_sequence, by_a_hidden_value, past_a_shortcut, none_past_a_shortcut, by_a_weight),
+    *(by_the_input, on_one_sequence, by_a_hidden_value, by_what_came_before, none_by_what_came_before, by_a_weight),
     *(none_by_a_bias, by_a_backward_pass, that_a_bias_has, of_no_graph, forwards),
 )
 

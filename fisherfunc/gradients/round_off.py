@@ -201,12 +201,14 @@ def _formed(
         rows.append({n: g.detach().flatten(1) for n, g in _pulled(losses, leaves, cotangents).items()})
     grams: dict[str, Tensor] = {}
     for name in work.params:
-        gradients = torch.cat([row[name] for row in rows])
+        gradients = rows[0][name] if len(rows) == 1 else torch.cat([row[name] for row in rows])
         if name in coordinates.index:
             gradients = gradients[:, coordinates.index[name].to(gradients.device)] * coordinates.weight[name]
         label = name if labels is None else labels[name]
-        gram = gradients @ gradients.mT
-        grams[label] = grams[label] + gram if label in grams else gram
+        if label in grams:
+            grams[label].addmm_(gradients, gradients.mT)
+        else:
+            grams[label] = gradients @ gradients.mT
     return grams
 
 

@@ -201,7 +201,8 @@ def cancelling(strips: Mapping[str, Sequence[Strip]]) -> set[str]:
                 if places:  # rows that were never put have nothing to lose
                     own, shared = strip.own[:, stop - 1, :places], strip.shared[:places]
                     alike.setdefault((*own.shape, shared.shape[1]), []).append((name, own, shared))
-    names, lose = [], []
+    names: list[str] = []
+    lose: list[Tensor] = []
     for group in alike.values():
         each = max(1, TOGETHER // max(side.numel() for side in group[0][1:]))
         for first in range(0, len(group), each):
@@ -308,11 +309,9 @@ def _inners(one: Strip, others: Sequence[Strip]) -> tuple[Tensor, ...]:
 
 
 def _middle(space: Tensor, one: Strip, count: int) -> Tensor:
-    """Room for the middle products of some rows, and zeros after them that complete a tile."""
+    """Room for the middle products of some rows, and after them what completes a tile and is multiplied in vain."""
     shape = (_whole_tiles(count), *one.own.shape[2:])
     found = space[: math.prod(shape)].view(shape)
-    if count < len(found):
-        found[count:] = 0
     return found
 
 

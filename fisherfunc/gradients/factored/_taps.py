@@ -24,7 +24,6 @@ from fisherfunc.gradients.factored.calls import ModuleCall, OuterCall, Way, retu
 from fisherfunc.gradients.factored.recording import Directions, Reached, Recording, Use, state_of
 from fisherfunc.gradients.factored.rules import TRANSPOSES, Convolution, Map, Role, explained
 from fisherfunc.gradients.factored.segments import edge_of
-from fisherfunc.gradients.factored.shortcuts import elementwise_origins, is_elementwise, is_view, shortened_path
 
 DIFFERENTIATES = (torch.autograd.grad, torch.autograd.backward, Tensor.backward)
 """What takes gradients; not all of it is seen in every version of torch, and what matters of it by hooks as well."""
@@ -62,7 +61,6 @@ class Recorder(TorchFunctionMode):
         self._kept: list[Tensor] = list(parameters.values())  # alive, so that an id stays theirs
         self._names = {id(tensor): (name, False) for name, tensor in parameters.items()}
         self._constants = {id(tensor): tensor.detach() for tensor in parameters.values()}
-        self._nodes: dict[Any, tuple[str, int]] = {}
         self._counts: Counter[str] = Counter()
         self._way: Way | None = self._directions.way
         self._num_modules = 0
@@ -186,11 +184,10 @@ class Recorder(TorchFunctionMode):
         """Run `func` and record what it did with the named parameters; returns what the model is to go on with."""
         roles = self._roles(func, args, kwargs)
         for tensor, role in roles:
-            if isinstance(role, Map) and role.multiplies:
-                shortcut = self._on_the_way_in(tensor, role.source)
-                if shortcut is not None:
-                    args, kwargs = exchanged(args, kwargs, {id(role.source): shortcut})
-                    roles = self._roles(func, args, kwargs)
+            name = self._names[id(tensor)][0]
+            if isinstance(role, Map) and role.multiplies and (name, self._counts[name]) == self._directions.last:
+                self.recording.end = role.source
+                raise Reached
         args, kwargs = exchanged(args, kwargs, {id(tensor): self._constants[id(tensor)] for tensor, _ in roles})
         result = func(*args, **kwargs)
         if id(result) in self._names or not any(isinstance(leaf, Tensor) for leaf in leaves_among([result])):
@@ -205,32 +202,6 @@ class Recorder(TorchFunctionMode):
             self.recording.unknown[name] = getattr(func, "__name__", str(func))
         written_to = bool(self._directions.protected & set(names)) or (known and result.is_leaf)  # no leaf can be
         return result.clone() if written_to else result
-
-    def _on_the_way_in(self, tensor: Tensor, source: Tensor) -> Tensor | None:
-        """End the pass, or find a shortcut to what a linear map is about to receive, where the directions say so."""
-        name = self._names[id(tensor)][0]
-        key = (name, self._counts[name])
-        if key == self._directions.last:
-            self.recording.end = source
-            raise Reached
-        directions = self._directions
-        if not (directions.discover or key in directions.shortcuts):
-            return None
-        origins = elementwise_origins(source, self._nodes)
-        if origins is None and self._way is not None and self._way.floor >= 0:  # they may lie below the segment
-            return None
-        origins = origins or frozenset()
-        outputs = [use.output for use in self.recording.uses if (use.name, use.number) in origins]
-        if directions.discover:
-            straight = bool(outputs) and not is_view(source, outputs) and is_elementwise(source, outputs)
-        else:
-            straight = origins == directions.shortcuts[key]
-        found = shortened_path(source, outputs) if straight else None
-        if found is None:
-            self.recording.crooked.add(key)
-        else:
-            self.recording.shortcuts[key] = origins
-        return found
 
     def _widen(self, shared: Tensor) -> Tensor:
         return shared.expand(self._directions.width, *shared.shape[1:])
@@ -251,7 +222,6 @@ class Recorder(TorchFunctionMode):
         use = Use(name=name, size=tensor.numel(), number=number, output=result, version=result._version, role=role)
         self.recording.uses.append(use)
         node = torch.autograd.graph.get_gradient_edge(result).node
-        self._nodes[node] = (name, number)
         self._handles.append(node.register_prehook(partial(self._passed_through, name)))
         return name
 
@@ -260,7 +230,7 @@ class Recorder(TorchFunctionMode):
         recording = self.recording
         recording.differentiates = True
         recording.unknown |= dict.fromkeys(names, INSIDE)
-        if names or recording.shortcuts or recording.played:
+        if names or recording.played:
             recording.interrupted = True
             raise Reached
 

@@ -10,10 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fisherfunc.gradients.factored.powers import random_powers
-
 PROBES = 2
 NUM_POWERS = 16
+POWERS = [sign * 2.0**k for sign in (1, -1) for k in range(NUM_POWERS)]
 TINY = torch.finfo(torch.float32).tiny
 
 
@@ -85,7 +84,8 @@ def _one_a_place(
         return None
     generator = torch.Generator().manual_seed(len(place))
     for _ in range(PROBES):
-        weights = random_powers(place.shape, range(NUM_POWERS), generator).to(losses)
+        drawn = torch.randint(len(POWERS), place.shape, generator=generator, device="cpu")
+        weights = losses.new_tensor(POWERS)[drawn.to(losses.device)]
         found = rows(weights)
         if bool(found[elsewhere].any()) or not _same(found[place], together[place], weights):
             return None

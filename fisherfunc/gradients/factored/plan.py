@@ -80,7 +80,7 @@ class FactoredPlan:
     @property
     def exploited(self) -> tuple[str, ...]:
         """What the pass would be right without."""
-        used = (self.segments.ends, self.structure.shortcuts, self.structure.stacked, self.structure.causal)
+        used = (self.segments.ends, self.structure.stacked, self.structure.causal)
         return tuple(name for name, use in zip(EXPLOITS, used, strict=True) if use)
 
     @property

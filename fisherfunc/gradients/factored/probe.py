@@ -1,8 +1,8 @@
 """What a probe on the actual model finds out before the factored route exploits it; nothing is assumed from a name.
 
 On one sequence: which parameters have uses that a rule explains; whether the losses depend on the parameters through
-one last linear map, each on its own place of it; whether a shorter sequence gives the same values at its places; which
-inputs are elementwise functions. That it holds for all other sequences is for the check of the Grams (certificate.py).
+one last linear map, each on its own place of it; whether a shorter sequence gives the same values at its places. That
+it holds for all other sequences is for the check of the Grams (certificate.py).
 """
 
 from dataclasses import replace
@@ -31,10 +31,10 @@ from fisherfunc.records.axes import Batch
 def probe(work: Workload) -> tuple[Structure, Traced, SavedBytes]:
     """Find the structure on the longest sequence, but for stacks.
 
-    Cost: about two forward passes and, down to the last linear map and through shortcuts, some backward ones.
+    Cost: about two forward passes and, down to the last linear map, some backward ones.
 
     Returns:
-        The structure, the pass over the sequence that exploits its shortcuts, and what this saves.
+        The structure, a pass over the sequence, and what this saves.
     """
     structure, batch = Structure(factored=frozenset(work.params)), work.longest
     while True:
@@ -49,16 +49,15 @@ def probe(work: Workload) -> tuple[Structure, Traced, SavedBytes]:
         if changed == structure:
             break
         structure = changed
-    structure = replace(structure, head=_head(traced, work), shortcuts=traced.recording.shortcuts)
+    structure = replace(structure, head=_head(traced, work))
     if structure.head is None or "prefixes" in structure.refused:
         return structure, traced, saved
     return replace(structure, causal=_is_causal(work, batch, structure, traced)), traced, saved
 
 
 def _looked(work: Workload, batch: Batch, structure: Structure) -> tuple[Traced, SavedBytes]:
-    discover = "shortcuts" not in structure.refused
     with SavedBytes() as saved:  # of one pass: memory of others is used again
-        traced = trace(work, batch, structure, leaves=structure.dense, note=True, discover=discover)
+        traced = trace(work, batch, structure, leaves=structure.dense, note=True)
     return traced, saved
 
 

@@ -1,13 +1,11 @@
 """What a recorder of a forward pass is told, and what it saw (_taps.py)."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from fisherfunc.gradients.factored.calls import ModuleCall, Output, Way
 from fisherfunc.gradients.factored.rules import Map, Role
-from fisherfunc.gradients.factored.shortcuts import Origins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +51,6 @@ class Recording:
         uses: Of the parameters that were watched, in order.
         unknown: Parameters used in a way that no rule knows, and the function that did.
         end: Where the pass was cut short: the input of the last linear map.
-        shortcuts: Those that were taken.
-        crooked: The uses whose inputs no shortcut leads to, of those that were to have one.
         modules: The calls of modules, in the order in which they ended, where asked for.
         num_bytes: How many bytes were made in the graph, where asked for.
         returned: What the outer calls that were run returned, and its state then (`state_of`).
@@ -68,8 +64,6 @@ class Recording:
     uses: list[Use] = field(default_factory=list)
     unknown: dict[str, str] = field(default_factory=dict)
     end: Tensor | None = None
-    shortcuts: dict[tuple[str, int], Origins] = field(default_factory=dict)
-    crooked: set[tuple[str, int]] = field(default_factory=set)
     modules: list[ModuleCall] = field(default_factory=list)
     num_bytes: int = 0
     returned: dict[Output, tuple[Tensor, State]] = field(default_factory=dict)
@@ -99,8 +93,6 @@ class Directions:
     Attributes:
         protected: Parameters whose outputs the model writes to: it gets copies of them to write to.
         width: The sequences of the stack; of what they share each gets its own.
-        shortcuts: {use: the uses that its input is an elementwise function of} (see shortcuts.py).
-        discover: Whether to look for shortcuts, and take those that are found.
         last: The use of the last linear map, where the pass is to end before it.
         note: Whether to say which modules were called.
         way: What to play back, and where to end (segments.py).
@@ -108,8 +100,6 @@ class Directions:
 
     protected: frozenset[str] = frozenset()
     width: int = 1
-    shortcuts: Mapping[tuple[str, int], Origins] = field(default_factory=dict)
-    discover: bool = False
     last: tuple[str, int] | None = None
     note: bool = False
     way: Way | None = None

@@ -17,16 +17,15 @@ from fisherfunc.gradients.factored._taps import Differentiation, Recorder
 from fisherfunc.gradients.factored.calls import Way
 from fisherfunc.gradients.factored.recording import Directions, Reached, Recording, Use
 from fisherfunc.gradients.factored.rules import Map
-from fisherfunc.gradients.factored.shortcuts import Origins
 from fisherfunc.gradients.module_calls import Again, answered_by
 from fisherfunc.gradients.pullback import leaves_of, reached_leaves
 from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.records.axes import Batch
 
-EXPLOITS = ("segments", "shortcuts", "stacks", "prefixes")
+EXPLOITS = ("segments", "stacks", "prefixes")
 """What a pass is right without."""
-CUTS = dict.fromkeys(("segments", "shortcuts", "prefixes"), "a gradient is taken inside the model or its loss")
+CUTS = dict.fromkeys(("segments", "prefixes"), "a gradient is taken inside the model or its loss")
 """What is given up where the graph of a forward pass is asked for before its end."""
 
 
@@ -43,7 +42,6 @@ class Structure:
             by place.
         causal: Whether a prefix of a sequence gives the same values at its places.
         stacked: Whether sequences run together do not reach one another.
-        shortcuts: {use: the uses that its input is an elementwise function of}.
         divisible: Whether passes may start and end between calls of modules.
         refused: {exploit: why it was given up}.
     """
@@ -55,7 +53,6 @@ class Structure:
     head: tuple[str, int] | None = None
     causal: bool = False
     stacked: bool = False
-    shortcuts: dict[tuple[str, int], Origins] = field(default_factory=dict)
     divisible: bool = True
     refused: dict[str, str] = field(default_factory=dict)
 
@@ -94,7 +91,6 @@ def trace(
     width: int = 1,
     way: Way | None = None,
     note: bool = False,
-    discover: bool = False,
 ) -> Traced:
     """Run some sequences with every use of a factored parameter recorded and the named dense ones as leaves.
 
@@ -106,12 +102,11 @@ def trace(
         width: The number of sequences.
         way: What is played back, and where the pass ends.
         note: Whether to say which modules were called.
-        discover: Whether to look for shortcuts.
 
     Raises:
         Unsettled: If the model does not call its modules as the way says.
     """
-    directions = replace(_directions(structure, width), way=way, note=note, discover=discover)
+    directions = replace(_directions(structure, width), way=way, note=note)
     with _ran(work, batch, structure, leaves, directions) as (output, traced):
         recording = traced.recording
         if not _as_told(recording, way):
@@ -168,11 +163,7 @@ def trace_prefix(
 
 
 def _directions(structure: Structure, width: int) -> Directions:
-    return Directions(
-        protected=structure.protected,
-        width=width,
-        shortcuts=structure.shortcuts,
-    )
+    return Directions(protected=structure.protected, width=width)
 
 
 @contextmanager
@@ -211,8 +202,7 @@ def settled(structure: Structure, recording: Recording, *, cut_short: bool = Fal
     head_seen = cut_short or any((u.name, u.number) == structure.head for u in recording.uses if u.multiplies)
     if structure.head is not None and not head_seen:
         structure = replace(structure, head=None, causal=False)
-    straight = {use: origins for use, origins in structure.shortcuts.items() if use not in recording.crooked}
-    return replace(structure, protected=structure.protected | recording.overwritten(), shortcuts=straight)
+    return replace(structure, protected=structure.protected | recording.overwritten())
 
 
 def with_leaves(structure: Structure, names: Iterable[str], reason: str) -> Structure:
@@ -224,7 +214,6 @@ def with_leaves(structure: Structure, names: Iterable[str], reason: str) -> Stru
         compact=structure.compact - set(moved),
         dense={**structure.dense, **moved},
         stacked=structure.stacked and not moved,
-        shortcuts={u: o for u, o in structure.shortcuts.items() if {u[0], *(n for n, _ in o)}.isdisjoint(moved)},
     )
     head_moved = structure.head is not None and structure.head[0] in moved
     return replace(structure, head=None, causal=False) if head_moved else structure
@@ -235,14 +224,13 @@ def refusing(structure: Structure, refused: Mapping[str, str]) -> Structure:
 
     Args:
         structure: What is exploited.
-        refused: {"segments", "shortcuts", "stacks", "prefixes" or a parameter: why}.
+        refused: {"segments", "stacks", "prefixes" or a parameter: why}.
     """
     for name in structure.factored & refused.keys():
         structure = with_leaves(structure, [name], refused[name])
     return replace(
         structure,
         divisible=structure.divisible and "segments" not in refused,
-        shortcuts={} if "shortcuts" in refused else structure.shortcuts,
         stacked=structure.stacked and "stacks" not in refused,
         causal=structure.causal and "prefixes" not in refused,
         refused={**structure.refused, **{name: why for name, why in refused.items() if name in EXPLOITS}},

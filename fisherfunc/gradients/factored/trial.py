@@ -1,7 +1,7 @@
 """A trial of a plan: Grams of a few tokens are held against ordinary backward passes before a long pass begins.
 
 It does what the pass will do: sequences of one stack run together, chunks have slots of different lengths and run on
-prefixes, segments and shortcuts are taken. A short pass is its own trial, as it is checked when it is done.
+prefixes and segments are taken. A short pass is its own trial, as it is checked when it is done.
 """
 
 from dataclasses import replace
