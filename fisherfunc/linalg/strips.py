@@ -8,7 +8,7 @@ Axis order of a strip's `own`: `(k, n, s, f)`, k blocks of f features.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate, groupby
@@ -274,14 +274,15 @@ def _against(one: Strip, others: Sequence[Strip], space: Tensor) -> Tensor:
     inners = [functional.pad(inner, (0, 0, 0, beyond)) if beyond else inner for inner in inners]
     counts = list(map(_num_rows, others))
     middle = _middle(space, one, sum(counts))
-    block = _zeros(one, len(middle))
     segments = list(_segments(one.runs(), one.own.shape[2], grain_of(one.own.device).segment))
-    for k, own in enumerate(one.own):
-        for products, other, part in zip(inners, others, middle[: sum(counts)].split(counts), strict=True):
-            _multiply(products, other.own[k], other.runs(), part)
-        for rows, places in segments:
-            _add_product(block[rows], own[rows, places], middle[:, places])
-    return block[:, : sum(counts)]
+
+    def products() -> Iterator[_Product]:
+        for k, own in enumerate(one.own):
+            for inner, other, part in zip(inners, others, middle[: sum(counts)].split(counts), strict=True):
+                _multiply(inner, other.own[k], other.runs(), part)
+            yield from ((rows, 0, own[rows, places], middle[:, places]) for rows, places in segments)
+
+    return _summed(one, len(middle), products())[:, : sum(counts)]
 
 
 def _itself(one: Strip, space: Tensor) -> Tensor:
@@ -291,20 +292,44 @@ def _itself(one: Strip, space: Tensor) -> Tensor:
     """
     inner = inner_products(one.shared, one.shared).to(one.own.dtype)
     middle = _middle(space, one, _num_rows(one))
-    block = _zeros(one, len(middle))
     runs = one.runs()
     farthest = list(accumulate((places for _, _, places in runs), max))  # what rows up to here multiply by
-    for own in one.own:
-        for (start, stop, places), most in zip(runs, farthest, strict=True):
-            _multiply(inner[:most], own, [(start, stop, places)], middle[:, :most])
-        for start, stop, places in runs:
-            _add_product(block[start:stop, start:], own[start:stop, :places], middle[start:, :places])
-    return block[:, : _num_rows(one)]
+
+    def products() -> Iterator[_Product]:
+        for own in one.own:
+            for (start, stop, places), most in zip(runs, farthest, strict=True):
+                _multiply(inner[:most], own, [(start, stop, places)], middle[:, :most])
+            for start, stop, places in runs:
+                yield slice(start, stop), start, own[start:stop, :places], middle[start:, :places]
+
+    return _summed(one, len(middle), products())[:, : _num_rows(one)]
+
+
+_Product = tuple[slice, int, Tensor, Tensor]
+"""Rows of a block, its first column, and `(n, s, f)` and `(m, s, f)`, whose products over s and f are added there."""
+
+
+def _summed(one: Strip, count: int, products: Iterable[_Product]) -> Tensor:
+    """A block of the rows of a strip and so many others; products of low precision are summed in float32 at least."""
+    dtype = one.own.dtype if one.own.dtype.itemsize > 4 else torch.float32
+    block: Tensor | None = None
+    for rows, first, left, right in products:
+        if block is None and left.shape[0] == _num_rows(one) and not first:
+            block = (left.flatten(1) @ right.flatten(1).mT).to(dtype)
+            continue
+        if block is None:
+            block = left.new_zeros(_num_rows(one), count, dtype=dtype)
+        if dtype == left.dtype:
+            block[rows, first:].addmm_(left.flatten(1), right.flatten(1).mT)
+        else:
+            block[rows, first:] += left.flatten(1) @ right.flatten(1).mT
+    return one.own.new_zeros(_num_rows(one), count, dtype=dtype) if block is None else block
 
 
 def _inners(one: Strip, others: Sequence[Strip]) -> tuple[Tensor, ...]:
     """A Aᵀ with each of the others: one product."""
-    found = inner_products(one.shared, torch.cat([other.shared for other in others])).to(one.own.dtype)
+    shared = others[0].shared if len(others) == 1 else torch.cat([other.shared for other in others])
+    found = inner_products(one.shared, shared).to(one.own.dtype)
     return found.split([len(other.shared) for other in others], dim=1)
 
 
@@ -341,17 +366,3 @@ def _multiply(inner: Tensor, own: Tensor, runs: Sequence[tuple[int, int, int]], 
         return
     for start, stop, places in runs:
         torch.bmm(inner[:, :places].expand(stop - start, -1, -1), own[start:stop, :places], out=out[start:stop])
-
-
-def _add_product(block: Tensor, left: Tensor, right: Tensor) -> None:
-    """Block += Σ_{s,f} left right, as one matrix product. `block` is written to."""
-    if block.dtype == left.dtype:
-        block.addmm_(left.flatten(1), right.flatten(1).mT)
-    else:
-        block += left.flatten(1) @ right.flatten(1).mT
-
-
-def _zeros(one: Strip, count: int) -> Tensor:
-    """Where products of low precision are summed in at least float32."""
-    dtype = one.own.dtype if one.own.dtype.itemsize > 4 else torch.float32
-    return torch.zeros(one.own.shape[1], count, dtype=dtype, device=one.own.device)

@@ -18,9 +18,22 @@ from fisherfunc.linalg.gram import TILE
 def add_rows(gram: Float[Tensor, "n n"], rows: Float[Tensor, "n p"]) -> None:
     """K += G Gᵀ. Cost N² P operations. `gram` is written to."""
     for some, others in _tiles(gram):
-        for tile in range(0, rows.shape[1], TILE):
-            gram[some, others].add_(rows[some, tile : tile + TILE] @ rows[others, tile : tile + TILE].mT)
+        product_bytes = (some.stop - some.start) * (others.stop - others.start) * rows.element_size()
+        together = max(1, grain_of(gram.device).middle_bytes // product_bytes)
+        for left, right in zip(_columns(rows[some], together), _columns(rows[others], together), strict=True):
+            products = left @ right.mT
+            total = products[0] if len(products) == 1 else products.sum(dim=0, dtype=gram.dtype)
+            gram[some, others].add_(total)
         _mirror(gram, some, others)
+
+
+def _columns(rows: Float[Tensor, "n p"], together: int) -> Iterator[Float[Tensor, "t n q"]]:
+    """Tiles of columns, so many together; what is left of a whole one comes last."""
+    count = rows.shape[1] // TILE
+    if count:
+        yield from rows[:, : count * TILE].unflatten(1, (count, TILE)).transpose(0, 1).split(together)
+    if count * TILE < rows.shape[1]:
+        yield rows[None, :, count * TILE :]
 
 
 @dataclass(frozen=True, kw_only=True)
