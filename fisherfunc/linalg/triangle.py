@@ -21,7 +21,7 @@ def add_rows(gram: Float[Tensor, "n n"], rows: Float[Tensor, "n p"]) -> None:
         product_bytes = (some.stop - some.start) * (others.stop - others.start) * rows.element_size()
         together = max(1, grain_of(gram.device).middle_bytes // product_bytes)
         for left, right in zip(_columns(rows[some], together), _columns(rows[others], together), strict=True):
-            products = left @ right.mT
+            products = torch.bmm(left, right.mT)
             total = products[0] if len(products) == 1 else products.sum(dim=0, dtype=gram.dtype)
             gram[some, others].add_(total)
         _mirror(gram, some, others)
