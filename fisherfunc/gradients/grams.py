@@ -150,6 +150,7 @@ def token_grams(
         self_check=self_check,
         progress=progress,
         plan=plan,
+        everyone=everyone,
     )
     work, ready, options, coordinates = start.work, start.ready, start.options, start.coordinates
     targets, loss, labels = start.targets, ready.work.loss, options.labels
@@ -171,9 +172,7 @@ def token_grams(
         marks = partial(fingerprint, options=options, route=way, coordinates=coordinates, targets=start.targets.name)
         if everyone is not None:
             pass_of_rank = partial(_passed, route=way, coordinates=coordinates, note=note)
-            asked = {"num_tokens": num_tokens, "seed": seed, "unit": unit, "drop_nonfinite": drop_nonfinite}
-            asked |= {"self_check": self_check, "checkpoint": checkpoint is not None}
-            return passed_over_ranks(everyone, rows, here, pass_of_rank, folder, marks, asked)
+            return passed_over_ranks(everyone, rows, here, pass_of_rank, folder, marks)
         kept = opened(folder, partial(marks, rows))
         grams, how = _passed(rows, here, way, coordinates, kept, note)
         return grams, how | ({"resumed": kept.resumed} if kept.resumed else {})
