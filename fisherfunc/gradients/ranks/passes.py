@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from fisherfunc.distributed.collectives import Everyone
-from fisherfunc.gradients.checkpoint import opened
+from fisherfunc.gradients.checkpoint import folder_of, opened
 from fisherfunc.gradients.ranks.ring import Ring
 from fisherfunc.gradients.sound import SoundPass
 from fisherfunc.gradients.start import SAME
@@ -41,7 +41,7 @@ def passed_over_ranks(
     """
     everyone.check_alike({"checkpoint": folder is not None, **marks(rows)}, SAME)
     ring = Ring(everyone, rows)
-    own = None if folder is None else folder / f"rank-{everyone.rank}-of-{everyone.size}"
+    own = None if folder is None else folder_of(folder, rank=everyone.rank, size=everyone.size)
     kept = opened(own, lambda: marks(ring.work))
     grams, how = passed(ring.work, ring.options(options), checkpoint=kept, company=ring)
     how = everyone.from_first("how", lambda: how | ({"resumed": kept.resumed} if kept.resumed else {}))
