@@ -10,7 +10,7 @@ from tight import tighten
 from torch import nn
 
 import fisherfunc as ff
-from fisherfunc.gradients.checkpoint import INDEX, Folder
+from fisherfunc.gradients.checkpoint import INDEX, Folder, folder_of
 from fisherfunc.gradients.factored import divide
 from fisherfunc.gradients.factored import plan as plans
 from fisherfunc.records.plain import from_plain, to_plain
@@ -216,3 +216,17 @@ def test_a_checkpoint_that_cannot_be_written_names_the_folder(tmp_path, monkeypa
     monkeypatch.setattr("fisherfunc.gradients.checkpoint.write_tensors", full)
     with pytest.raises(OSError, match=r"checkpoint='.*' cannot be written \(No space left on device\); .*another disk"):
         grams(*problem(), "classification", checkpoint=tmp_path)
+
+
+def test_what_another_number_of_ranks_has_kept_is_refused_by_both_numbers(tmp_path):
+    model, batch = problem()
+    own = folder_of(tmp_path, rank=1, size=2)
+    own.mkdir()
+    assert folder_of(tmp_path, rank=1, size=2) == own
+    with pytest.raises(ValueError, match=r"is of a run by 2 ranks, and this one is by 3 ranks: .*start as many"):
+        folder_of(tmp_path, rank=0, size=3)
+    with pytest.raises(ValueError, match="is of a run by 2 ranks, and this one is by one process"):
+        grams(model, batch, "classification", checkpoint=tmp_path)
+    grams(model, batch, "classification", checkpoint=tmp_path / "alone")
+    with pytest.raises(ValueError, match="is of a run by one process, and this one is by 2 ranks"):
+        folder_of(tmp_path / "alone", rank=0, size=2)

@@ -5,6 +5,7 @@ import os
 import time
 
 import pytest
+from click.testing import CliRunner
 from commands import process as start
 from commands import run, tiny
 from test_fisher_products import By, NoForwardMode
@@ -13,6 +14,7 @@ import fisherfunc as ff
 from fisherfunc.gradients.planning import room
 from fisherfunc.pipeline.leading import leading_spectrum
 from fisherfunc.surface import leading
+from fisherfunc.surface.cli import cli
 
 FILES = ["eigenvalues.csv", "run.toml", "spectrum.json", "spectrum.png", "spectrum.svg"]
 LANCZOS = ["--method", "lanczos", "--leading", 6]
@@ -151,3 +153,22 @@ def test_a_model_without_forward_mode_takes_central_differences_and_says_so():
     exact = ff.fisher_spectrum(model, batch).full
     off = (found.full.eigenvalues[:, None] - exact.eigenvalues).abs().min(dim=1).values
     assert bool((off <= found.full.bounds + exact.resolution).all())
+
+
+def test_a_sketch_is_marked_in_the_table_the_plot_and_the_files_and_is_repeated(hub, here):
+    task = [*tiny(hub), "--tokens", 20, "--context", 8]
+    ran = run(*task, "--sketch", 2, "--out", "a")
+    assert ran.exit_code == 0, ran.stderr
+    assert "approximation: gradients projected by two Kronecker sketches of rank 2, seed 0" in ran.stdout
+    assert "± of the sketch alone, full matrix: λ_max" in ran.stdout
+    found = read(here / "a")
+    assert found["metadata"]["method"] == "sketch" and found["metadata"]["sketch"]["rank"] == 2
+    assert not found["full"]["exact"]
+    assert "approximate" in (here / "a" / "spectrum.svg").read_text()
+    again = CliRunner().invoke(cli, ["run", "a/run.toml", "--out", "b"])
+    assert again.exit_code == 0, again.stderr
+    assert read(here / "b")["eigenvalues"] == found["eigenvalues"]
+    refused = run(*task, "--sketch", 2, "--method", "lanczos")
+    assert refused.exit_code == 2 and "--sketch has all eigenvalues" in refused.stderr
+    refused = run(*task, "--sketch", 2, "--center")
+    assert refused.exit_code == 1 and "--sketch got center beside it" in refused.stderr

@@ -9,15 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from fisherfunc.distributed.packing import Room, flat, parted
 from fisherfunc.gradients.factored.contract import Holder
 from fisherfunc.gradients.factored.loads import Tally, strip_share
 from fisherfunc.gradients.factored.pieces import Piece
 from fisherfunc.gradients.stacks import Stack
 from fisherfunc.linalg import strips as strips_module
 from fisherfunc.linalg.by_id import add_by_id
+from fisherfunc.linalg.crossing import Parts, add_crossing, unpacked
 from fisherfunc.linalg.factors import PointFactors, SharedFactors, cross_gram, form_gradients
 from fisherfunc.linalg.grain import CPU
 from fisherfunc.linalg.strips import add_strips, empty_strip
+from fisherfunc.linalg.threads import Workspace
 
 SHAPE = (5, 7)
 KINDS = ["linear", "conv1d", "embedding", "point", "point of conv1d", "points of one input"]
@@ -112,7 +115,10 @@ def test_own_factors_may_cover_the_first_places_only(kind):
     seed=st.integers(0, 1000),
 )
 def test_strips_sum_to_the_gram_of_all_rows(kind, sizes, features, segment, reaches, seed):
-    """Whatever the block of features, and whether rows reach all places, a growing number of them, or any."""
+    """Whatever the block of features, and whether rows reach all places, a growing number of them, or any.
+
+    And they are crossed with what was packed of them, as another rank gets it, to the same.
+    """
     order = random.Random(seed)
     total = sum(rows for rows, _ in sizes)
     gram, formed, strips, start = torch.zeros(total, total, dtype=torch.float64), [], [], 0
@@ -130,8 +136,13 @@ def test_strips_sum_to_the_gram_of_all_rows(kind, sizes, features, segment, reac
             strips.append(strip)
             start += rows
         add_strips(gram, strips)
+        here, crossed = Parts(num_rows=total, strips=tuple(strips)), torch.zeros_like(gram)
+        tensors, about = here.packed()
+        sent = parted(flat(tensors, gram, Room()), [(tensor.dtype, tuple(tensor.shape)) for tensor in tensors])
+        add_crossing(crossed, here, unpacked(sent, about), Workspace())
     matrix = torch.cat(formed)
     assert_close(gram, matrix @ matrix.T, atol=1e-10, rtol=0)
+    assert_close(crossed, matrix @ matrix.T, atol=1e-10, rtol=0)
     if kind == "embedding":
         by_id = torch.zeros_like(gram)
         add_by_id(by_id, strips)

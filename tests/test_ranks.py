@@ -6,10 +6,13 @@ import pickle
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -19,6 +22,7 @@ import fisherfunc as ff
 from fisherfunc.distributed import RanksError, entering
 from fisherfunc.distributed.collectives import Everyone
 from fisherfunc.gradients.dense.subsample import sample_coordinates
+from fisherfunc.gradients.prepare import prepared
 from fisherfunc.gradients.ranks.certificate import _take_part
 from fisherfunc.surface.ranks import _say
 
@@ -265,6 +269,41 @@ def test_a_rank_without_rows_adds_the_kept_columns_to_a_check():
 def everyone_of(store, rank, timeout=120.0):
     ranks = ff.distributed.Ranks(rank=rank, size=3, timeout=timeout)
     return Everyone(ranks=ranks, store=store, broken=store)
+
+
+class Counted(torch.nn.Linear):
+    """A classifier that counts the samples it is run on, by thread."""
+
+    seen: ClassVar[Counter] = Counter()
+
+    def forward(self, inputs):
+        self.seen[threading.get_ident()] += len(inputs)
+        return super().forward(inputs)
+
+
+@pytest.mark.parametrize("count", [7, 60])
+def test_ranks_find_the_tokens_once_between_them(count):
+    """Each runs its share; of few sequences, which would not meet in batches, rank 0 runs all."""
+    torch.manual_seed(0)
+    model, batch = Counted(4, 3).double(), (torch.randn(count, 4).double(), torch.randint(3, (count,)))
+    store = torch.distributed.HashStore()
+
+    def found(everyone):
+        fn, thread = ff.functionalize(model), threading.get_ident()
+        before = Counted.seen[thread]
+        ready = prepared(fn, fn.params, batch, ff.losses.classification(), everyone=everyone)
+        return ready.work.tokens, Counted.seen[thread] - before
+
+    want, alone = found(None)
+    with ThreadPoolExecutor(3) as threads:
+        each = list(threads.map(found, [everyone_of(store, rank) for rank in range(3)]))
+    for tokens, _ in each:
+        torch.testing.assert_close(tokens.columns, want.columns, rtol=0, atol=1e-14)
+    runs = [run for _, run in each]
+    if count == 7:
+        assert runs == [alone, 0, 0]
+    else:  # beside its share each runs one of it by itself, and rank 0 the largest again, before and after
+        assert sum(runs) <= alone + 3 and max(runs) <= alone / 3 + 4 < alone
 
 
 def test_the_end_of_a_chain_of_waiting_ranks_is_named():

@@ -176,6 +176,26 @@ def test_a_result_is_marked_wherever_it_is_shown_with_its_error_beside_it(tmp_pa
         ff.directions.eigenvectors(fn, fn.params, batch, ff.losses.classification(), found.grams(), num=1)
 
 
+def test_a_spectrum_by_a_sketch_is_that_of_its_rows_and_refuses_what_they_are_made_without():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 9), nn.Tanh(), nn.Linear(9, 5)).double()
+    batch, loss = (torch.randn(7, 8).double(), torch.randint(5, (7,))), ff.losses.classification()
+    fn = ff.functionalize(model)
+    want = ff.sketches.spectrum(ff.sketches.rows(fn, fn.params, batch, loss, sketch=SKETCH, num_tokens=6, seed=2))
+    found = ff.fisher_spectrum(model, batch, loss=loss, sketch=SKETCH, num_tokens=6, seed=2)
+    assert found.matrices.keys() == want.matrices.keys()
+    for label, spectrum in want.matrices.items():
+        assert torch.equal(found.matrices[label].eigenvalues, spectrum.eigenvalues)
+    assert want.metadata.items() <= found.metadata.items() and found.metadata["approximations"]
+    assert not found.full.exact and found.population is None
+    beside = {"center": True, "drop_nonfinite": True, "intervals": "jackknife", "checkpoint": "kept", "route": "dense"}
+    for name, value in {**beside, "max_coordinates": 3, "clusters": range(7), "plan": ff.plan(model, batch)}.items():
+        with pytest.raises(ValueError, match=f"sketch= got {name}.* beside it"):
+            ff.fisher_spectrum(model, batch, loss=loss, sketch=SKETCH, **{name: value})
+    with pytest.raises(TypeError, match=r"sketch expected that of ff\.sketches\.kronecker\(rank=…\), got 3"):
+        ff.fisher_spectrum(model, batch, loss=loss, sketch=3)
+
+
 def test_rows_of_several_batches_go_to_one_folder_and_are_one(tmp_path):
     parts = [small(seed=seed, rows=count)[0] for seed, count in ((1, 4), (2, 6), (3, 1))]
     for part in parts:

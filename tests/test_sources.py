@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 from itertools import count, islice
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
@@ -241,3 +243,24 @@ def test_a_list_is_still_picked_from_all_over(fn):
     batches = list(islice(Batches(), 6))
     picked = ff.token_grams(fn, fn.params, batches, LOSS, num_tokens=4)
     assert picked.metadata["num_valid_tokens"] == 12 and "data" not in picked.metadata
+
+
+@pytest.mark.parametrize("kind", ["samples", "stream", "dispatched"])
+def test_a_loader_of_accelerate_that_repeats_samples_is_refused(kind):
+    """Of one sample for two processes it makes a batch of four, on each of them: the same, so that nobody is missed."""
+    data = Endless() if kind == "stream" else TensorDataset(X[:1], Y[:1])
+    share = {"num_processes": 1 if kind == "dispatched" else 2, "process_index": 0, "put_on_device": False}
+    loader = prepare_data_loader(DataLoader(data, batch_size=4), **share)
+    if kind == "dispatched":  # rank 0 reads, and sends to each its share; this process by itself has no others
+        assert len(next(iter(loader))[0]) == 1
+        loader.state = SimpleNamespace(num_processes=2)
+    with pytest.raises(ValueError, match="is divided among 2 processes, and repeats samples"):
+        read(loader)
+
+
+def test_a_loader_of_accelerate_that_repeats_nothing_is_read():
+    data = TensorDataset(X[:7], Y[:7])
+    options = {"num_processes": 2, "put_on_device": False, "even_batches": False}
+    shares = [prepare_data_loader(DataLoader(data, batch_size=2), process_index=rank, **options) for rank in range(2)]
+    inputs = torch.cat([batch[0] for share in shares for batch in read(share)])
+    torch.testing.assert_close(inputs.sort(dim=0).values, X[:7].sort(dim=0).values, rtol=0, atol=0)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from fisherfunc.distributed.packing import flat, num_bytes, parted
+from fisherfunc.distributed.packing import Room, flat, num_bytes, parted
 
 T = TypeVar("T")
 
@@ -252,7 +252,9 @@ class Everyone:
         self.waited(name, lambda: dist.all_gather(received, sent, group=self.ranks.group), range(self.size))
         return torch.cat([values[:count] for values, count in zip(received, counts, strict=True)])
 
-    def exchanged(self, name: str, sent: Sequence[Tensor], about: Any, *, to: int, source: int) -> tuple[Any, Any]:
+    def exchanged(
+        self, name: str, sent: Sequence[Tensor], about: Any, *, to: int, source: int, room: Room | None = None
+    ) -> tuple[Any, Any]:
         """Send tensors to one rank while those of another come.
 
         Args:
@@ -261,15 +263,16 @@ class Everyone:
             about: A small value that goes with them.
             to: The rank that gets them.
             source: The one whose tensors come.
+            room: Where tensors are put, those that came until the next exchange with it; new memory where None.
 
         Returns:
             The tensors that came, and the value that came with them.
         """
         if to == self.rank:
             return list(sent), about
-        like = sent[0]
+        like, room = sent[0], room or Room()
         header = pickle.dumps((about, [(t.dtype, tuple(t.shape)) for t in sent]))
-        mine = flat(sent, like)
+        mine = flat(sent, like, room)
 
         def passed() -> tuple[Any, Tensor]:
             # `like` says on which device: nccl knows no other than that of its GPU.
@@ -277,7 +280,7 @@ class Everyone:
             there = self._swapped(lengths, torch.empty_like(lengths), to, source).tolist()
             head = torch.frombuffer(bytearray(header), dtype=torch.uint8).to(like.device)
             read = self._swapped(head, head.new_empty(there[0]), to, source)
-            body = self._swapped(mine, mine.new_empty(there[1]), to, source)
+            body = self._swapped(mine, room.bytes("came", there[1], like), to, source)
             return pickle.loads(read.cpu().numpy().tobytes()), body
 
         self.bytes_sent += len(header) + len(mine)

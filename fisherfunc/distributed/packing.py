@@ -9,13 +9,29 @@ ALIGNED = 16
 """Bytes that the start of a tensor among others is a multiple of: no dtype is wider."""
 
 
-def flat(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
+class Room:
+    """Memory for what goes and what comes, kept for the next time: the pages of new memory take longer than a copy."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def bytes(self, name: str, size: int, like: Tensor) -> Tensor:
+        """Return so many bytes on the device of `like`: those of the same name as before where they are enough."""
+        found = self._kept.pop(name, None)
+        if found is None or len(found) < size or found.device != like.device:
+            del found  # gone before others are made
+            found = torch.empty(size, dtype=torch.uint8, device=like.device)
+        self._kept[name] = found
+        return found[:size]
+
+
+def flat(tensors: Sequence[Tensor], like: Tensor, room: Room) -> Tensor:
     """Return the bytes of tensors, one after the other."""
-    found = torch.empty(sum(_room(num_bytes(t)) for t in tensors), dtype=torch.uint8, device=like.device)
+    found = room.bytes("sent", sum(_aligned(num_bytes(t)) for t in tensors), like)
     start = 0
     for tensor in tensors:
         found[start : start + num_bytes(tensor)].view(tensor.dtype).view(tensor.shape).copy_(tensor)
-        start += _room(num_bytes(tensor))
+        start += _aligned(num_bytes(tensor))
     return found
 
 
@@ -25,11 +41,11 @@ def parted(flat: Tensor, shapes: Sequence[tuple[torch.dtype, tuple[int, ...]]]) 
     for dtype, shape in shapes:
         size = torch.Size(shape).numel() * dtype.itemsize
         found.append(flat[start : start + size].view(dtype).view(shape))
-        start += _room(size)
+        start += _aligned(size)
     return found
 
 
-def _room(size: int) -> int:
+def _aligned(size: int) -> int:
     return -(-size // ALIGNED) * ALIGNED
 
 

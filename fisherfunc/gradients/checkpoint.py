@@ -231,6 +231,27 @@ def finished_grams(checkpoint: Checkpoint, stage: int, like: Tensor) -> dict[str
     return None if found is None else {label: found[0][label].to(like.device, copy=True) for label in found[0]}
 
 
+def folder_of(folder: Path, *, rank: int = 0, size: int = 1) -> Path:
+    """Return the folder of one of several ranks, each of which keeps the Grams of its own rows; of one, `folder`.
+
+    Raises:
+        ValueError: If what is kept there is of another number of ranks.
+    """
+    sizes = {int(found.name.rpartition("-")[2]) for found in folder.glob("rank-*-of-*")}
+    sizes |= {1} if (folder / INDEX).exists() else set()
+    if sizes - {size}:
+        other = min(sizes - {size})
+        raise ValueError(
+            f"checkpoint={str(folder)!r} is of a run by {_named(other)}, and this one is by {_named(size)}: what was "
+            f"kept is divided between them; start as many to go on from it, or give another folder"
+        )
+    return folder if size == 1 else folder / f"rank-{rank}-of-{size}"
+
+
+def _named(size: int) -> str:
+    return "one process" if size == 1 else f"{size} ranks"
+
+
 def opened(path: str | os.PathLike[str] | None, fingerprint: Callable[[], Mapping[str, str]]) -> Checkpoint:
     """The folder of a pass; nowhere where `path` is None.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from fisherfunc.distributed.collectives import Everyone, Ranks
 from fisherfunc.distributed.entering import with_ranks
 from fisherfunc.gradients.certificate import certified
-from fisherfunc.gradients.checkpoint import NOWHERE, Checkpoint, opened
+from fisherfunc.gradients.checkpoint import NOWHERE, Checkpoint, folder_of, opened
 from fisherfunc.gradients.dense.route import dense_grams
 from fisherfunc.gradients.dense.slabs import DensePlan
 from fisherfunc.gradients.dense.subsample import Coordinates
@@ -119,9 +119,10 @@ def token_grams(
     Raises:
         ValueError: If no token is valid, an option is out of range, the memory limit is below the smallest chunk, a
             loss or gradient is not finite (the error names sequence, position and parameter), the checkpoint is of
-            another run (it says what differs), the targets are not for this loss, this unit or this memory limit, the
-            samples of a batch depend on each other, clusters are not one per sequence, the plan was made for something
-            else (a `PlanMismatchError`, it names what), or the self-check fails (it names block and sequences).
+            another run (it says what differs) or another number of ranks, the targets are not for this loss, this unit
+            or this memory limit, the samples of a batch depend on each other, clusters are not one per sequence, the
+            plan was made for something else (a `PlanMismatchError`, it names what), or the self-check fails (it names
+            block and sequences).
             Where ranks differ in anything that they must have in common, it says what.
         MemoryError: If the Grams alone take more than the memory that is free.
         OSError: If the checkpoint cannot be written.
@@ -150,6 +151,7 @@ def token_grams(
         self_check=self_check,
         progress=progress,
         plan=plan,
+        everyone=everyone,
     )
     work, ready, options, coordinates = start.work, start.ready, start.options, start.coordinates
     targets, loss, labels = start.targets, ready.work.loss, options.labels
@@ -171,10 +173,8 @@ def token_grams(
         marks = partial(fingerprint, options=options, route=way, coordinates=coordinates, targets=start.targets.name)
         if everyone is not None:
             pass_of_rank = partial(_passed, route=way, coordinates=coordinates, note=note)
-            asked = {"num_tokens": num_tokens, "seed": seed, "unit": unit, "drop_nonfinite": drop_nonfinite}
-            asked |= {"self_check": self_check, "checkpoint": checkpoint is not None}
-            return passed_over_ranks(everyone, rows, here, pass_of_rank, folder, marks, asked)
-        kept = opened(folder, partial(marks, rows))
+            return passed_over_ranks(everyone, rows, here, pass_of_rank, folder, marks)
+        kept = opened(None if folder is None else folder_of(folder), partial(marks, rows))
         grams, how = _passed(rows, here, way, coordinates, kept, note)
         return grams, how | ({"resumed": kept.resumed} if kept.resumed else {})
 

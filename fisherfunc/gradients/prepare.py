@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from fisherfunc.distributed.collectives import Everyone, Ranks
 from fisherfunc.gradients.batches import read
 from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.losses.asked import AnyLoss, token_loss_of
@@ -89,6 +90,7 @@ def prepared(
     seed: int = 0,
     drop_nonfinite: bool = False,
     seen: Seen | None = None,
+    everyone: Everyone | None = None,
 ) -> Prepared:
     """Find the valid tokens by one forward pass of each sequence, and pick those wanted.
 
@@ -104,6 +106,7 @@ def prepared(
         seed: Of their choice.
         drop_nonfinite: Whether to leave out tokens whose loss is not finite.
         seen: What was seen of the model on a batch of the same shapes.
+        everyone: The ranks that do it together, with the same batch; this process alone where None.
 
     Raises:
         ValueError: If no token is valid, a loss is not finite, or gradients would miss something.
@@ -113,12 +116,18 @@ def prepared(
     check_not_transformed("a pass over the tokens", params.values(), instead=instead)
     data = pulled(batch, num_tokens, lambda first: token_loss_of(loss, first))
     params, loss, given = fn.at(params), token_loss_of(loss, data.batches), split(data.batches)
+    everyone = everyone or Everyone(ranks=Ranks())
     reading, known = (None, None) if seen is None else (seen.reading, seen.nature)
-    settled_fn, sequences = settled(fn, params, given, loss, known=reading)
-    found = survey(settled_fn, params, sequences, loss, drop_nonfinite=drop_nonfinite, known=known)
+    if everyone.rank == 0:
+        settled_fn, sequences = settled(fn, params, given, loss, known=reading)
+        reading = reading or reading_of(fn, given, settled_fn)
+    reading = everyone.from_first("how the model reads a batch", lambda: reading)
+    if everyone.rank > 0:
+        settled_fn, sequences = settled(fn, params, given, loss, known=reading)
+    found = survey(settled_fn, params, sequences, loss, drop_nonfinite=drop_nonfinite, known=known, everyone=everyone)
     tokens = _pick(found.tokens, num_tokens, seed)
     if seen is None:
-        seen = Seen(reading=reading_of(fn, given, settled_fn), nature=found.nature)
+        seen = Seen(reading=reading, nature=found.nature)
     work = Workload(fn=settled_fn, params=params, sequences=sequences, loss=loss, tokens=tokens, nature=found.nature)
     return Prepared(
         work=work, num_valid=len(found.tokens.sequence), num_dropped=found.num_dropped, seen=seen, data=data.facts

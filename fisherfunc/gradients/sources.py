@@ -160,6 +160,14 @@ def _length(given: Any) -> int | None:
 
 
 def _check_order(loader: DataLoader) -> None:
+    parts: tuple[Any, ...] = (getattr(loader, "state", None), loader.batch_sampler, loader.dataset)  # of Accelerate
+    for part in parts:
+        if getattr(part, "num_processes", 1) > 1 and getattr(part, "even_batches", True):
+            raise ValueError(
+                f"the {type(loader).__name__} is divided among {part.num_processes} processes, and repeats samples to "
+                "make their shares even, so that tokens would count twice; pass the loader from before "
+                "accelerator.prepare: ranks= deals its sequences to ranks"
+            )
     in_order = isinstance(loader.sampler, SequentialSampler) and isinstance(loader.batch_sampler, BatchSampler | None)
     if not (in_order or isinstance(loader.dataset, IterableDataset)):
         raise ValueError(

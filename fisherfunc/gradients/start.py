@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from fisherfunc.distributed.collectives import Everyone
 from fisherfunc.gradients.dense.subsample import EVERY, Coordinates, sample_coordinates
 from fisherfunc.gradients.losses.asked import AnyLoss, token_loss_of
 from fisherfunc.gradients.model_function import ModelFunction
@@ -17,6 +18,8 @@ from fisherfunc.gradients.targets import Targets, chosen
 from fisherfunc.gradients.workload import PassOptions, Workload
 from fisherfunc.partitioning import labels_of, partition
 from fisherfunc.records.axes import Batch, Params, Progress
+
+SAME = "give every rank the same model, options and whole batch, which is dealt to them here"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +67,9 @@ def started(
     progress: Progress | None = None,
     plan: RunPlan | None = None,
     for_plan: bool = False,
+    everyone: Everyone | None = None,
 ) -> Start:
-    """Check the options, and find the tokens by a forward pass of each sequence.
+    """Check the options, and find the tokens by a forward pass of each sequence, of ranks each its share.
 
     Args:
         fn: The model.
@@ -88,10 +92,11 @@ def started(
         progress: To be called.
         plan: One that was made for a batch of the same shapes.
         for_plan: Whether a plan is to be made of it.
+        everyone: The ranks that start together; this process alone where None.
 
     Raises:
         PlanMismatchError: If the plan was made for something else; it names what.
-        ValueError: As `token_grams`.
+        ValueError: As `token_grams`, also where ranks differ in what the search for tokens depends on.
     """
     check_options(num_tokens, chunk_size, memory_limit, route, unit)
     targets, coordinates = chosen(targets, unit=unit), EVERY
@@ -110,6 +115,9 @@ def started(
     )
     data = pulled(batch, num_tokens, lambda first: token_loss_of(loss, first))
     batch = data.batches
+    if everyone is not None:
+        asked = {"num_tokens": num_tokens, "seed": seed, "unit": unit, "drop_nonfinite": drop_nonfinite}
+        everyone.check_alike({**asked, "self_check": self_check, "batch": split(batch).hash()}, SAME)
     loss = token_loss_of(loss, batch)
     known, facts = _known(plan), {}
     if known is not None or for_plan:
@@ -120,7 +128,15 @@ def started(
         known.check(facts)
     seen = None if known is None else known.seen
     ready = prepared(
-        fn, params, batch, loss, num_tokens=num_tokens, seed=seed, drop_nonfinite=drop_nonfinite, seen=seen
+        fn,
+        params,
+        batch,
+        loss,
+        num_tokens=num_tokens,
+        seed=seed,
+        drop_nonfinite=drop_nonfinite,
+        seen=seen,
+        everyone=everyone,
     )
     if known is not None:
         known.check_tokens(ready.work.tokens)

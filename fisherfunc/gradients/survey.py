@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherfunc.distributed.collectives import Everyone, Ranks
 from fisherfunc.gradients.batches import others_than_tensors
 from fisherfunc.gradients.losses import IGNORED, TokenLoss
 from fisherfunc.gradients.memory import SavedBytes
@@ -64,10 +65,12 @@ def survey(
     *,
     drop_nonfinite: bool = False,
     known: Nature | None = None,
+    everyone: Everyone | None = None,
 ) -> Surveyed:
     """Find the valid tokens and their losses.
 
-    Cost: two forward passes, one and a half where the model is known, and one of a sequence.
+    Cost: two forward passes, one and a half where the model is known, and one of a sequence. Of ranks each runs its
+    share, of enough sequences that they still meet in batches; rank 0 alone looks at the model.
 
     All of them have a graph, as in the pass: a model or a loss may compute something else without. Of one that is not
     known the largest sequence is run first, and again at the end with a backward pass (`check_reach`).
@@ -79,15 +82,23 @@ def survey(
         loss: The token loss.
         drop_nonfinite: Whether to leave out tokens whose loss is not finite, rather than raise.
         known: What was seen of the model on a batch of the same shapes.
+        everyone: The ranks that do it together, with the same sequences; this process alone where None.
 
     Raises:
         ValueError: If no token is valid, shapes differ, a target is out of range, a loss is not finite, or sequences
             that run together, or one that runs again, have other losses than each alone, or gradients would miss
             something.
     """
+    everyone = everyone or Everyone(ranks=Ranks())
+    first, nature = None, known
     with torch.enable_grad():
-        first, nature = (None, known) if known is not None else _looked_at(fn, params, sequences, loss)
-        tokens = concatenated(_surveyed(fn, params, sequences, loss, first, nature))
+        if known is None and everyone.rank == 0:
+            first, nature = _looked_at(fn, params, sequences, loss)
+        nature = everyone.from_first("what was seen of the model", lambda: nature)
+        assert nature is not None  # rank 0 has seen it, or it was known
+        mine = _share(len(sequences), everyone)
+        found = _surveyed(fn, params, sequences, loss, mine, first, nature, new=known is None)
+    tokens = _of_all(everyone, found, next(iter(params.values())).device)
     if tokens.loss.numel() == 0:
         raise ValueError(
             f"no valid token in {len(sequences)} sequences: a token counts if its target is not -100 and its position "
@@ -97,6 +108,21 @@ def survey(
         _check_again(fn, params, sequences, loss, first, nature)
     tokens, dropped = _finite(tokens, drop_nonfinite)
     return Surveyed(tokens=tokens, num_dropped=dropped, nature=nature)
+
+
+def _share(count: int, everyone: Everyone) -> range:
+    """The sequences that this rank runs: adjacent ones, of which many have the same shape."""
+    size = min(everyone.size, max(1, count // FEWEST_TOGETHER))
+    first, stop = (min(rank, size) * count // size for rank in (everyone.rank, everyone.rank + 1))
+    return range(first, stop)
+
+
+def _of_all(everyone: Everyone, found: Sequence[Tokens], device: torch.device) -> Tokens:
+    """The tokens that all ranks have found, in the order of their sequences."""
+    if everyone.size == 1:
+        return concatenated(found)
+    each = everyone.gathered("tokens", [concatenated(found).map(Tensor.cpu)] if found else [])
+    return concatenated([tokens for some in each for tokens in some]).map(lambda column: column.to(device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,21 +161,29 @@ def _check_again(
 
 
 def _surveyed(
-    fn: ModelFunction, params: Params, sequences: Sequences, loss: TokenLoss, first: _First | None, nature: Nature
+    fn: ModelFunction,
+    params: Params,
+    sequences: Sequences,
+    loss: TokenLoss,
+    mine: range,
+    first: _First | None,
+    nature: Nature,
+    *,
+    new: bool,
 ) -> list[Tokens]:
     """Sequence by sequence; many small ones of one shape together, where that gives the losses that each has alone.
 
-    Of a model that is known, `first` is None: then any number of them runs together, if half of them give the same.
+    Of a model that is not new any number of them runs together, if half of them give the same.
     """
     found: list[Tokens] = []
     run = partial(_together, fn, params, sequences, loss)
     width = max(FEWEST, min(MOST_TOGETHER, BYTES_TOGETHER // max(nature.saved_bytes, 1)))
-    for group in neighbours(range(len(sequences)), sequences, width):
+    for group in neighbours(mine, sequences, width):
         together = None
         if len(group) > 1 and not (loss.each_alone or nature.draws):
             together = run(group)
-        holds = _is_sound if first is not None else _holds_in_half
-        many = len(group) >= FEWEST_TOGETHER or first is None
+        holds = _is_sound if new else _holds_in_half
+        many = len(group) >= FEWEST_TOGETHER or not new
         if together is not None and many and holds(run, group, together, nature):
             found.append(together)
             continue

@@ -63,13 +63,14 @@ class Parts:
             points.append(one.axis)
         strips = []
         for strip in self.strips:
-            tensors += [strip.shared, *(strip.own[:, a:b, :places] for a, b, places in strip.reach)]
-            strips.append((strip.rows.start, strip.rows.stop, strip.axis, strip.width, strip.own.shape, strip.reach))
+            reach = sorted(strip.reach)
+            tensors += [strip.shared, *(strip.own[:, a:b, :places] for a, b, places in reach)]
+            strips.append((strip.rows.start, strip.axis, strip.width, reach))
         return tensors, (self.num_rows, self.formed is not None, points, strips, self.wide)
 
 
 def unpacked(tensors: Sequence[Tensor], about: Any) -> Parts:
-    """Return what was packed."""
+    """Return what was packed, without a copy: rows of one reach are a strip of their own."""
     num_rows, formed, points, strips, wide = about
     left = iter(tensors)
     first = next(left) if formed else None
@@ -78,20 +79,24 @@ def unpacked(tensors: Sequence[Tensor], about: Any) -> Parts:
         num_rows=num_rows,
         formed=first,
         points=tuple(found),
-        strips=tuple(_strip(left, *entry) for entry in strips),
+        strips=tuple(strip for entry in strips for strip in _strips(left, *entry)),
         wide=wide,
     )
 
 
-def _strip(
-    left: Iterator[Tensor], start: int, stop: int, axis: int, width: int, shape: torch.Size, reach: list[Any]
-) -> Strip:
+def _strips(
+    left: Iterator[Tensor], first: int, axis: int, width: int, reach: Sequence[tuple[int, int, int]]
+) -> Iterator[Strip]:
     shared = next(left)
-    parts = [next(left) for _ in reach]
-    own = (parts[0] if parts else shared).new_zeros(shape)
-    for (first, last, places), part in zip(reach, parts, strict=True):
-        own[:, first:last, :places] = part
-    return Strip(rows=slice(start, stop), shared=shared, axis=axis, width=width, own=own, reach=reach)
+    for start, stop, places in reach:
+        yield Strip(
+            rows=slice(first + start, first + stop),
+            shared=shared[:places],
+            axis=axis,
+            width=width,
+            own=next(left),
+            reach=[(0, stop - start, places)],
+        )
 
 
 def _rows_of(points: PointFactors, start: int, stop: int) -> PointFactors:

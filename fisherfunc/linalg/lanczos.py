@@ -35,7 +35,8 @@ class LeadingEigenvalues(Spectrum):
         exact: False.
         residuals: ‖A y − θ y‖ of the computed products.
         bounds: `residuals` and `round_off` together: an eigenvalue of F lies within each of them.
-        round_off: How far a product of one of the vectors is from that of exact arithmetic, as measured.
+        round_off: How far a product of one of the vectors is from that of exact arithmetic, as measured, and
+            how far the operator says that its matrix is from the exact one.
         missed: No eigenvalue that these do not account for is larger, from the trace or the Frobenius norm of F; NaN
             where neither is known, so that nothing is certified of what may have been missed.
         complete: Whether `missed` shows that these are the largest eigenvalues; None where it is not known.
@@ -121,7 +122,7 @@ def lanczos(
         operator: TokenOperator, space: Krylov, values: Tensor, within: Tensor, residuals: Tensor
     ) -> LeadingEigenvalues:
         error, measured = measured_round_off(operator, space, within)
-        round_off = torch.tensor(error, dtype=torch.float64, device="cpu")
+        round_off = torch.tensor(error + operator.inexact, dtype=torch.float64, device="cpu")
         bounds = residuals + round_off
         missed = _missed(operator, values, bounds)
         short = int((residuals > tolerance * values.clamp(min=0) + round_off).sum())

@@ -290,7 +290,7 @@ def lanczos_quadrature(*, num_probes: int = 8, num_steps: int = 40, seed: int = 
             num_rows=operator.num_rows,
             num_tokens=operator.num_tokens,
             num_params=operator.num_params,
-            round_off=round_off,
+            round_off=round_off + operator.inexact,
             exact_trace=operator.trace,
             num_products=products + measured,
             solver=f"lanczos_quadrature(num_probes={num_probes}, num_steps={num_steps}, seed={seed})",

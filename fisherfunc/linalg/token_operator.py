@@ -27,6 +27,8 @@ class TokenOperator:
         device: Where vectors lie.
         trace: tr F, where it is known exactly.
         squared_norm: ‖F‖_F², where it is known exactly.
+        inexact: How far the matrix of the products may be from K/N in norm, which no product shows: of numbers that
+            were rounded to be stored.
         name: What results call the operator.
     """
 
@@ -38,6 +40,7 @@ class TokenOperator:
     device: torch.device
     trace: float | None = None
     squared_norm: float | None = None
+    inexact: float = 0.0
     name: str = "operator"
 
 

@@ -2,6 +2,7 @@
 
 from fisherfunc.linalg.lanczos import LeadingEigenvalues
 from fisherfunc.linalg.quadrature import Estimate, SpectralQuadrature
+from fisherfunc.linalg.stored import StoredGram, stored_gram
 from fisherfunc.linalg.token_operator import TokenOperator, gram_operator
 from fisherfunc.operators.fisher import FisherOperator, fisher
 from fisherfunc.operators.ranks import over_ranks
@@ -11,8 +12,10 @@ __all__ = [
     "FisherOperator",
     "LeadingEigenvalues",
     "SpectralQuadrature",
+    "StoredGram",
     "TokenOperator",
     "fisher",
     "gram_operator",
     "over_ranks",
+    "stored_gram",
 ]

@@ -16,11 +16,13 @@ from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.losses.asked import token_loss_of
 from fisherfunc.gradients.planning.run_plan import RunPlan, eigensolve_operations, solver_bytes
 from fisherfunc.gradients.sequences import split
+from fisherfunc.gradients.sketched import rows
 from fisherfunc.gradients.targets import Targets, chosen
 from fisherfunc.linalg.divided import DividedGrams
 from fisherfunc.linalg.full_precision import full_precision
 from fisherfunc.linalg.kernels import robust_eigh
 from fisherfunc.linalg.lifting import GramKernel
+from fisherfunc.linalg.sketches import Kronecker
 from fisherfunc.linalg.sound_spectrum import check_kernel
 from fisherfunc.models.functionalize import Selection, functionalize
 from fisherfunc.partitioning import by_layer, partition
@@ -28,6 +30,7 @@ from fisherfunc.pipeline.inferred_loss import inferred_loss
 from fisherfunc.pipeline.inputs import inputs_of
 from fisherfunc.pipeline.over_ranks import spectrum_of_divided
 from fisherfunc.pipeline.result import FisherSpectrum
+from fisherfunc.pipeline.sketches import spectrum as sketched_spectrum
 from fisherfunc.pipeline.solve import IntervalMethod, interval_method, spectrum_of_grams
 from fisherfunc.records.axes import Batch, Progress
 from fisherfunc.records.dtypes import dtype_name
@@ -64,6 +67,7 @@ def fisher_spectrum(
     intervals: IntervalMethod = None,
     population: bool = True,
     clusters: Iterable[Hashable] | torch.Tensor | None = None,
+    sketch: Kronecker | None = None,
     ranks: Ranks | None = None,
     progress: Progress | None = None,
 ) -> FisherSpectrum:
@@ -109,6 +113,9 @@ def fisher_spectrum(
         population: Whether to estimate what holds of the population as well, where there are three sequences or more.
         clusters: A label per sequence of the batch, where sequences are not independent of each other (windows of a
             document, answers to a prompt): they take the place of sequences in all that is said of the population.
+        sketch: From `ff.sketches.kronecker(rank=…)`. Approximate, and marked so: gradients are projected, twice, and
+            `metadata["sketch"]` has the error of that beside every metric (see `ff.sketches.spectrum`); nothing is said
+            of the population.
         ranks: From `ff.distributed.ranks()`, under `torchrun`: the processes that share the work, each of which makes
             this same call, with the whole batch, and gets the same result. Sequences are dealt to them, and the blocks
             to be solved; `memory_limit` is of each. `metadata["ranks"]` says what each had to do.
@@ -138,47 +145,59 @@ def fisher_spectrum(
         raise ValueError(f"unit expected 'token' or 'sequence', got unit={unit!r}")
     fn = functionalize(model, parameters=parameters).to(dtype=dtype, device=device)
     targets = chosen(targets, unit=unit, center=center)
+    if sketch is not None:
+        beside: dict[str, Any] = {"center": center, "plan": plan, "max_coordinates": max_coordinates}
+        beside |= {"checkpoint": checkpoint, "intervals": intervals, "clusters": clusters, "ranks": ranks}
+        beside |= {"drop_nonfinite": drop_nonfinite, "route='dense'": route == "dense"}
+        _check_sketch(sketch, beside)
     partition(fn.params, blocks)  # what fails does so before the pass
     check_eigensolver(kernel, eigensolve_device, eigensolve_dtype)
     like = next(iter(fn.params.values()))
     data = inputs_of(fn, batch, num_tokens, lambda first: token_loss(loss, model, first, plan))
     batch = data.batches
     check_intervals(intervals, batch)
-    grams = token_grams(
-        fn,
-        fn.params,
-        batch,
-        token_loss(loss, model, batch, plan),
-        targets=targets,
-        unit=unit,
-        num_tokens=num_tokens,
-        seed=seed,
-        route=route,
-        chunk_size=chunk_size,
-        memory_limit=memory_limit,
-        blocks=blocks,
-        max_coordinates=max_coordinates,
-        drop_nonfinite=drop_nonfinite,
-        self_check=self_check,
-        checkpoint=checkpoint,
-        plan=plan,
-        clusters=clusters,
-        ranks=ranks,
-        progress=progress,
-    )
     solve_on = _eigensolve_device(eigensolve_device, like.device)
     usual = eigensolve_dtype == torch.float64 and solve_on == like.device
     own = None if usual else robust_eigh(dtype=eigensolve_dtype, device=solve_on)
-    asked: dict[str, Any] = {"center": center, "intervals": intervals, "population": population}
-    if isinstance(grams, DividedGrams):
-        result = spectrum_of_divided(grams, blocks=blocks, kernel=kernel or own, **asked)
+    passed: dict[str, Any] = {
+        "targets": targets,
+        "unit": unit,
+        "num_tokens": num_tokens,
+        "seed": seed,
+        "chunk_size": chunk_size,
+        "memory_limit": memory_limit,
+        "progress": progress,
+    }
+    if sketch is not None:
+        projected = rows(fn, fn.params, batch, token_loss(loss, model, batch), sketch=sketch, **passed)
+        result = sketched_spectrum(projected, blocks=blocks, kernel=kernel or own)
     else:
-        result = spectrum_of_grams(grams, blocks=blocks, unit=unit, kernel=kernel or own, **asked)
+        grams = token_grams(
+            fn,
+            fn.params,
+            batch,
+            token_loss(loss, model, batch, plan),
+            **passed,
+            route=route,
+            blocks=blocks,
+            max_coordinates=max_coordinates,
+            drop_nonfinite=drop_nonfinite,
+            self_check=self_check,
+            checkpoint=checkpoint,
+            plan=plan,
+            clusters=clusters,
+            ranks=ranks,
+        )
+        asked: dict[str, Any] = {"center": center, "intervals": intervals, "population": population}
+        if isinstance(grams, DividedGrams):
+            result = spectrum_of_divided(grams, blocks=blocks, kernel=kernel or own, **asked)
+        else:
+            result = spectrum_of_grams(grams, blocks=blocks, unit=unit, kernel=kernel or own, **asked)
+        result = replace(result, metadata={**result.metadata, "plan": _with_eigensolve(result)})
     facts = {
         "model": fn.name,
         "mode": "evaluation",
         "num_frozen_params": sum(p.numel() for p in fn.frozen.values()),
-        "plan": _with_eigensolve(result.metadata["plan"], len(result.blocks)),
         "eigensolve_dtype": None if kernel else dtype_name(eigensolve_dtype),
         "wall_time_s": perf_counter() - begin,
         **data.facts,
@@ -186,8 +205,21 @@ def fisher_spectrum(
     return replace(result, metadata={**result.metadata, **facts})
 
 
-def _with_eigensolve(plan: dict[str, Any], num_blocks: int) -> dict[str, Any]:
+def _check_sketch(sketch: Any, beside: dict[str, Any]) -> None:
+    """Raise where it is none, or asked for with what projected rows are not made with."""
+    if not isinstance(sketch, Kronecker):
+        raise TypeError(f"sketch expected that of ff.sketches.kronecker(rank=…), got {sketch!r}")
+    given = [name for name, value in beside.items() if value is not None and value is not False]
+    if given:
+        raise ValueError(
+            f"sketch= got {', '.join(given)} beside it, which projected rows are made without; leave out either, or "
+            "take the rows from ff.sketches.rows"
+        )
+
+
+def _with_eigensolve(result: FisherSpectrum) -> dict[str, Any]:
     """The plan of the pass, with the eigensolves."""
+    plan, num_blocks = result.metadata["plan"], len(result.blocks)
     count = plan["num_units"]
     operations = {**plan["operations"], "eigensolve": eigensolve_operations(count, num_blocks)}
     peak = max(plan["peak_bytes"], solver_bytes(count, num_blocks))

@@ -149,6 +149,13 @@ _METHOD = (
         help="exact: every eigenvalue, from N × N matrices; lanczos: the leading ones of the full matrix, certified, "
         "without any: for tens of thousands of tokens.",
     ),
+    click.option(
+        "--sketch",
+        type=_COUNT,
+        metavar="RANK",
+        help="Approximate, and marked so: gradients are projected to at most RANK² numbers a weight, twice, and every "
+        "metric has the error of that beside it.",
+    ),
     click.option("--leading", type=_COUNT, metavar="K", help="Of lanczos: how many eigenvalues.  [default: 20]"),
     click.option(
         "--tolerance",
@@ -300,6 +307,8 @@ def _of_lanczos(method: str, options: dict[str, Any]) -> dict[str, Any] | None:
             if value is not None:
                 raise click.UsageError(f"--{name} is of --method lanczos; give that, or leave it out")
         return None
+    if options.pop("sketch") is not None:
+        raise click.UsageError("--sketch has all eigenvalues, approximately, and --method lanczos some; leave out one")
     context = click.get_current_context()
     if context.get_parameter_source("blocks") is click.core.ParameterSource.DEFAULT:
         options["blocks"] = context.params["blocks"] = "whole"

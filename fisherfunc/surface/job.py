@@ -15,6 +15,7 @@ from fisherfunc.distributed.collectives import Everyone
 from fisherfunc.gradients import losses, targets
 from fisherfunc.gradients.planning.run_plan import RunPlan
 from fisherfunc.gradients.targets import Targets
+from fisherfunc.linalg.sketches import kronecker
 from fisherfunc.models.heads import divide_heads
 from fisherfunc.models.huggingface import LoadedModel, load, num_valid_tokens, text_windows
 from fisherfunc.models.sampled_windows import sampled_windows
@@ -52,6 +53,7 @@ class Job:
         targets: "observed", "sampled" or "all-classes".
         num_draws: Of sampled targets; 1 where None.
         bos: What windows of causal models begin with (`start_tokens` in models/windows.py).
+        sketch: The rank of random projections of the gradients; exact where None.
 
     Raises:
         ValueError: If targets that are not sampled have a number of draws.
@@ -73,6 +75,7 @@ class Job:
     targets: str = "observed"
     num_draws: int | None = None
     bos: str = "auto"
+    sketch: int | None = None
 
     def __post_init__(self) -> None:
         if self.num_draws is not None and self.targets != "sampled":
@@ -158,11 +161,13 @@ def compute(
         unit=job.unit,
         checkpoint=checkpoint,
         intervals=job.intervals,
-        clusters=clusters,
+        clusters=clusters if job.sketch is None else None,
+        sketch=None if job.sketch is None else kronecker(rank=job.sketch, seed=job.seed),
         ranks=cast(Any, everyone),
         progress=progress,
     )
-    return replace(result, metadata={**result.metadata, "method": "exact", **facts})
+    method = "exact" if job.sketch is None else "sketch"
+    return replace(result, metadata={**result.metadata, "method": method, **facts})
 
 
 def predict(

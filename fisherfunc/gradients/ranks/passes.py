@@ -7,13 +7,12 @@ from typing import Any
 from torch import Tensor
 
 from fisherfunc.distributed.collectives import Everyone
-from fisherfunc.gradients.checkpoint import opened
+from fisherfunc.gradients.checkpoint import folder_of, opened
 from fisherfunc.gradients.ranks.ring import Ring
 from fisherfunc.gradients.sound import SoundPass
+from fisherfunc.gradients.start import SAME
 from fisherfunc.gradients.workload import PassOptions, Workload
 from fisherfunc.linalg.divided import DividedGram
-
-SAME = "give every rank the same model, options and whole batch, which is dealt to them here"
 
 
 def passed_over_ranks(
@@ -23,7 +22,6 @@ def passed_over_ranks(
     passed: Callable[..., tuple[dict[str, Tensor], dict[str, Any]]],
     folder: Path | None,
     marks: Callable[[Workload], dict[str, str]],
-    asked: Mapping[str, Any],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Pass over rows with all ranks.
 
@@ -34,7 +32,6 @@ def passed_over_ranks(
         passed: (work, options, checkpoint=, company=) → the Grams of this rank's rows, and how they were computed.
         folder: Of the checkpoint; each rank has a folder in it.
         marks: Rows → what must be the same where a pass goes on.
-        asked: {option: its value} of what else must be the same on all ranks.
 
     Returns:
         {label: a `DividedGram`}, and how they were computed: that of rank 0, whose share is the largest.
@@ -42,9 +39,9 @@ def passed_over_ranks(
     Raises:
         ValueError: If ranks differ in what they must have in common.
     """
-    everyone.check_alike({**asked, **marks(rows)}, SAME)
+    everyone.check_alike({"checkpoint": folder is not None, **marks(rows)}, SAME)
     ring = Ring(everyone, rows)
-    own = None if folder is None else folder / f"rank-{everyone.rank}-of-{everyone.size}"
+    own = None if folder is None else folder_of(folder, rank=everyone.rank, size=everyone.size)
     kept = opened(own, lambda: marks(ring.work))
     grams, how = passed(ring.work, ring.options(options), checkpoint=kept, company=ring)
     how = everyone.from_first("how", lambda: how | ({"resumed": kept.resumed} if kept.resumed else {}))

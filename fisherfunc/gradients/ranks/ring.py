@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fisherfunc.distributed.collectives import Everyone, RanksError
+from fisherfunc.distributed.packing import Room
 from fisherfunc.gradients.checkpoint import Checkpoint
 from fisherfunc.gradients.factored.contract import Holder
 from fisherfunc.gradients.factored.passes import Alone, add_all
@@ -57,7 +58,7 @@ class Ring(Alone):
         self.mine = self.deal.rows[everyone.rank]
         self.work = work.select(self.mine)
         self._device = next(iter(work.params.values())).device
-        self._workspace = Workspace()
+        self._workspace, self._room = Workspace(), Room()
         self._contracting = False
 
     def options(self, options: PassOptions) -> PassOptions:
@@ -144,7 +145,7 @@ class Ring(Alone):
         add_all(holders, squares, label, set())
         for name in list(parts):
             self._meet(name, parts.pop(name), grams[label(name)])
-        self._contracting = False
+        self._room, self._contracting = Room(), False
 
     def add_rows(self, gram: Tensor, rows: Tensor) -> None:
         """K += G Gᵀ for the rows here and those of all. `gram` is written to."""
@@ -184,7 +185,8 @@ class Ring(Alone):
     def _swapped(self, name: str, parts: Parts, to: int, source: int) -> Parts:
         tensors, about = parts.packed()
         sent = tensors or [torch.zeros(0, device=self._device)]
-        return unpacked(*self.everyone.exchanged(f"factors of {name}", sent, about, to=to, source=source))
+        room = self._room
+        return unpacked(*self.everyone.exchanged(f"factors of {name}", sent, about, to=to, source=source, room=room))
 
     def _mirror(self, label: str, gram: Tensor) -> None:
         """Fill in what other ranks have computed: the transposes of their blocks. `gram` is written to."""

@@ -1,0 +1,206 @@
+"""A Gram too large for the memory, in a file: its lower triangle by tiles of rows, and products that stream over them.
+
+A tile holds K[start:stop, :stop], so that each number off the diagonal blocks is stored once and used twice,
+
+    (K u)[start:stop] += tile u[:stop],      (K u)[:start] += tile[:, :start]ᵀ u[start:stop].
+
+In float32 the file has 2 N² bytes, 3.2 GB for 40,000 rows, and each number is off by at most 2⁻²⁴ of itself, so that by
+Weyl no eigenvalue is off by more than 2⁻²⁴ ‖K‖_F, which certificates have added to them. Trace and Frobenius norm are
+those of the numbers before they were rounded. Axis order: rows n, vectors k.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fisherfunc.linalg.token_operator import TokenOperator
+from fisherfunc.records.dtypes import dtype_name
+from fisherfunc.records.storage import replacing
+from fisherfunc.records.tensor_files import DamagedError, bytes_of
+
+ENTRIES = 2**24
+"""Of a tile: 134 MB in float64, in which it is multiplied."""
+TILE = 1024
+"""The most rows of a tile."""
+
+Rows = Callable[[int, int], Float[Tensor, "_m _n"]]
+"""(start, stop) → K[start:stop, :stop]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredGram:
+    """A Gram in a file, made by `stored_gram` or opened by `load`.
+
+    Attributes:
+        path: The file of its tiles; a file of plain values lies beside it, and is written last.
+        num_rows: n.
+        num_tokens: N, what K is divided by.
+        num_params: P, where it is known.
+        dtype: What numbers are stored in.
+        tile: How many rows a tile has.
+        trace: tr K.
+        squared_norm: ‖K‖_F².
+    """
+
+    path: Path
+    num_rows: int
+    num_tokens: int
+    num_params: int | None
+    dtype: torch.dtype
+    tile: int
+    trace: float
+    squared_norm: float
+
+    def matmul(self, vectors: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+        """Return K times some vectors in float64; the file is read once. Cost 2 N² k operations.
+
+        Raises:
+            DamagedError: If the file is shorter than it was.
+        """
+        found = torch.zeros_like(vectors, dtype=torch.float64)
+        for start, stop, tile in self.tiles():
+            whole = tile.double()
+            found[start:stop] += whole @ vectors[:stop]
+            found[:start] += whole[:, :start].mT @ vectors[start:stop]
+        return found
+
+    def tiles(self) -> Iterator[tuple[int, int, Float[Tensor, "_m _n"]]]:
+        """Yield start, stop and K[start:stop, :stop]; a tile is overwritten by the next."""
+        bounds = list(_bounds(self.num_rows, self.tile))
+        room = torch.empty(max((stop - start) * stop for start, stop in bounds), dtype=self.dtype, device="cpu")
+        with self.path.open("rb", buffering=0) as file:
+            for start, stop in bounds:
+                tile = room[: (stop - start) * stop]
+                _read(file.readinto, bytes_of(tile), self.path)
+                yield start, stop, tile.view(stop - start, stop)
+
+    def operator(self) -> TokenOperator:
+        """Return the operator of it, for `ff.kernels.lanczos` and `lanczos_quadrature`."""
+
+        def product(u: Tensor) -> Tensor:
+            return self.matmul(u[:, None])[:, 0] / self.num_tokens
+
+        return TokenOperator(
+            token_product=product,
+            reference_product=product,
+            num_rows=self.num_rows,
+            num_tokens=self.num_tokens,
+            num_params=self.num_params,
+            device=torch.device("cpu"),
+            trace=self.trace / self.num_tokens,
+            squared_norm=self.squared_norm / self.num_tokens**2,
+            inexact=_rounding(self.dtype) * self.squared_norm**0.5 / self.num_tokens,
+            name=f"Gram in {self.path.name}",
+        )
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> "StoredGram":
+        """Open a Gram that `stored_gram` has written.
+
+        Raises:
+            FileNotFoundError: If there is none, or it was not finished.
+            DamagedError: If its file has another size than it was written with.
+        """
+        file = Path(path)
+        facts = json.loads(_beside(file).read_text())
+        found = StoredGram(path=file, **{**facts, "dtype": getattr(torch, facts["dtype"])})
+        expected = sum((stop - start) * stop for start, stop in _bounds(found.num_rows, found.tile))
+        size, expected = file.stat().st_size, expected * found.dtype.itemsize
+        if size != expected:
+            raise DamagedError(f"{file} has {size} bytes, expected {expected}; write it again by stored_gram")
+        return found
+
+
+def stored_gram(
+    path: str | os.PathLike[str],
+    rows: Rows,
+    *,
+    num_rows: int,
+    num_tokens: int | None = None,
+    num_params: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> StoredGram:
+    """Write a Gram to a file, by tiles of rows, of which one is in memory at a time.
+
+    Args:
+        path: The file, of 2 N² bytes in float32; it is overwritten.
+        rows: (start, stop) → K[start:stop, :stop], unnormalised, called from the first rows to the last.
+        num_rows: n.
+        num_tokens: N, what K is divided by; the number of rows where None.
+        num_params: P, where it is known.
+        dtype: What numbers are stored in, float32 or float64.
+
+    Raises:
+        ValueError: If a tile has another shape, or holds a number that is not finite in this dtype.
+        OSError: If the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> factors = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     gram = stored_gram(Path(folder, "gram"), lambda a, b: factors[a:b] @ factors[:b].mT, num_rows=3)
+        ...     gram.trace, gram.matmul(torch.ones(3, 1, dtype=torch.float64)).flatten().tolist()
+        (7.0, [6.0, 2.0, 5.0])
+    """
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"dtype expected torch.float32 or torch.float64, got {dtype}")
+    if num_rows < 1:
+        raise ValueError(f"num_rows expected at least 1, got num_rows={num_rows}")
+    file = Path(path)
+    tile_rows = max(1, min(TILE, ENTRIES // num_rows))
+    trace = squared_norm = 0.0
+    _beside(file).unlink(missing_ok=True)
+    with file.open("wb", buffering=0) as written:
+        for start, stop in _bounds(num_rows, tile_rows):
+            tile = rows(start, stop).to("cpu", torch.float64)
+            rounded = tile.to(dtype)
+            if tile.shape != (stop - start, stop) or not bool(rounded.isfinite().all()):
+                raise ValueError(
+                    f"rows({start}, {stop}) expected finite numbers of shape {(stop - start, stop)}, got shape "
+                    f"{tuple(tile.shape)}; give K[start:stop, :stop], in {dtype_name(dtype)} without overflow"
+                )
+            trace += float(tile[:, start:].diagonal().sum())
+            squared_norm += float(tile[:, start:].square().sum() + 2 * tile[:, :start].square().sum())
+            left = bytes_of(rounded)
+            while left:
+                left = left[written.write(left) :]
+    facts: dict[str, Any] = {
+        "num_rows": num_rows,
+        "num_tokens": num_tokens or num_rows,
+        "num_params": num_params,
+        "dtype": dtype_name(dtype),
+        "tile": tile_rows,
+        "trace": trace,
+        "squared_norm": squared_norm,
+    }
+    with replacing(_beside(file)) as temporary:
+        temporary.write_text(json.dumps(facts))
+    return StoredGram.load(file)
+
+
+def _rounding(dtype: torch.dtype) -> float:
+    """What a number may lose of itself where it is stored."""
+    return 0.0 if dtype == torch.float64 else torch.finfo(dtype).eps / 2
+
+
+def _bounds(num_rows: int, tile: int) -> Iterator[tuple[int, int]]:
+    return ((start, min(start + tile, num_rows)) for start in range(0, num_rows, tile))
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _read(into: Callable[[memoryview], int | None], left: memoryview, path: Path) -> None:
+    while left:
+        count = into(left)
+        if not count:
+            raise DamagedError(f"{path} has ended before its last tile; write it again by stored_gram")
+        left = left[count:]
