@@ -124,8 +124,7 @@ def curve_of(
 ) -> Curve:
     """Return the curve, of fifty folds of clusters where there are more than fifty.
 
-    Cost N³ operations at each of four γ, of which a symmetric product takes one half of those of a plain one, and N² T
-    at each of the others, for clusters of T rows.
+    Cost N³ operations at each of four γ, a symmetric product, and 4 N² T at all of them, for clusters of T rows.
 
     Args:
         gram: K, in float64.
@@ -147,7 +146,7 @@ def curve_of(
     dimension = torch.stack([point.dimension for point in points])
     slope = slope_of(kappa.log(), dimension.log())
     chosen = sorted({round(k * (len(points) - 1) / (NUM_ANCHORS - 1)) for k in range(NUM_ANCHORS)})
-    gram, sizes = gram[order[:, None], order], folds.sizes[by_size]
+    gram, sizes = gram.index_select(0, order).index_select(1, order), folds.sizes[by_size]
     anchors = [_refitted(points[k], slope[k], gram, values, vectors, lengths, sizes) for k in chosen]
     deviations, dependence = (torch.stack(parts) for parts in zip(*anchors, strict=True))
     deviations = torch.empty_like(deviations).index_copy(-1, torch.tensor(by_size, device=gram.device), deviations)
@@ -353,7 +352,7 @@ def effective_dimension(
 
     By simulation within 1 % of the truth where norms do not depend on directions (the sample's own is 10 % off at 8
     sequences), wherever d is less than 0.9 N; where they do strongly, up to 40 % too high, and the estimate warns.
-    Cost an eigensolve with vectors and about as much again. Above fifty clusters, fifty folds of neighbours are left
+    Cost an eigensolve with vectors and half as much again. Above fifty clusters, fifty folds of neighbours are left
     out in turn.
 
     Args:

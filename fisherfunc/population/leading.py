@@ -122,18 +122,21 @@ def _of_rows(
 def _of_eigenpairs(
     eigenpairs: Eigenbasis, rows: Int[Tensor, " m"] | None, start: Float[Tensor, "n k"]
 ) -> tuple[Product, Float[Tensor, "1 n k"]]:
-    """The same without one cluster in the basis of the eigenvectors: (I − VᵀV) Λ (I − VᵀV), with V its rows of them."""
+    """The same without one cluster in the basis of the eigenvectors: (I − VᵀV) Λ (I − VᵀV), with V its rows of them.
+
+    The first factor is for round-off, which may have led back to the cluster; both are in two products with V.
+    """
     values, vectors = eigenpairs[0][:, None], eigenpairs[1]
     own = vectors[:0] if rows is None else vectors[rows]
-
-    def without(block: Tensor) -> tuple[Tensor, Tensor]:
-        held = own @ block
-        return block - own.mT @ held, held.square().sum(dim=1)
+    weighted = own @ (values * own.mT)
 
     def product(block: Tensor) -> tuple[Tensor, Tensor]:
-        return without(values * without(block)[0])  # twice, as round-off may have led back to the cluster
+        inside, held = (own @ torch.cat([block, values * block], -1)).chunk(2, dim=-1)
+        held = held - weighted @ inside
+        first, last = (own.mT @ torch.cat([inside, held], -1)).chunk(2, dim=-1)
+        return values * (block - first) - last, held.square().sum(dim=1)
 
-    return product, without(start[None])[0]
+    return product, (start - own.mT @ (own @ start))[None]
 
 
 def _leading(
