@@ -16,7 +16,7 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from zlib import crc32
@@ -191,6 +191,7 @@ class Cell:
         held_all: The share of all samples whose interval did.
         bias: The mean of printed points over the truth, less one; where the truth is zero, their mean. None without.
         num_samples: How many.
+        seed: Of these; of several that are pooled, the first.
     """
 
     spectrum: str
@@ -203,6 +204,7 @@ class Cell:
     held_all: float
     bias: float | None
     num_samples: int
+    seed: int = 0
 
     @property
     def is_printed(self) -> bool:
@@ -318,15 +320,42 @@ def _share(found: Iterable[Estimate], truth: float) -> float:
     return sum(held) / len(held)
 
 
+def pooled(cells: list[Cell]) -> list[Cell]:
+    """Those of one estimator and population as one, each by its number of samples."""
+    places: dict[tuple[str, str, int, str], list[Cell]] = {}
+    for cell in cells:
+        places.setdefault((cell.spectrum, cell.norms, cell.num_sequences, cell.name), []).append(cell)
+
+    def together(some: list[Cell]) -> Cell:
+        count = sum(cell.num_samples for cell in some)
+        shown = [(cell.printed * cell.num_samples, cell) for cell in some if cell.held is not None]
+        pointed = [(weight, cell.bias) for weight, cell in shown if cell.bias is not None]
+        num_shown = sum(weight for weight, _ in shown)
+        return replace(
+            some[0],
+            printed=num_shown / count,
+            held=sum(weight * (cell.held or 0.0) for weight, cell in shown) / num_shown if shown else None,
+            held_all=sum(cell.num_samples * cell.held_all for cell in some) / count,
+            bias=sum(weight * bias for weight, bias in pointed) / sum(weight for weight, _ in pointed)
+            if pointed
+            else None,
+            num_samples=count,
+        )
+
+    return [together(some) for some in places.values()]
+
+
 def markdown(cells: list[Cell]) -> str:
     """A table: rows are estimators and spectra, columns norms, numbers of sequences, and in parentheses of samples."""
     columns = list(dict.fromkeys((cell.norms, cell.num_sequences) for cell in cells))
-    samples = {(cell.norms, cell.num_sequences): cell.num_samples for cell in cells}
+    samples = {
+        column: sorted({c.num_samples for c in cells if (c.norms, c.num_sequences) == column}) for column in columns
+    }
     rows = list(dict.fromkeys((cell.name, cell.spectrum) for cell in cells))
     by_place = {(cell.name, cell.spectrum, cell.norms, cell.num_sequences): cell for cell in cells}
     head = (
         "| estimator | spectrum | truth | "
-        + " | ".join(f"{norms}, {count} ({samples[norms, count]})" for norms, count in columns)
+        + " | ".join(f"{norms}, {count} ({' or '.join(map(str, samples[norms, count]))})" for norms, count in columns)
         + " |"
     )
     lines = [head, "| --- | --- | --- |" + " --- |" * len(columns)]
@@ -366,7 +395,9 @@ def parser() -> argparse.ArgumentParser:
     kind = found.add_mutually_exclusive_group()
     kind.add_argument("--paired", action="store_true", help="ratios of two spectra of the same draws")
     kind.add_argument("--moments", action="store_true", help="second moments and their ratios alone: no eigensolve")
-    found.add_argument("--cells", type=Path, metavar="FILE", help="JSON lines: kept, and not measured again")
+    found.add_argument(
+        "--cells", type=Path, metavar="FILE", help="JSON lines: kept, not measured again; seeds are pooled"
+    )
     return found
 
 
@@ -377,17 +408,19 @@ def main(arguments: list[str] | None = None, say: Callable[[str], None] = print)
     of_moments = partial(measure, of_sample=second_moments)
     done = measure_paired if options.paired else of_moments if options.moments else measure
     without = (REFERENCE, "model") if options.paired else ()
-    known = {(cell.spectrum, cell.norms, cell.num_sequences) for cell in cells}
+    known = {(cell.spectrum, cell.norms, cell.num_sequences, cell.seed) for cell in cells}
     for count in options.sequences:
         for spectrum in (name for name in options.spectra if name not in without):
             for norms in options.norms[:1] if spectrum == "model" else options.norms:
-                if (spectrum, population(spectrum, norms).norms, count) in known:
+                if (spectrum, population(spectrum, norms).norms, count, options.seed) in known:
                     continue
                 new = done(spectrum, norms, count, options.tokens, options.samples, options.seed)
+                new = [replace(cell, seed=options.seed) for cell in new]
                 cells += new
                 if options.cells:
                     with options.cells.open("a", encoding="utf-8") as file:
                         file.writelines(json.dumps(asdict(cell)) + "\n" for cell in new)
+    cells = pooled(cells)
     say(markdown(cells))
     say(f"\n{sum(cell.falls_short or cell.is_biased for cell in cells)} of {len(cells)} cells fall short")
     return int(any(cell.falls_short or cell.is_biased for cell in cells))

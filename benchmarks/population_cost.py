@@ -1,7 +1,9 @@
-"""`python -m benchmarks.population_cost [--tokens N...] [--sequences S]`: what estimates of the population cost.
+"""`python -m benchmarks.population_cost [--tokens N...] [--sequences S] [--main-job]`: what estimates cost.
 
-Beside the eigensolve with vectors of the same Gram, in seconds of the processor, so that other work on the machine does
-not count: at most as much again. Rows are Gaussian, of sequences that share a part; a table in Markdown.
+Of the population, beside the eigensolve with vectors of the same Gram, in seconds of the processor, so that other work
+on the machine does not count: no more than that. Rows are Gaussian, of sequences that share a part; a table in
+Markdown. SciPy is imported before, by estimates of a few tokens: half a second of each process. With `--main-job` also
+their share of the main job, with that import; of the job the model is loaded, passed over and solved, no more.
 """
 
 import argparse
@@ -11,9 +13,14 @@ from time import process_time
 import torch
 
 from benchmarks.coverage import population, sample
+from benchmarks.pool import pool
+from fisherfunc import spectrum_of_grams
 from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.population.clusters import clusters_of
 from fisherfunc.population.summary import summary_of
+
+MAIN_JOB = 512
+"""Tokens that it asks for."""
 
 
 def seconds(grams: TokenGrams) -> tuple[float, float]:
@@ -34,11 +41,24 @@ def table(sizes: list[int], num_sequences: int, num_params: int) -> str:
         "| --- | --- | --- | --- |",
     ]
     of = population("1/k", "gaussian", num_params)
+    seconds(sample(of, num_sequences=8, num_tokens=2, generator=torch.Generator().manual_seed(0)))
     for size in sizes:
         tokens = {"num_sequences": num_sequences, "num_tokens": size // num_sequences}
         solve, rest = seconds(sample(of, **tokens, generator=torch.Generator().manual_seed(0)))
         lines.append(f"| {size // num_sequences * num_sequences:,} | {solve:.1f} | {rest:.1f} | {rest / solve:.2f} |")
     return "\n".join(lines)
+
+
+def of_main_job() -> str:
+    """A line: seconds of the processor, of all and of the estimates."""
+    begin = process_time()
+    grams = pool(MAIN_JOB)
+    passed = process_time() - begin
+    estimates = seconds(grams)[1]
+    begin = process_time()
+    spectrum_of_grams(grams, population=False)
+    whole = passed + estimates + process_time() - begin
+    return f"Main job, {grams.num_rows} tokens: {whole:.1f} s, estimates {estimates:.2f} s, {estimates / whole:.1%}\n"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048], metavar="N", help="1024 2048")
     found.add_argument("--sequences", type=int, default=64, metavar="S", help="64")
     found.add_argument("--params", type=int, default=4096, metavar="P", help="parameters of the population; 4096")
+    found.add_argument("--main-job", action="store_true", help="first, their share of the main job")
     return found
 
 
@@ -57,6 +78,8 @@ def main(arguments: list[str] | None = None, say: Callable[[str], None] = print)
     options = parser().parse_args(arguments)
     if min(options.tokens) < options.sequences or options.sequences < 5:
         raise SystemExit("--sequences expected five or more, and --tokens no fewer than that")
+    if options.main_job:
+        say(of_main_job())
     say(table(options.tokens, options.sequences, options.params))
 
 

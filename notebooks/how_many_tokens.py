@@ -21,6 +21,8 @@
 # and for what `ff.population` says of the text.
 
 # %%
+import math
+
 import matplotlib.pyplot as plt
 import torch
 from sklearn.datasets import load_digits
@@ -78,11 +80,12 @@ results = {
 
 
 def numbers(result):
-    """{name: (of the sample, of the population and its ends)}."""
+    """{name: (of the sample, of the population and its ends)}; of λ₁ no ends where the package prints none."""
     found, bracket = result.population, result.population.leading_eigenvalue
     ratio, error = found.participation_ratio.full, found.block_diagonal_error
+    ends = (bracket.low, bracket.high) if bracket.warning is None else (math.nan, math.nan)
     return {
-        "$\\lambda_1$": (ff.metrics.largest(result.full).item(), None, bracket.low, bracket.high),
+        "$\\lambda_1$": (ff.metrics.largest(result.full).item(), None, *ends),
         "participation ratio": (
             ff.metrics.participation_ratio(result.full).item(),
             ratio.estimate,
@@ -104,7 +107,8 @@ for name, some in results.items():
     for result in some:
         cells = []
         for own, point, low, high in numbers(result).values():
-            cells.append(f"{own:7.3g} → " + (f"{low:.3g} … {high:.3g}" if point is None else f"{point:.3g}"))
+            ends = "–" if math.isnan(low) else f"{low:.3g} … {high:.3g}"
+            cells.append(f"{own:7.3g} → " + (ends if point is None else f"{point:.3g}"))
         print(f"{result.full.num_tokens:6,}", *(f"{cell:>26}" for cell in cells))
 
 # %%
@@ -118,17 +122,20 @@ for line, (name, some) in zip(axes, results.items(), strict=True):
             axis.plot(counts, point, "o-", ms=4, color="tab:green", label="of the population")
         axis.plot(counts, own, "s--", ms=4, color="tab:red", label="of the tokens")
         axis.set(xscale="log", yscale="log", title=what)
+        axis.set_xticks(counts, [f"{count:,}" for count in counts])
+        axis.set_xticks([], minor=True)
     line[0].set(ylabel=name)
 for axis in axes[1]:
     axis.set(xlabel="tokens")
 figure.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside upper center", ncols=3);
 # %% [markdown]
 # **What is a constant, and what is not.** Of the language model, the participation ratio of the tokens grows as they do, to 568
-# of 2,016 tokens, where that of the text is some 2,400 whichever of them it is estimated from; what the block-diagonal matrix
-# leaves out is 0.77 to 0.81 of the tokens and 0.49 to 0.51 of the text. λ₁ of the tokens falls like 1/N, as it is one token; what
-# that of the text lies between becomes narrower around the same place. The effective rank is open by orders of magnitude: no
-# number of tokens here shows it. Of the digits, whose gradients have few directions, the tokens come close to the population
-# from a thousand on, from below.
+# of 2,016 tokens, where that of the text is some 2,400 from 504 tokens on; what the block-diagonal matrix leaves out is 0.77 to
+# 0.81 of the tokens and 0.49 to 0.51 of the text. λ₁ of the tokens falls like 1/N, as it is one token; what that of the text lies
+# between becomes narrower around the same place. The effective rank is open by a factor of ten and more: no number of tokens
+# here shows it. Of the digits, whose gradients have few directions, the tokens come close to the population: at 1,797 of them
+# the participation ratio is a tenth below. Some images contribute so much more than others that larger ones are likely unseen,
+# so that λ₁ has no bracket.
 #
 # **The rule.** Each token counts with itself, so that ‖F̂‖² = ‖F‖² + f/N on average. From f, which one result gives, follows from
 # how many tokens on a number *of the tokens* is within 10 % of that of the population; the interval of an *estimate* is so wide
@@ -144,9 +151,9 @@ for name, some in results.items():
 
 # %% [markdown]
 # For each number: of the tokens, then as estimated. The participation ratio of the language model's tokens would be within 10 %
-# from some 66,000 to 93,000 tokens on, as said by 500 tokens and by 2,000 alike; its estimate from some 10,000; what the
-# block-diagonal matrix leaves out, as estimated, from some hundreds. Where contributions of sequences differ so much that no
-# interval of a moment holds, as of the digits' trace, nothing is said.
+# from some 66,000 to 93,000 tokens on, as said by 500 tokens and by 2,000 alike; its estimate from some 10,000, of which eight
+# windows, whose interval is wide, say 25,000; what the block-diagonal matrix leaves out, as estimated, from some hundreds. Where
+# contributions of sequences differ so much that no interval of a moment holds, as of the digits' trace, nothing is said.
 #
 # So: run some hundred tokens of eight windows or more, read the line "Within 10 % from so many tokens on" below the table (it is
 # `ff.tokens_needed(result)`), and take so many. `ff.plan(…, pilot=result)` has the numbers beside the seconds that they cost.

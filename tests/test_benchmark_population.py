@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 import fisherfunc as ff
 from benchmarks import population_cost
 from benchmarks.coverage import MIXING, NUM_BLOCKS, Cell, main, markdown, population, sample
+from benchmarks.coverage import pooled as pooled_cells
 from benchmarks.pool import of_population, of_sample, other_windows, subsets, tables
 from fisherfunc.testing import clustered_grams
 
@@ -103,6 +105,36 @@ def test_what_falls_short_is_marked():
     silent = Cell(name="trace", printed=0.2, held=0.5, held_all=0.5, bias=0.5, **facts)
     assert "🔴" not in markdown([good]) and "falls short" in markdown([short]) and "biased" in markdown([biased])
     assert "not printed" in markdown([silent]) and not silent.falls_short and not silent.is_biased
+
+
+def test_seeds_are_pooled_by_their_samples_and_each_is_measured_once(tmp_path):
+    """Shares of what is printed go by what is printed; a mean over all samples is that of all."""
+    facts = {"spectrum": "1/k", "norms": "heavy", "num_sequences": 20, "name": "trace", "truth": 1.0}
+    one = Cell(printed=1.0, held=0.9, held_all=0.9, bias=0.1, num_samples=30, **facts)
+    other = Cell(printed=0.1, held=0.0, held_all=0.6, bias=-0.2, num_samples=100, seed=1, **facts)
+    none = Cell(printed=0.0, held=None, held_all=0.5, bias=None, num_samples=70, seed=2, **facts)
+    (cell,) = pooled_cells([one, other, none])
+    assert cell.num_samples == 200 and cell.printed == pytest.approx(0.2) and cell.held == pytest.approx(27 / 40)
+    assert cell.held_all == pytest.approx((27 + 60 + 35) / 200) and cell.bias == pytest.approx((3 - 2) / 40)
+
+    size = [
+        "--samples",
+        "2",
+        "--sequences",
+        "8",
+        "--tokens",
+        "3",
+        "--spectra",
+        "1/k",
+        "--norms",
+        "gaussian",
+        "--moments",
+    ]
+    size += ["--cells", str(tmp_path / "cells.jsonl")]
+    said: list[str] = []
+    for seed in ("0", "1", "1"):
+        main([*size, "--seed", seed], said.append)
+    assert "gaussian, 8 (2)" in said[0] and "gaussian, 8 (4)" in said[2] and said[2:4] == said[4:]
 
 
 def pooled():

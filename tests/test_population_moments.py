@@ -108,6 +108,24 @@ def test_directions_out_of_sample_are_those_of_explicit_refits(sizes):
     )
 
 
+@pytest.mark.parametrize(("sizes", "num_params"), [(SIZES, 9), ([4, 4, 4], 2), ([1] * 60, 9)])
+def test_directions_out_of_sample_are_the_same_in_the_basis_of_eigenvectors(sizes, num_params):
+    """Also where directions are fewer than are asked for, and one sequence is a thousand times as large."""
+    rows, sequence = sample(sizes, num_params=num_params)
+    rows[sequence == 1] *= 1e3
+    grams = grams_of({"w": rows}, sequence=sequence)
+    gram, clusters = grams.block(), clusters_of(grams, None, "it")
+    one = held_out(gram, clusters, 4)
+    other = held_out(gram, clusters, 4, eigenpairs=torch.linalg.eigh(gram))
+    error = 1e-10 * float(
+        one.inside[0]
+    )  # of round-off of the largest eigenvalue, in a thousand times the smallest rest
+    torch.testing.assert_close(one.without, other.without, rtol=1e-6, atol=error)
+    torch.testing.assert_close(one.inside, other.inside, rtol=1e-6, atol=error)
+    # vectors are off by the root of what Ritz values are
+    torch.testing.assert_close(one.eigenvalues, other.eigenvalues, rtol=1e-3, atol=error)
+
+
 def test_more_eigenvalues_than_the_rank_are_zero():
     grams = grams_of({"w": sample([1] * 8, num_params=2)[0]})
     found = ff.population.leading_sums(grams, num=4)

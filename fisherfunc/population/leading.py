@@ -15,12 +15,12 @@ Source: Fan, "On a theorem of Weyl concerning eigenvalues", PNAS 35, 1949; Musco
 methods", NeurIPS 2015.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from fisherfunc.linalg.token_grams import TokenGrams
@@ -42,6 +42,11 @@ flat spectrum, where it is 0.2, by simulation of 50 clusters of 8 tokens, λ_out
 clusters by 8 %."""
 NEGLIGIBLE = 1e-10
 """What is left of a vector that adds a dimension: far above round-off, of which a smaller rest would consist."""
+
+
+Eigenbasis = tuple[Float[Tensor, " n"], Float[Tensor, "n n"]]
+Product = Callable[[Float[Tensor, "s n k"]], tuple[Float[Tensor, "s n k"], Float[Tensor, "s k"]]]
+"""K times blocks of columns, each without one cluster, and the squared norms of what the image has in that cluster."""
 
 
 @record()
@@ -70,46 +75,81 @@ class HeldOut:
         return bool(self.eigenvalues[:num].sum() >= STABLE * self.inside[:num].sum())
 
 
-def held_out(gram: Float[Tensor, "n n"], clusters: Clusters, num: int, seed: int = 0) -> HeldOut:
+def held_out(
+    gram: Float[Tensor, "n n"], clusters: Clusters, num: int, seed: int = 0, eigenpairs: Eigenbasis | None = None
+) -> HeldOut:
     """Return the leading eigenvalues in and out of sample, fifty folds of clusters where there are more than fifty.
 
-    Cost about 2 N² S (num + 3) operations a Krylov step, of which there are `DEPTH` a round.
+    Cost about 2 N² S (num + 3) operations a Krylov step, of which there are `DEPTH` a round; with eigenpairs 8 N²
+    (num + 3), as rows without a cluster are then a projection of rank T. The same vectors, to round-off of λ̂₁.
 
     Args:
         gram: K, in float64.
         clusters: Of the rows.
         num: How many.
         seed: Of the start.
+        eigenpairs: Of K, ascending, where they are known.
     """
     folds = clusters.folds()
-    out = folds.group == torch.arange(-1, folds.num_clusters, device=gram.device)[:, None]  # the first: none is out
-    values, vectors = _leading(gram, ~out, num, seed)
-    shown = values > NEGLIGIBLE * values[:, :1]  # a direction below is none, and holds nothing
-    scaled = vectors * torch.where(shown, values.where(shown, 1.0).rsqrt(), 0.0)[:, None, :]
-    projected = _product(gram, scaled).square() * out[:, :, None]
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randn(len(gram), num + GUARD, generator=generator, dtype=gram.dtype, device="cpu").to(gram.device)
+    if eigenpairs is None:
+        found = [_leading(*_of_rows(gram, folds, start), num)]
+    else:
+        start = eigenpairs[1].mT @ start
+        found = [_leading(*_of_eigenpairs(eigenpairs, rows, start), num) for rows in (None, *folds.rows())]
+    values, outside = (torch.cat(parts) for parts in zip(*found, strict=True))
     rest = folds.sizes.sum() - folds.sizes
     return HeldOut(
-        inside=values[0] / folds.sizes.sum(),
-        without=values[1:] / rest[:, None],
-        outside=projected[1:].sum(dim=1),
-        sizes=folds.sizes,
+        inside=values[0] / folds.sizes.sum(), without=values[1:] / rest[:, None], outside=outside[1:], sizes=folds.sizes
     )
 
 
+def _of_rows(
+    gram: Float[Tensor, "n n"], folds: Clusters, start: Float[Tensor, "n k"]
+) -> tuple[Product, Float[Tensor, "s n k"]]:
+    """K between rows that are not in a cluster, the first time between all rows; and the start, of those rows."""
+    out = (folds.group == torch.arange(-1, folds.num_clusters, device=gram.device)[:, None])[:, :, None]
+
+    def product(block: Tensor) -> tuple[Tensor, Tensor]:
+        count, rows, width = block.shape  # all blocks as one product of matrices
+        image = (gram @ block.transpose(0, 1).reshape(rows, count * width)).reshape(rows, count, width).transpose(0, 1)
+        return image * ~out, (image * out).square().sum(dim=1)
+
+    return product, ~out * start
+
+
+def _of_eigenpairs(
+    eigenpairs: Eigenbasis, rows: Int[Tensor, " m"] | None, start: Float[Tensor, "n k"]
+) -> tuple[Product, Float[Tensor, "1 n k"]]:
+    """The same without one cluster in the basis of the eigenvectors: (I − VᵀV) Λ (I − VᵀV), with V its rows of them.
+
+    The first factor is for round-off, which may have led back to the cluster; both are in two products with V.
+    """
+    values, vectors = eigenpairs[0][:, None], eigenpairs[1]
+    own = vectors[:0] if rows is None else vectors[rows]
+    weighted = own @ (values * own.mT)
+
+    def product(block: Tensor) -> tuple[Tensor, Tensor]:
+        inside, held = (own @ torch.cat([block, values * block], -1)).chunk(2, dim=-1)
+        held = held - weighted @ inside
+        first, last = (own.mT @ torch.cat([inside, held], -1)).chunk(2, dim=-1)
+        return values * (block - first) - last, held.square().sum(dim=1)
+
+    return product, (start - own.mT @ (own @ start))[None]
+
+
 def _leading(
-    gram: Float[Tensor, "n n"], kept: Bool[Tensor, "s n"], num: int, seed: int
-) -> tuple[Float[Tensor, "s k"], Float[Tensor, "s n k"]]:
-    """The leading eigenpairs of the submatrices of the rows that are kept, zero in the others; values of zero pad."""
-    generator = torch.Generator().manual_seed(seed)
-    start = torch.randn(len(gram), num + GUARD, generator=generator, dtype=gram.dtype, device="cpu").to(gram.device)
-    block = kept[:, :, None] * start
-    before = gram.new_zeros(len(kept), num)
+    product: Product, start: Float[Tensor, "s n k"], num: int
+) -> tuple[Float[Tensor, "s k"], Float[Tensor, "s k"]]:
+    """The leading eigenvalues, and the squared norms of what their directions hold of each cluster; zeros pad."""
+    block, before = start, start.new_zeros(len(start), num)
     for _ in range(ROUNDS):
         basis, image = block[:, :, :0], block[:, :, :0]
         for _ in range(DEPTH):
             block = _orthonormal(block, basis)
-            product = _product(gram, block) * kept[:, :, None]
-            basis, image, block = torch.cat([basis, block], -1), torch.cat([image, product], -1), product
+            following, _ = product(block)
+            basis, image, block = torch.cat([basis, block], -1), torch.cat([image, following], -1), following
         projected = basis.mT @ image
         values, vectors = torch.linalg.eigh((projected + projected.mT) / 2)
         block = basis @ vectors[:, :, -num - GUARD :].flip(-1)
@@ -117,13 +157,9 @@ def _leading(
         if bool(((values - before).abs() <= CHANGE * values[:, :1]).all()):
             break
         before = values
-    return values, block[:, :, :num]
-
-
-def _product(gram: Float[Tensor, "n n"], block: Float[Tensor, "s n k"]) -> Float[Tensor, "s n k"]:
-    """K times every block, as one product of matrices."""
-    count, rows, width = block.shape
-    return (gram @ block.transpose(0, 1).reshape(rows, count * width)).reshape(rows, count, width).transpose(0, 1)
+    shown = values > NEGLIGIBLE * values[:, :1]  # a direction below is none, and holds nothing
+    lengths = torch.where(shown, values.where(shown, 1.0).rsqrt(), 0.0)
+    return values, product(block[:, :, :num] * lengths[:, None, :])[1]
 
 
 def _orthonormal(block: Float[Tensor, "s n k"], basis: Float[Tensor, "s n l"]) -> Float[Tensor, "s n k"]:

@@ -24,6 +24,8 @@ from fisherfunc.population.second_moments import trace_estimate
 from fisherfunc.records.record import record
 from fisherfunc.statistics.heavy_tail import heavy_moment
 
+ROWS = 256
+"""Of temporaries, which stay in the cache."""
 ORDERS = {2: "the second moment", 3: "the third moment", 4: "the fourth moment"}
 
 
@@ -68,13 +70,17 @@ def moments_of(gram: Float[Tensor, "n n"], clusters: Clusters) -> Moments:
 
 def _cycles(gram: Float[Tensor, "n n"], clusters: Clusters) -> Float[Tensor, "k s"]:
     """The sums over cycles of 2, 3 and 4 distinct clusters that begin in each cluster."""
-    same = clusters.group[:, None] == clusters.group
-    off = gram.masked_fill(same, 0.0)
+    group, off = clusters.group, gram.clone()
+    for rows in clusters.rows():
+        off[rows[:, None], rows] = 0.0
     square = torch.zeros_like(off)
     add_rows(square, off)  # of a symmetric matrix: half of a product
-    pairs, triples = off.square().sum(dim=-1), (off * square).sum(dim=-1)
-    quadruples = square.square().masked_fill(same, 0.0).sum(dim=-1)
-    sums = clusters.sums(torch.stack([pairs, triples, quadruples]))
+    begun = gram.new_empty(3, len(gram))
+    for some in torch.arange(len(gram), device=gram.device).split(ROWS):
+        tile, squared = off[some], square[some]
+        begun[0, some], begun[1, some] = tile.square().sum(dim=-1), (tile * squared).sum(dim=-1)
+        begun[2, some] = squared.masked_fill(group[some, None] == group, 0.0).square().sum(dim=-1)
+    sums = clusters.sums(begun)
     alike = [torch.stack(rows) for rows in _of_one_size(clusters.rows())]
     for s, rows in enumerate(clusters.rows()):
         between = off[:, rows]

@@ -99,7 +99,7 @@ def summary(
     num_leading: int = 5,
     kappas: Sequence[float] | None = None,
 ) -> PopulationSummary:
-    """Return all estimates of the population. Cost one eigensolve with vectors, of the full matrix, and two as much.
+    """Return all estimates of the population. Cost one eigensolve with vectors, of the full matrix, and as much again.
 
     Args:
         grams: The uncentred Grams of a pass, of all coordinates.
@@ -173,8 +173,8 @@ def summary_from(
 
     num_params = sum(grams.num_params.values())
     higher = moments_of(gram, found)
-    outside = held_out(gram, found, min(num_leading, grams.num_rows))
     eigenpairs = torch.linalg.eigh(gram) if eigenpairs is None else eigenpairs
+    outside = held_out(gram, found, min(num_leading, grams.num_rows), eigenpairs=eigenpairs)
     curve, dimension = dimension_of(grams, gram, eigenpairs, found, kappas, level)
     folds = found.folds()
     traces = left_out_traces(folds.sums(gram.diagonal()), folds.sizes)
