@@ -83,8 +83,10 @@ def linear_regression(num_rows, weights, *, noise, targets, seed=0):
     y = inputs @ weights + noise * torch.randn(num_rows, generator=generator, dtype=torch.float64)
     model = nn.Linear(len(weights), 1, bias=False).double()
     nn.init.zeros_(model.weight)
-    result = ff.fisher_spectrum(model, (inputs, y[:, None]), loss=ff.losses.regression(), targets=targets)
-    return result.full.eigenvalues
+    batch, loss = (inputs, y[:, None]), ff.losses.regression()
+    return ff.fisher_spectrum(
+        model, batch, loss=loss, targets=targets, blocks=ff.whole, population=False
+    ).full.eigenvalues
 
 
 # %%
@@ -498,7 +500,8 @@ def random_network(activation, *, width, num_outputs, num_samples, num_layers=3,
         layers += [layer, module()]
     batch = torch.randn(num_samples, width, generator=generator), torch.zeros(num_samples, num_outputs)
     targets = ff.targets.all_classes()
-    full = ff.fisher_spectrum(nn.Sequential(*layers[:-1]), batch, loss=ff.losses.regression(), targets=targets).full
+    network, loss = nn.Sequential(*layers[:-1]), ff.losses.regression()
+    full = ff.fisher_spectrum(network, batch, loss=loss, targets=targets, blocks=ff.whole, population=False).full
     return {
         "mean": full.eigenvalues.sum().item() / full.num_params,
         "second moment": full.eigenvalues.square().sum().item() / full.num_params,

@@ -66,6 +66,24 @@ def test_an_interrupted_command_says_how_to_go_on_and_goes_on(hub, here, interru
     assert result_of(here / "again") == result_of(here / "whole")
 
 
+def test_an_interrupted_command_that_kept_nothing_says_that_it_begins_again(hub, here, monkeypatch):
+    compute = job.compute
+
+    def stopped(task, *, progress, **options):
+        def report(done, total):
+            assert not kept()
+            raise KeyboardInterrupt
+
+        return compute(task, progress=report, **options)
+
+    monkeypatch.setattr(job, "compute", stopped)
+    ran = run(*tiny(hub), *TASK, "--resume", "kept")
+    assert (ran.exit_code, ran.stdout) == (130, "")
+    said = "interrupted before anything was finished that kept could keep; the same command begins again"
+    assert ran.stderr.strip() == f"fisherfunc: {said}"
+    assert (here / "kept").is_dir()
+
+
 def test_another_command_may_not_use_the_folder(hub, here):
     assert run(*tiny(hub), "--tokens", 9, "--resume", "kept").exit_code == 0
     ran = run(*tiny(hub), "--tokens", 10, "--resume", "kept", "--out", "other")

@@ -177,6 +177,14 @@ def test_the_task_follows_the_architecture(architecture, task):
     assert task_of(config) == task
 
 
+def test_a_quantised_model_needs_an_adapter_on_it():
+    settings = {"architectures": ["LlamaForCausalLM"], "quantization_config": {"quant_method": "bitsandbytes"}}
+    config = type("Config", (), settings)
+    assert task_of(config, adapted=True) == "causal_lm"
+    with pytest.raises(ValueError, match=r"quantised \(bitsandbytes\).*the folder of an adapter on it"):
+        task_of(config)
+
+
 @pytest.mark.parametrize(("causal", "task"), [(True, "causal_lm"), (False, "masked_lm")])
 def test_xlm_is_what_its_configuration_says(causal, task):
     config = type("Config", (), {"architectures": ["XLMWithLMHeadModel"], "causal": causal})

@@ -260,3 +260,12 @@ def opened(path: str | os.PathLike[str] | None, fingerprint: Callable[[], Mappin
         OSError: If it cannot be made or read.
     """
     return NOWHERE if path is None else Folder(path, fingerprint())
+
+
+def holds_parts(path: str | Path) -> bool:
+    """Whether a folder, or one inside it, keeps anything beside a plan, perhaps damaged.
+
+    Args:
+        path: Of the folder, which may be missing.
+    """
+    return any(file.name != INDEX and file.name[0] != "." for file in Path(path).rglob(f"*{SUFFIX}"))

@@ -1,11 +1,13 @@
 """A model as a pure function of its parameters."""
 
+import copy
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fisherfunc.records.axes import Batch, Params
 from fisherfunc.records.record import record
@@ -126,20 +128,50 @@ class ModelFunction:
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "ModelFunction":
         """The same function with its floating-point tensors in `dtype`, all of them on `device`.
 
+        Packed weights keep their dtype: it says how they are stored, not what they mean.
+
         Raises:
             ValueError: If `dtype` is not a floating-point one.
         """
         if dtype is not None and not dtype.is_floating_point:
             raise ValueError(f"dtype expected a floating-point dtype such as torch.float64, got {dtype}")
 
-        def moved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {
-                name: t.to(device=device, dtype=dtype if t.is_floating_point() else None) for name, t in tensors.items()
-            }
+        def moved(tensor: Tensor) -> Tensor:
+            as_wide = dtype if has_gradient(tensor) else None
+            place = tensor.device if device is None else torch.empty(0, device=device).device
+            if (tensor.device, tensor.dtype) == (place, as_wide or tensor.dtype):
+                return tensor  # as packed weights may pack themselves where they are moved
+            return same_memory(tensor).to(device=place, dtype=as_wide)
 
-        return replace(self, params=moved(self.params), frozen=moved(self.frozen), buffers=moved(self.buffers))
+        params, frozen, buffers = (
+            {name: moved(t) for name, t in tensors.items()} for tensors in (self.params, self.frozen, self.buffers)
+        )
+        return replace(self, params=params, frozen=frozen, buffers=buffers)
 
 
 def ordinary(tensor: Tensor) -> Tensor:
     """The tensor outside any graph; a copy where it was made in inference mode, as autograd takes none of those."""
     return tensor.clone() if tensor.is_inference() else tensor.detach()
+
+
+def has_gradient(tensor: Tensor) -> bool:
+    """Whether a gradient by it exists: not by integers, nor by what bitsandbytes packs into floats of any dtype."""
+    return tensor.is_floating_point() and getattr(tensor, "quant_state", None) is None
+
+
+def of_own_class(tensor: Tensor) -> bool:
+    """Whether it is a parameter of a class that adds attributes to one, as packed weights carry their scales."""
+    kinds = (Tensor, nn.Parameter, nn.Buffer)
+    return type(tensor) not in kinds and isinstance(tensor, nn.Parameter) and not is_traceable_wrapper_subclass(tensor)
+
+
+def same_memory(tensor: Tensor, *, requires_grad: bool = False) -> Tensor:
+    """The tensor outside any graph, as another object of its class, with copies of what its attributes hold."""
+    if not of_own_class(tensor):
+        return ordinary(tensor)
+    held = vars(tensor)
+    memo: dict[int, Any] = {id(value): ordinary(value) for value in held.values() if isinstance(value, Tensor)}
+    memo |= {id(value): value for value in held.values() if isinstance(value, nn.Module)}
+    made = Tensor._make_subclass(type(tensor), ordinary(tensor), requires_grad)  # type: ignore[attr-defined]
+    vars(made).update(copy.deepcopy(held, memo))
+    return made

@@ -98,7 +98,13 @@ def round_off(
     if reason is not None:
         return RoundOff(errors=None, reason=reason)
     rows = _drawn(grams, seed)
-    fn = replace(work.fn, params={**work.fn.params, **work.params}).to(dtype=torch.float64)
+    fn = replace(work.fn, params={**work.fn.params, **work.params})
+    try:
+        fn = fn.to(dtype=torch.float64)
+    except torch.OutOfMemoryError:
+        raise
+    except REFUSALS as error:  # of quantised tensors that have one dtype for good
+        return RoundOff(errors=None, reason=f"a weight cannot be cast to float64: {type(error).__name__}: {error}")
     wide = [replace(part, batch=mapped(_widened, part.batch)) for part in work.sequences.parts]
     params = {name: fn.params[name] for name in work.params}
     chosen = replace(work.select(rows), fn=fn, params=params, sequences=Sequences(wide))

@@ -16,7 +16,7 @@ from fisherfunc.distributed.collectives import Everyone, Ranks
 from fisherfunc.gradients.batches import others_than_tensors
 from fisherfunc.gradients.losses import IGNORED, TokenLoss
 from fisherfunc.gradients.memory import SavedBytes
-from fisherfunc.gradients.model_function import ModelFunction
+from fisherfunc.gradients.model_function import ModelFunction, has_gradient
 from fisherfunc.gradients.nature import Nature, Observed, coarsest
 from fisherfunc.gradients.pullback import check_reach, leaves_of
 from fisherfunc.gradients.refusals import REFUSALS
@@ -137,7 +137,7 @@ def _looked_at(fn: ModelFunction, params: Params, sequences: Sequences, loss: To
     """Run the largest sequence, and look at what the model does, and saves if all parameters have gradients."""
     number = max(range(len(sequences)), key=sequences.num_entries)
     everything = {**fn.frozen, **fn.params, **params}
-    leaves = leaves_of({name: p for name, p in everything.items() if p.is_floating_point()})
+    leaves = leaves_of({name: p for name, p in everything.items() if has_gradient(p)})
     with Observed(coarsest(*(p.dtype for p in params.values()))) as seen, SavedBytes() as saved:
         tokens, losses = _tokens(fn, leaves, sequences[number], loss, number)
     del losses

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fisherfunc.gradients.model_function import Calls, ModelFunction, ordinary
+from fisherfunc.gradients.model_function import Calls, ModelFunction, has_gradient, of_own_class, ordinary, same_memory
 from fisherfunc.gradients.module_calls import Again, is_answered, watch_parts
 from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.linalg.full_precision import changeable
@@ -65,7 +65,7 @@ def functionalize(model: nn.Module, *, parameters: Selection = "trainable") -> M
         _check_materialised(name, parameter)
     with _same_draws(next((p.device for p in originals.values()), torch.device("cpu"))):
         private = _private_copy(model)  # its own train(False) may make layers
-    everything = {name: ordinary(p) for name, p in private.named_parameters() if p.numel()}
+    everything = {name: p for name, p in private.named_parameters() if p.numel()}
     names = _selected(originals, parameters)
     for name in names:
         _check_differentiable(name, everything[name])
@@ -74,8 +74,8 @@ def functionalize(model: nn.Module, *, parameters: Selection = "trainable") -> M
     call = _calls(blueprint, guard)
     with_targets = {"required": call, "optional": _calls(blueprint, guard, give_targets=True), "never": None}
     return ModelFunction(
-        params={name: everything[name] for name in names},
-        frozen={name: p for name, p in everything.items() if name not in names},
+        params={name: ordinary(everything[name]) for name in names},
+        frozen={name: same_memory(p) for name, p in everything.items() if name not in names},
         buffers={name: ordinary(b) for name, b in private.named_buffers()},
         call=call,
         name=type(model).__name__,
@@ -159,10 +159,11 @@ def _check_materialised(name: str, parameter: Tensor) -> None:
 
 
 def _check_differentiable(name: str, parameter: Tensor) -> None:
-    if not parameter.is_floating_point():
+    if not has_gradient(parameter):
         raise ValueError(
-            f"parameter {name!r} is {parameter.dtype}, expected a real float; leave it out by parameters=, or "
-            "dequantise integers"
+            f"parameter {name!r} is {parameter.dtype} of shape {tuple(parameter.shape)}, expected real floats: "
+            "quantised or integer weights have no gradient; leave it out by parameters= ('trainable' takes an "
+            "adapter's alone), or dequantise the model"
         )
 
 
@@ -174,7 +175,7 @@ def _calls(blueprint: Blueprint, guard: Guard, *, give_targets: bool = False) ->
     recurrent = any(isinstance(module, nn.RNNBase) for module in private.modules())
     shapes_seen: set[Any] = set()
     first, needs_graph = [True], list[bool]()
-    recordable = {name for name, p in private.named_parameters() if p.is_floating_point() or p.is_complex()}
+    recordable = {name for name, p in private.named_parameters() if has_gradient(p) or p.is_complex()}
 
     def run(module: nn.Module, batch: Batch, device: torch.device) -> Any:
         positional, keywords = arguments(module, isolated(batch), accepted, give_targets=give_targets)
@@ -185,7 +186,9 @@ def _calls(blueprint: Blueprint, guard: Guard, *, give_targets: bool = False) ->
         device = next(iter(tensors.values())).device
 
         def built(given: dict[str, Tensor]) -> Any:
-            module = blueprint.build({n: t.clone() if n in blueprint.buffers else t for n, t in given.items()})
+            module = blueprint.build(
+                {n: t.clone() if n in blueprint.buffers else _of_this_call(t) for n, t in given.items()}
+            )
             if recorded:
                 watch_parts(module)
             sound = ContiguousCotangents() if guard.normalises else nullcontext()
@@ -222,7 +225,7 @@ def _calls(blueprint: Blueprint, guard: Guard, *, give_targets: bool = False) ->
     ) -> tuple[dict[str, Tensor], Callable[[Batch], Any]]:
         device = next(iter(tensors.values())).device
         parameters = {
-            name: nn.Parameter(tensors.get(name, own).detach(), requires_grad=name in wanted)
+            name: _parameter(tensors.get(name, own), requires_grad=name in wanted)
             for name, own in private.named_parameters()
         }
 
@@ -232,6 +235,16 @@ def _calls(blueprint: Blueprint, guard: Guard, *, give_targets: bool = False) ->
         return {name: p for name, p in parameters.items() if name in wanted}, called
 
     return Calls(passes, ordinary_call)
+
+
+def _of_this_call(tensor: Tensor) -> Tensor:
+    """What a call may set attributes of: packed weights are theirs of it alone."""
+    return same_memory(tensor) if of_own_class(tensor) else tensor
+
+
+def _parameter(tensor: Tensor, *, requires_grad: bool) -> nn.Parameter:
+    made = same_memory(tensor)
+    return made if isinstance(made, nn.Parameter) else nn.Parameter(made.detach(), requires_grad=requires_grad)
 
 
 def _or_none(run: Callable[[], Any]) -> Any:

@@ -72,8 +72,8 @@ def load(
         ImportError: If Transformers, or something that this model needs, is not installed.
         FileNotFoundError: If there is no such folder, it lacks a file, or it is an adapter whose base is not here.
         OSError: If the hub does not give the model.
-        ValueError: If a file is corrupt, a weight is missing, misshapen or not finite, the model is quantised, needs
-            code of its own or is no language model, or the device cannot be used.
+        ValueError: If a file is corrupt, a weight is missing, misshapen or not finite, the model is quantised without
+            an adapter on it, needs code of its own or is no language model, or the device cannot be used.
     """
     transformers = _transformers()
     name = str(model_id_or_folder)
@@ -83,7 +83,7 @@ def load(
     whole = place if adapter is None else adapter.base
     with reading("configuration", name):
         config = transformers.AutoConfig.from_pretrained(whole, trust_remote_code=False)
-    task = task_of(config, name=name)
+    task = task_of(config, name=name, adapted=adapter is not None)
     model = _weights(getattr(transformers, TASKS[task]), whole, name, dtype)
     if adapter is not None:
         with reading("adapter", name):
@@ -102,15 +102,16 @@ def load(
     )
 
 
-def task_of(config: Any, *, name: str = "the model") -> str:
+def task_of(config: Any, *, name: str = "the model", adapted: bool = False) -> str:
     """What a model was made for, from its configuration: a key of `TASKS`.
 
     Args:
         config: A Transformers configuration.
         name: What an error calls the model.
+        adapted: Whether an adapter comes on it, by whose parameters alone is differentiated.
 
     Raises:
-        ValueError: If it is quantised, or no causal, masked or sequence-to-sequence language model.
+        ValueError: If it is quantised and not adapted, or no causal, masked or sequence-to-sequence language model.
 
     Example:
         >>> from types import SimpleNamespace
@@ -118,11 +119,11 @@ def task_of(config: Any, *, name: str = "the model") -> str:
         'causal_lm'
     """
     quantisation = getattr(config, "quantization_config", None)
-    if quantisation is not None:
+    if quantisation is not None and not adapted:
         settings = quantisation if isinstance(quantisation, dict) else vars(quantisation)
         raise ValueError(
             f"{name} is quantised ({settings.get('quant_method')}), and such weights have no gradient; "
-            "give the checkpoint that it was made from"
+            "give the checkpoint that it was made from, or the folder of an adapter on it"
         )
     if getattr(config, "is_encoder_decoder", False):
         return "seq2seq_lm"

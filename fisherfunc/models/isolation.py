@@ -10,16 +10,16 @@ import copy
 import enum
 import types
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fisherfunc.gradients.model_function import ordinary
+from fisherfunc.gradients.model_function import has_gradient, of_own_class, ordinary, same_memory
 from fisherfunc.gradients.module_calls import HOOK
-from fisherfunc.models.writes import Reads, writes_refused
+from fisherfunc.models.writes import Reads, address_of, writes_refused
 from fisherfunc.records.containers import mapped
 
 ATOMS = (
@@ -45,7 +45,7 @@ class Blueprint:
         self.buffers = dict(module.named_buffers())
         self.tensors = dict(module.named_parameters()) | self.buffers
         self._parts = [_Part(part) for part in module.modules()]
-        self._loose = _loose_tensors(module)
+        self._loose = _copied_loose(module)
         self._generators = [(one, one.get_state()) for one in _loose(module) if isinstance(one, torch.Generator)]
         self._tables = list(_tables([vars(part) for part in module.modules()]))
 
@@ -60,7 +60,7 @@ class Blueprint:
         memo: dict[int, Any] = {
             id(own): tensors[name] if name in tensors else own.detach() for name, own in self.tensors.items()
         }
-        memo |= {id(tensor): tensor.clone() for tensor in self._loose}
+        memo |= {id(tensor): copied(tensor) for tensor, copied in self._loose}
         memo |= {id(one): torch.Generator(one.device).set_state(state) for one, state in self._generators}
         memo |= {id(table): table.copy() for table in self._tables}
         plain = [part for part in self._parts if not part.copies_itself]
@@ -150,6 +150,16 @@ def _loose_tensors(module: nn.Module) -> list[Tensor]:
     return [leaf for leaf in _loose(module) if isinstance(leaf, Tensor) and id(leaf) not in registered]
 
 
+def _copied_loose(module: nn.Module) -> list[tuple[Tensor, Callable[[Tensor], Tensor]]]:
+    """Loose tensors, each with how to copy it: those in the memory of packed weights stay there, where none may write.
+
+    A layer may hold its packed weights in an object beside the parameter, and set either to the other at each call.
+    """
+    packed = {address_of(p) for p in module.parameters() if of_own_class(p) and not has_gradient(p)} - {0}
+    loose = _loose_tensors(module)
+    return [(t, ordinary if packed and address_of(t) in packed else Tensor.clone) for t in loose]
+
+
 def held_tensors(module: nn.Module) -> dict[str, Tensor]:
     """All that a module holds beside its parameters, by name where it has one."""
     loose = {f"tensor {number} in its attributes": tensor for number, tensor in enumerate(_loose_tensors(module))}
@@ -212,7 +222,7 @@ def fresh_copy(module: nn.Module, parameters: Mapping[str, nn.Parameter], tensor
         parameters: By name, all of them.
         tensors: By the names of buffers.
     """
-    memo: dict[int, Any] = {id(tensor): tensor.clone() for tensor in _loose_tensors(module)}
+    memo: dict[int, Any] = {id(tensor): copied(tensor) for tensor, copied in _copied_loose(module)}
     empty = [value for part in module.modules() for value in vars(part).values() if _is_empty(value)]
     memo |= {id(value): type(value)() for value in empty}  # most of what a module holds, and slow to copy one by one
     for name, parameter in module.named_parameters():
@@ -233,7 +243,7 @@ def structure_copy(model: nn.Module) -> nn.Module:
         TypeError: If it cannot be copied, or its copy lacks something.
     """
     memo: dict[int, Any] = {id(t): _alias(t) for t in (*model.parameters(), *model.buffers())}
-    memo |= {id(tensor): tensor.clone() for tensor in _loose_tensors(model)}
+    memo |= {id(tensor): copied(tensor) for tensor, copied in _copied_loose(model)}
     try:
         copied = copy.deepcopy(model, memo)
     except (TypeError, RuntimeError, AttributeError) as error:
@@ -283,6 +293,8 @@ def _differing(part: nn.Module, its_copy: nn.Module) -> list[str]:
 
 def _alias(tensor: Tensor) -> Tensor:
     """The same memory under another object: `.data = …` there changes nothing here."""
+    if of_own_class(tensor):
+        return same_memory(tensor, requires_grad=tensor.requires_grad)
     if type(tensor) is nn.Parameter:
         return nn.Parameter(ordinary(tensor), requires_grad=tensor.requires_grad)
     return ordinary(tensor) if type(tensor) is Tensor and not tensor.requires_grad else tensor

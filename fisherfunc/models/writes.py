@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
+from fisherfunc.gradients.model_function import has_gradient, of_own_class
 from fisherfunc.gradients.module_calls import Again
 
 AS_ARRAYS = (Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
@@ -42,14 +43,14 @@ class WritesRefused(TorchDispatchMode):
         super().__init__()
         self.found: set[str] = set()
         self.normalises = False
-        self._names = {address: name for name, tensor in protected.items() if (address := _address(tensor))}
+        self._names = {address: name for name, tensor in protected.items() if (address := address_of(tensor))}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run `func`, unless it writes to what is protected."""
         kwargs = kwargs or {}
         is_mutable, normalises = _nature(func)
         if is_mutable:
-            self.end([_address(tensor) for tensor in _written(func, args, kwargs)])
+            self.end([address_of(tensor) for tensor in _written(func, args, kwargs)])
         self.normalises = self.normalises or normalises
         return func(*args, **kwargs)
 
@@ -77,9 +78,11 @@ class _FunctionsRefused(TorchFunctionMode):
         kwargs = kwargs or {}
         if _writes_to_first(func):
             written = args[0] if args else next(iter(kwargs.values()), None)
-            self._guard.end([_address(leaf) for leaf in pytree.tree_leaves(written) if isinstance(leaf, Tensor)])
+            self._guard.end([address_of(leaf) for leaf in pytree.tree_leaves(written) if isinstance(leaf, Tensor)])
         if "out" in kwargs:
-            self._guard.end([_address(leaf) for leaf in pytree.tree_leaves(kwargs["out"]) if isinstance(leaf, Tensor)])
+            self._guard.end(
+                [address_of(leaf) for leaf in pytree.tree_leaves(kwargs["out"]) if isinstance(leaf, Tensor)]
+            )
         return func(*args, **kwargs)
 
 
@@ -103,12 +106,12 @@ class Reads(TorchDispatchMode):
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         super().__init__()
         self.any = False
-        self._addresses = {_address(tensor) for tensor in tensors} - {0}
+        self._addresses = {address_of(tensor) for tensor in tensors} - {0}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run `func`, and look at what it takes."""
         given = (leaf for leaf in pytree.tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor))
-        self.any = self.any or any(_address(tensor) in self._addresses for tensor in given)
+        self.any = self.any or any(address_of(tensor) in self._addresses for tensor in given)
         return func(*args, **(kwargs or {}))
 
 
@@ -137,8 +140,11 @@ def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
             yield from (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
 
 
-def _address(tensor: Tensor) -> int:
+def address_of(tensor: Tensor) -> int:
     """Where a tensor's memory begins; 0 where it has none of its own (empty, sparse, under a transform)."""
+    if is_traceable_wrapper_subclass(tensor):  # its memory is that of the tensors that it is made of
+        inner: Any = tensor
+        return address_of(getattr(tensor, inner.__tensor_flatten__()[0][0]))
     if tensor.layout != torch.strided or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return 0
     return tensor.untyped_storage().data_ptr()
@@ -181,7 +187,7 @@ class Guard:
                     "copy which is run: a closure, or a method that was put in another's place, holds the module "
                     "itself; have it take the module as an argument"
                 )
-            self._copied |= guard.found
+            self._copy(guard.found, given)
 
     def unwatched(self, run: Callable[[dict[str, Tensor]], Any], tensors: dict[str, Tensor]) -> Any:
         """Run it with a look at the functions that it calls alone, where such a call was watched before.
@@ -198,7 +204,7 @@ class Guard:
             with _FunctionsRefused(guard):
                 output = self._in_place(run, given)
         except WriteFound:
-            self._copied |= guard.found
+            self._copy(guard.found, given)
             raise Again from None
         for name, version in before.items():
             if given[name]._version != version:
@@ -224,17 +230,30 @@ class Guard:
                 output = run()
             if not guard.found:
                 return output
-            self._copied |= guard.found
+            self._copy(guard.found, parameters)
+
+    def _copy(self, found: set[str], tensors: Mapping[str, Tensor]) -> None:
+        """Have calls be given copies of these from now on."""
+        for name in found:
+            if of_own_class(tensors[name]) and not has_gradient(tensors[name]):
+                raise ValueError(
+                    f"the forward pass writes into the quantised weights {name!r} of the module that was given; have "
+                    "it write to a copy, as each call must start from the module as it was given"
+                )
+        self._copied |= found
 
     def _in_place(self, run: Callable[[dict[str, Tensor]], Any], given: dict[str, Tensor]) -> Any:
-        """Run it, and see to it that the tensors keep their memory: `.data = …` is no operation that could be seen."""
-        mine = {name: t for name, t in given.items() if name in self._protected and _address(t)}
+        """Run it, and see to it that the tensors keep their memory: `.data = …` is no operation that could be seen.
+
+        Quantised weights may be packed anew: no gradient is missed, and what holds them is of this call alone.
+        """
+        mine = {name: t for name, t in given.items() if name in self._protected and has_gradient(t) and address_of(t)}
         with torch.no_grad():  # nothing that a recorder takes for a use
-            before = {name: (t, t.detach(), _address(t)) for name, t in mine.items()}
+            before = {name: (t, t.detach(), address_of(t)) for name, t in mine.items()}
         try:
             return run(given)
         finally:
-            replaced = [name for name, (t, _, address) in before.items() if _address(t) != address]
+            replaced = [name for name, (t, _, address) in before.items() if address_of(t) != address]
             for name in replaced:
                 before[name][0].data = before[name][1]
             if replaced:

@@ -17,6 +17,7 @@ from fisherfunc.gradients import losses
 from fisherfunc.gradients.batches import TARGET_KEYS, cast
 from fisherfunc.gradients.losses import IGNORED, TokenLoss, infer
 from fisherfunc.gradients.losses.infer import targets_of, zero_or_one
+from fisherfunc.gradients.model_function import has_gradient
 from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.gradients.sequences import Sequences, split
 from fisherfunc.models.functionalize import functionalize
@@ -90,7 +91,7 @@ def _hold(guess: TokenLoss, model: nn.Module, sequences: Sequences, key: str) ->
 
 def _output(model: nn.Module, batch: Batch) -> Any:
     """What a private copy of a model returns; None where it fails, which the pass itself will say better."""
-    fn = functionalize(model, parameters=lambda name: model.get_parameter(name).is_floating_point())
+    fn = functionalize(model, parameters=lambda name: has_gradient(model.get_parameter(name)))
     like = next(iter(fn.params.values()))
     (batch,) = cast(batch, dtype=input_dtype(fn), device=like.device)
     try:

@@ -7,7 +7,7 @@ import torch
 
 from fisherfunc.gradients.batches import cast
 from fisherfunc.gradients.losses import TokenLoss
-from fisherfunc.gradients.model_function import ModelFunction
+from fisherfunc.gradients.model_function import ModelFunction, has_gradient
 from fisherfunc.gradients.prepare import pulled
 from fisherfunc.gradients.sources import Gathered
 from fisherfunc.records.axes import Batch
@@ -15,7 +15,7 @@ from fisherfunc.records.axes import Batch
 
 def input_dtype(fn: ModelFunction) -> torch.dtype | None:
     """What floating-point inputs are cast to: the dtype of the parameters, or None where these differ."""
-    dtypes = {t.dtype for t in (fn.params | fn.frozen).values() if t.is_floating_point()}
+    dtypes = {t.dtype for t in (fn.params | fn.frozen).values() if has_gradient(t)}
     return next(iter(dtypes)) if len(dtypes) == 1 else None
 
 

@@ -276,7 +276,7 @@ def _spectrum(
     except KeyboardInterrupt as error:
         if resume is None:
             raise
-        raise Interrupted(f"interrupted; run the same command again to go on from {resume}") from error
+        raise Interrupted(_how_to_go_on(resume)) from error
     if not speaks:
         return
     try:
@@ -291,6 +291,14 @@ def _spectrum(
             click.echo(written(paths, folder), err=form == "json")
     except KeyboardInterrupt as error:
         raise Interrupted(f"interrupted; the files are in {folder}") from error
+
+
+def _how_to_go_on(resume: str) -> str:
+    from fisherfunc.gradients.checkpoint import holds_parts
+
+    if holds_parts(resume):
+        return f"interrupted; run the same command again to go on from {resume}"
+    return f"interrupted before anything was finished that {resume} could keep; the same command begins again"
 
 
 def _check_checkpoint(checkpoint: str | None, options: Mapping[str, Any]) -> None:
