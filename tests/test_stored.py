@@ -85,7 +85,7 @@ def test_a_gram_that_was_not_finished_or_is_damaged_is_not_opened(tmp_path):
     gram.path.write_bytes(gram.path.read_bytes()[:-4])
     with pytest.raises(DamagedError, match=r"has 396 bytes, expected 400; write it again"):
         ff.operators.StoredGram.load(gram.path)
-    with pytest.raises(DamagedError, match="has ended before its last tile"):
+    with pytest.raises(EOFError, match="has ended before its last piece"):
         gram.matmul(torch.ones(10, 1, dtype=torch.float64))
 
 

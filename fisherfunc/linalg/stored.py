@@ -9,7 +9,6 @@ Weyl no eigenvalue is off by more than 2⁻²⁴ ‖K‖_F, which certificates h
 those of the numbers before they were rounded. Axis order: rows n, vectors k.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,8 +21,8 @@ from torch import Tensor
 
 from fisherfunc.linalg.token_operator import TokenOperator
 from fisherfunc.records.dtypes import dtype_name
-from fisherfunc.records.storage import replacing
-from fisherfunc.records.tensor_files import DamagedError, bytes_of
+from fisherfunc.records.storage import read_pieces, write_pieces
+from fisherfunc.records.tensor_files import DamagedError, bytes_of, read_tensors, write_tensors
 
 ENTRIES = 2**24
 """Of a tile: 134 MB in float64, in which it is multiplied."""
@@ -62,7 +61,7 @@ class StoredGram:
         """Return K times some vectors in float64; the file is read once. Cost 2 N² k operations.
 
         Raises:
-            DamagedError: If the file is shorter than it was.
+            EOFError: If the file is shorter than it was.
         """
         found = torch.zeros_like(vectors, dtype=torch.float64)
         for start, stop, tile in self.tiles():
@@ -75,11 +74,10 @@ class StoredGram:
         """Yield start, stop and K[start:stop, :stop]; a tile is overwritten by the next."""
         bounds = list(_bounds(self.num_rows, self.tile))
         room = torch.empty(max((stop - start) * stop for start, stop in bounds), dtype=self.dtype, device="cpu")
-        with self.path.open("rb", buffering=0) as file:
-            for start, stop in bounds:
-                tile = room[: (stop - start) * stop]
-                _read(file.readinto, bytes_of(tile), self.path)
-                yield start, stop, tile.view(stop - start, stop)
+        tiles = [room[: (stop - start) * stop] for start, stop in bounds]
+        full = read_pieces(self.path, map(bytes_of, tiles))
+        for (start, stop), tile, _ in zip(bounds, tiles, full, strict=True):
+            yield start, stop, tile.view(stop - start, stop)
 
     def operator(self) -> TokenOperator:
         """Return the operator of it, for `ff.kernels.lanczos` and `lanczos_quadrature`."""
@@ -109,7 +107,7 @@ class StoredGram:
             DamagedError: If its file has another size than it was written with.
         """
         file = Path(path)
-        facts = json.loads(_beside(file).read_text())
+        _, facts = read_tensors(_beside(file))
         found = StoredGram(path=file, **{**facts, "dtype": getattr(torch, facts["dtype"])})
         expected = sum((stop - start) * stop for start, stop in _bounds(found.num_rows, found.tile))
         size, expected = file.stat().st_size, expected * found.dtype.itemsize
@@ -156,8 +154,9 @@ def stored_gram(
     file = Path(path)
     tile_rows = max(1, min(TILE, ENTRIES // num_rows))
     trace = squared_norm = 0.0
-    _beside(file).unlink(missing_ok=True)
-    with file.open("wb", buffering=0) as written:
+
+    def pieces() -> Iterator[memoryview]:
+        nonlocal trace, squared_norm
         for start, stop in _bounds(num_rows, tile_rows):
             tile = rows(start, stop).to("cpu", torch.float64)
             rounded = tile.to(dtype)
@@ -168,9 +167,10 @@ def stored_gram(
                 )
             trace += float(tile[:, start:].diagonal().sum())
             squared_norm += float(tile[:, start:].square().sum() + 2 * tile[:, :start].square().sum())
-            left = bytes_of(rounded)
-            while left:
-                left = left[written.write(left) :]
+            yield bytes_of(rounded)
+
+    _beside(file).unlink(missing_ok=True)
+    write_pieces(file, pieces())
     facts: dict[str, Any] = {
         "num_rows": num_rows,
         "num_tokens": num_tokens or num_rows,
@@ -180,8 +180,7 @@ def stored_gram(
         "trace": trace,
         "squared_norm": squared_norm,
     }
-    with replacing(_beside(file)) as temporary:
-        temporary.write_text(json.dumps(facts))
+    write_tensors(_beside(file), {}, facts)
     return StoredGram.load(file)
 
 
@@ -195,12 +194,4 @@ def _bounds(num_rows: int, tile: int) -> Iterator[tuple[int, int]]:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f"{path.name}.json")
-
-
-def _read(into: Callable[[memoryview], int | None], left: memoryview, path: Path) -> None:
-    while left:
-        count = into(left)
-        if not count:
-            raise DamagedError(f"{path} has ended before its last tile; write it again by stored_gram")
-        left = left[count:]
+    return path.with_name(f"{path.name}.safetensors")

@@ -78,6 +78,7 @@ class FisherOperator(TokenOperator):
         device: Where vectors lie.
         trace: tr F, where it is known.
         squared_norm: ‖F‖_F², where it is known.
+        inexact: 0, as nothing was rounded to be stored.
         name: The model, and the block.
         parameter_product: v → F v, of a tree of the shape of the parameters, in their dtype or float32 if narrower.
         sides: The two halves of a product.
