@@ -352,7 +352,7 @@ def effective_dimension(
 
     By simulation within 1 % of the truth where norms do not depend on directions (the sample's own is 10 % off at 8
     sequences), wherever d is less than 0.9 N; where they do strongly, up to 40 % too high, and the estimate warns.
-    Cost an eigensolve with vectors and half as much again. Above fifty clusters, fifty folds of neighbours are left
+    Cost an eigensolve with vectors and about as much again. Above fifty clusters, fifty folds of neighbours are left
     out in turn.
 
     Args:
