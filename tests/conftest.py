@@ -17,6 +17,8 @@ from jaxtyping import config as type_checks  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 from on_device import DEVICE, OnDevice  # noqa: E402
 
+collect_ignore = ["support"]  # helpers, not tests
+
 # Not fisherfunc.testing: beartype cannot check against Hypothesis' DrawFn, a protocol not meant for isinstance.
 LAYERS = ("records", "linalg", "partitioning", "statistics", "gradients", "operators", "models", "pipeline")
 LAYERS += ("surface", "distributed")

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from folders import REPOSITORY
 from torch.utils._device import _device_constructors
 
 import fisherfunc as ff
 
 PACKAGE = Path(ff.__file__).parent
-REPOSITORY = Path(__file__).parents[1]
 LAYERS = (
     "records",
     "distributed",
@@ -219,6 +219,20 @@ print(loaded)
 def test_files_are_short(folder):
     lengths = {str(path): path.read_text().count("\n") for path in (REPOSITORY / folder).rglob("*.py")}
     assert {path: length for path, length in lengths.items() if length > LINES} == {}
+
+
+def modules_named(path: Path) -> set[str]:
+    """What a file imports: the first part of each name."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+    return {name.split(".")[0] for name in names}
+
+
+def test_no_test_file_imports_another():
+    tests = {path.stem for path in (REPOSITORY / "tests").rglob("test_*.py")} | {"tests"}
+    shared = {str(path): modules_named(path) & tests for path in (REPOSITORY / "tests").rglob("*.py")}
+    assert {path: names for path, names in shared.items() if names} == {}, "what files share is for tests/support/"
 
 
 def test_no_star_imports_and_no_future_imports():

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 
 import pytest
-from test_benchmarks import TASKS
+from tasks import TASKS
 
 from benchmarks.contenders import ours
 from benchmarks.contenders.common import Options

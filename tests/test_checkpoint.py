@@ -4,14 +4,15 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from test_factored import SometimesUnbatched, grams
-from test_sequence_unit import squares
+from folders import PYTHONPATH
+from odd_modules import squares
+from passes import grams
 from tight import tighten
-from zoo import CASES, build
+from token_models import SometimesUnbatched
+from zoo import build, two_batches
 
 import fisherfunc as ff
 from fisherfunc.gradients.checkpoint import INDEX
@@ -39,14 +40,6 @@ def assert_same(one, other):
     assert [name for name, gram in one.grams.items() if not torch.equal(gram, other.grams[name])] == []
 
 
-def case(name):
-    """A model, several batches of it (of two lengths where they have one) and the kind of its loss."""
-    model, batch = build(name)
-    if isinstance(batch, tuple):
-        return model, [batch, batch], CASES[name].kind
-    return model, [{key: x[:, :length] for key, x in batch.items()} for length in (5, 3)], CASES[name].kind
-
-
 @pytest.fixture(params=["from the losses", "by segments"])
 def several(monkeypatch, request):
     """Pieces of every kind (nothing is formed for being small), some groups, and stacks of at most two sequences."""
@@ -60,7 +53,7 @@ def several(monkeypatch, request):
 @pytest.mark.usefixtures("several")
 @pytest.mark.parametrize("name", ["gpt2", "bert", "mixtral", "mlp", "cnn", "shared"])
 def test_a_pass_stopped_anywhere_goes_on_to_the_same_bits(name, tmp_path):
-    model, batch, kind = case(name)
+    model, batch, kind = two_batches(name)
     whole = Stop()
     expected = grams(model, batch, kind, progress=whole, chunk_size=2)
     assert expected.metadata["passes"] >= 2
@@ -78,7 +71,7 @@ def test_a_pass_stopped_anywhere_goes_on_to_the_same_bits(name, tmp_path):
 @pytest.mark.usefixtures("several")
 @pytest.mark.parametrize("name", ["llama", "mlp"])
 def test_no_group_is_passed_over_twice_however_often_the_pass_is_stopped_between_two(name, tmp_path, monkeypatch):
-    model, batch, kind = case(name)
+    model, batch, kind = two_batches(name)
     expected = grams(model, batch, kind, chunk_size=2)
     groups = expected.metadata["passes"]
     assert groups >= 2
@@ -132,7 +125,7 @@ def test_the_folder_of_a_finished_run_holds_plan_and_grams_alone(tmp_path):
 
 
 def test_the_dense_route_goes_on_after_its_last_finished_slab(tmp_path):
-    model, batch, kind = case("gpt2")
+    model, batch, kind = two_batches("gpt2")
     options = {"route": "dense", "chunk_size": 4, "memory_limit": 900_000}
     whole = Stop()
     expected = grams(model, batch, kind, progress=whole, **options)
@@ -166,7 +159,7 @@ def test_a_model_that_falls_back_to_the_dense_route_keeps_that_with_the_reason(t
 def test_tensors_that_go_slab_by_slab_have_a_folder_inside(tmp_path, monkeypatch):
     monkeypatch.setattr(divide, "grouped", lambda held, order, *_: ((everything(order[1:]),), order[:1]))
     monkeypatch.setattr(plans, "segments_of", lambda *_, **__: WHOLE)
-    model, batch, kind = case("gpt2")
+    model, batch, kind = two_batches("gpt2")
     whole = Stop()
     expected = grams(model, batch, kind, progress=whole)
     assert len(expected.metadata["slabbed_parameters"]) == 1
@@ -184,15 +177,16 @@ import os, signal, sys
 sys.modules["torchvision"] = None
 import pytest, torch
 torch.set_num_threads(1)
-from test_checkpoint import case, grams
+from passes import grams
 from tight import tighten
+from zoo import two_batches
 folder, stop, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 
 def progress(done, total):
     if stop and done >= stop:
         os.kill(os.getpid(), signal.SIGKILL)
 
-model, batch, kind = case("gpt2")
+model, batch, kind = two_batches("gpt2")
 tighten(pytest.MonkeyPatch(), share=2.5)
 grams(model, batch, kind, checkpoint=folder, progress=progress).save(out)
 """
@@ -200,17 +194,17 @@ grams(model, batch, kind, checkpoint=folder, progress=progress).save(out)
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_a_process_that_was_killed_goes_on_in_another(tmp_path, monkeypatch):
-    here, out = Path(__file__).parent, tmp_path / "grams.safetensors"
+    out = tmp_path / "grams.safetensors"
 
     def start(stop):
         return subprocess.run(
             [sys.executable, "-c", SCRIPT, tmp_path / "kept", str(stop), out],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]), "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
         )
 
-    model, batch, kind = case("gpt2")
+    model, batch, kind = two_batches("gpt2")
     tighten(monkeypatch, share=2.5)
     expected = grams(model, batch, kind)
     assert start(expected.num_units + 1).returncode == -signal.SIGKILL

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from passes import grams
 from plain_modules import mlp
-from test_factored import grams
 from tight import tighten
 from torch import nn
 

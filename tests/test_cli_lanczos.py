@@ -7,7 +7,7 @@ import time
 import pytest
 from commands import process as start
 from commands import run, tiny
-from test_fisher_products import By, NoForwardMode
+from forward_modes import By, NoForwardMode
 
 import fisherfunc as ff
 from fisherfunc.gradients.planning import room

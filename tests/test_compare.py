@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from builders import grams_of
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import gradient_rows
-from spectra import spectrum
+from spectra import known_grams, spectrum
+from spectra import random_rows as rows
 from torch.testing import assert_close
 from zoo import build
 
@@ -21,14 +21,6 @@ from fisherfunc.linalg.metrics import SUMMARY, summary
 
 def known(*labels, scale=1.0, **facts):
     return spectrum(labels or ("a", "b"), scale=scale, **{"tokens": "0123", "shift": 1, **facts})
-
-
-def rows(seed, count=6, width=4):
-    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def known_grams(tree, **facts):
-    return replace(grams_of(tree), metadata={"batch": "one", "loss": "causal_lm", "fisher": "empirical", **facts})
 
 
 def test_every_metric_of_every_block_is_that_of_the_result_and_ratios_are_to_the_first():

@@ -9,7 +9,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 from consoles import shown
-from spectra import spectrum
+from spectra import known_grams, spectrum
+from spectra import random_rows as gradients
 
 import fisherfunc as ff
 from fisherfunc.linalg.metrics import SUMMARY
@@ -189,9 +190,6 @@ def test_what_does_not_exist_is_a_dash_and_markup_is_not_interpreted():
 
 
 def test_an_alignment_is_printed_where_there_is_one():
-    from test_compare import known_grams
-    from test_compare import rows as gradients
-
     grams = {name: known_grams({n: 1 + gradients(seed) for n in ("h.0.w", "h.1.w")}) for seed, name in enumerate("xy")}
     found = ff.compare(grams)
     table = rows(printed(found), "Centred kernel alignment of the token Grams with those of 'x'")
@@ -205,9 +203,6 @@ def test_an_alignment_is_printed_where_there_is_one():
 
 
 def test_intervals_are_printed_below_and_drawn_as_bands_and_what_the_sample_sets_is_said():
-    from test_compare import known_grams
-    from test_compare import rows as gradients
-
     grams = {name: known_grams({n: 1 + gradients(seed) for n in ("h.0.w", "h.1.w")}) for seed, name in enumerate("xy")}
     found = ff.compare(grams, intervals="jackknife")
     text = printed(found)

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from builders import grams_of
+from folders import PYTHONPATH, REPOSITORY
 from torch.func import jacrev, vmap
 from torch.testing import assert_close
 from torch.utils import _pytree as pytree
 
 import fisherfunc as ff
 
-PAGE = Path(__file__).parents[1] / "docs" / "composing.md"
+PAGE = REPOSITORY / "docs" / "composing.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ROW = re.compile(
@@ -162,7 +163,7 @@ def compiled_cells() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def compiled():
     code = "import json, sys, test_composing; json.dump(test_composing.compiled_cells(), sys.stdout)"
-    path = os.pathsep.join([str(Path(__file__).parent), str(PAGE.parents[1])])
+    path = os.pathsep.join([str(Path(__file__).parent), PYTHONPATH])
     environment = {**os.environ, "PYTHONPATH": path}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -3,22 +3,11 @@
 import pytest
 import torch
 from torch import nn
-from zoo import build
+from zoo import Shifted, build
 
 import fisherfunc as ff
 
 curvlinops = pytest.importorskip("curvlinops")
-
-
-class Shifted(nn.Module):
-    """Ids to logits `(b, v, s)` of the next token, as `nn.CrossEntropyLoss` wants them."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.model(ids, use_cache=False).logits[:, :-1].mT
 
 
 @pytest.fixture(scope="module")

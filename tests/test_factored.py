@@ -3,6 +3,8 @@
 import pytest
 import torch
 from oracle import gradient_rows, gram_errors
+from passes import grams, workload
+from token_models import Bigram, SometimesUnbatched
 from torch import nn
 from torch.testing import assert_close
 from zoo import CASES, VOCAB, build, causal_batch
@@ -13,49 +15,6 @@ from fisherfunc.gradients.factored import plan as plans
 from fisherfunc.gradients.factored import route as factored
 from fisherfunc.gradients.factored import rules
 from fisherfunc.gradients.factored.probe import probe
-from fisherfunc.gradients.sequences import split
-from fisherfunc.gradients.survey import survey
-from fisherfunc.gradients.workload import Workload
-
-
-def workload(model: nn.Module, batch, kind: str | ff.losses.TokenLoss) -> Workload:
-    fn, sequences = ff.functionalize(model), split(batch)
-    loss = getattr(ff.losses, kind)() if isinstance(kind, str) else kind
-    found = survey(fn, fn.params, sequences, loss)
-    return Workload(fn=fn, params=fn.params, sequences=sequences, loss=loss, tokens=found.tokens, nature=found.nature)
-
-
-def grams(model: nn.Module, batch, kind: str | ff.losses.TokenLoss, **options) -> ff.TokenGrams:
-    work = workload(model, batch, kind)
-    return ff.token_grams(work.fn, work.params, batch, work.loss, **options)
-
-
-class Bigram(nn.Module):
-    """Each position sees its own token only; the head can be made to leak, to be bypassed or to be no linear map."""
-
-    def __init__(self, variant: str) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.variant = variant
-        self.embedding = nn.Embedding(VOCAB, 6)
-        self.middle = nn.Linear(6, 6)
-        self.head = nn.Linear(6, VOCAB)
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        x = torch.tanh(self.middle(self.embedding(input_ids)))
-        logits = self.head(x)
-        if self.variant == "leaks":
-            return logits + 0.1 * logits.roll(1, dims=1)
-        if self.variant == "bypassed":
-            return logits + x.sum(dim=-1, keepdim=True) * torch.linspace(0, 1, VOCAB, dtype=x.dtype, device=x.device)
-        if self.variant == "capped":
-            return 30 * torch.tanh(logits / 30)
-        if self.variant == "overwritten":
-            return self.head(self.middle(self.embedding(input_ids)).relu_())
-        if self.variant == "looks ahead":
-            return self.head(x + x.flip(1))
-        return logits
-
 
 HEAD = {"plain": "head.weight", "capped": "head.weight", "overwritten": "head.weight", "looks ahead": "head.weight"}
 
@@ -234,24 +193,6 @@ def test_shortcuts_lead_past_functions_and_not_past_views():
     structure, *_ = probe(workload(*build("gpt2"), "causal_lm"))
     assert len(structure.shortcuts) >= 2
     assert all(name.endswith("mlp.c_proj.weight") for name, _ in structure.shortcuts)
-
-
-class Unbatched(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, cotangent):
-        return torch.from_numpy(cotangent.cpu().numpy().copy()).to(cotangent.device)
-
-
-class SometimesUnbatched(Bigram):
-    """Short sequences use a function whose backward pass cannot be batched."""
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        x = torch.tanh(self.middle(self.embedding(input_ids)))
-        return self.head(Unbatched.apply(x) if input_ids.shape[1] <= 3 else x)
 
 
 @pytest.mark.parametrize("order", [(3, 6), (6, 3)])

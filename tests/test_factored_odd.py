@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from oracle import gradient_rows, gram_errors
-from test_factored import grams, workload
-from torch import nn
+from passes import grams, workload
+from token_models import Tokens, token_batch
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from zoo import VOCAB
@@ -15,27 +15,6 @@ import fisherfunc as ff
 from fisherfunc.gradients.factored import _taps
 from fisherfunc.gradients.factored import plan as plans
 from fisherfunc.gradients.factored.probe import probe
-
-WIDTH = 6
-
-
-class Tokens(nn.Module):
-    """A language model without attention; a subclass says what comes between the embedding and the logits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.embedding = nn.Embedding(VOCAB, WIDTH)
-        self.middle = nn.Linear(WIDTH, WIDTH)
-        self.mixing = nn.Linear(6, 6)
-        self.head = nn.Linear(WIDTH, VOCAB)
-        self.other_head = nn.Linear(WIDTH, VOCAB)
-
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return self.head(self.between(self.embedding(input_ids), input_ids))
-
-    def between(self, x: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(self.middle(x))
 
 
 def is_odd(input_ids: torch.Tensor) -> bool:
@@ -162,15 +141,6 @@ MODELS = [
     EmbeddedAfterTheHead,
     HeadAlone,
 ]
-
-
-def token_batch() -> dict[str, torch.Tensor]:
-    """Two even sequences, the second with two tokens that count, and an odd one between them."""
-    ids = torch.randint(VOCAB, (3, 6), generator=torch.Generator().manual_seed(0))
-    ids[:, 0] = torch.tensor([2, 3, 4])
-    labels = ids.clone()
-    labels[2, 3:] = -100
-    return {"input_ids": ids, "labels": labels}
 
 
 def off(result: ff.TokenGrams, rows: dict[str, torch.Tensor]) -> float:

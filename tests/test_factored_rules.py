@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_factored import grams
-from test_stacks import off, samples
+from odd_modules import rare_samples as samples
+from passes import grams, off
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 from explicit import fisher_of, flat, flat_stack, random_tree, rows_of, setting, tree_of
+from forward_modes import BackwardOnly, By, NoForwardMode, WrongForwardMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.autograd.function import once_differentiable
 from zoo import build
 
 import fisherfunc as ff
@@ -81,65 +81,6 @@ def test_products_are_symmetric_positive_and_linear(drawn, seed):
     assert abs(float(fx @ flat(y) - fy @ flat(x))) <= scale and float(fx @ flat(x)) >= -scale
     both = product({name: 2 * x[name] - y[name] for name in x})
     torch.testing.assert_close(flat(both), 2 * fx - fy, rtol=1e-9, atol=scale)
-
-
-class NoForwardMode(torch.autograd.Function):
-    """tanh with a backward pass that can be differentiated."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(y := x.tanh())
-        return y
-
-    @staticmethod
-    def backward(ctx, cotangent):
-        (y,) = ctx.saved_tensors
-        return cotangent * (1 - y**2)
-
-
-class BackwardOnly(NoForwardMode):
-    """tanh that can be differentiated once."""
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, cotangent):
-        (y,) = ctx.saved_tensors
-        return cotangent * (1 - y**2)
-
-
-class WrongForwardMode(torch.autograd.Function):
-    """tanh whose forward-mode derivative is off by a factor."""
-
-    @staticmethod
-    def forward(x):
-        return x.tanh()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(output)
-        ctx.save_for_forward(output)
-
-    @staticmethod
-    def backward(ctx, cotangent):
-        (y,) = ctx.saved_tensors
-        return cotangent * (1 - y**2)
-
-    @staticmethod
-    def jvp(ctx, tangent):
-        (y,) = ctx.saved_tensors
-        return 1.5 * tangent * (1 - y**2)
-
-
-class By(nn.Module):
-    """A layer, an operation, a head."""
-
-    def __init__(self, operation):
-        super().__init__()
-        torch.manual_seed(0)
-        self.layer, self.head, self.operation = nn.Linear(4, 5), nn.Linear(5, 3), operation
-
-    def forward(self, x):
-        return self.head(self.operation.apply(self.layer(x)))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_benchmarks import LANGUAGE, samples
+from tasks import LANGUAGE, samples
 
 from benchmarks.kernels import GRAINS, PARTS, Kernels, by_part, counted, divided_as, table
 from benchmarks.sections import BEFORE, CHECK, CONTRACTION

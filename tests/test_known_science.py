@@ -2,16 +2,16 @@
 
 import json
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from folders import REPOSITORY
 
 import fisherfunc as ff
 
-NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "known_science.ipynb"
+NOTEBOOK = REPOSITORY / "notebooks" / "known_science.ipynb"
 
 
 def definitions() -> SimpleNamespace:

@@ -4,12 +4,12 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from folders import REPOSITORY
 
 import fisherfunc as ff
 from benchmarks.laws import picture as picturing
@@ -22,7 +22,6 @@ from fisherfunc.gradients import grams, losses
 from fisherfunc.gradients.losses import classification
 from fisherfunc.models import isolation, writes
 
-ROOT = Path(__file__).parents[1]
 SEEDS, SHARDS = 200, 4
 LEAST_RIGHT = 0.8
 """Of cases whose samples do not meet, so that refusing everything does not pass. By design some 4 % have a part that no
@@ -46,7 +45,7 @@ def plain(*parts: str, **others) -> Recipe:
 def test_every_case_is_right_or_refused_and_nothing_is_changed(shard, tmp_path):
     rows = tmp_path / "rows.jsonl"
     command = ["-m", "benchmarks.laws", f"--cases={SEEDS}", f"--shard={shard}/{SHARDS}", f"--rows={rows}"]
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr + done.stdout
     found = [Row(**json.loads(line)) for line in rows.read_text().splitlines()]
     assert [row.seed for row in found] == list(range(shard - 1, SEEDS, SHARDS))

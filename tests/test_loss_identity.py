@@ -7,10 +7,10 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from folders import REPOSITORY
 from own_losses import F, Options, Pair, Scaled, Smoothed, Weighted, compiled, counted, cross, through, with_options
 from spectra import spectrum
 from torch import nn
@@ -183,9 +183,8 @@ def test_another_process_finds_the_same_whatever_the_seed_of_its_hashes():
         "print(json.dumps({name: t.identity(make()) for name, make in t.SAME.items()}))"
     )
     here = {name: identity(make()) for name, make in SAME.items()}
-    root = Path(__file__).parents[1]
     environment = os.environ | {"PYTHONHASHSEED": "7"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == here
 

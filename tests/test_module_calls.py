@@ -8,11 +8,11 @@ from collections import Counter
 import pytest
 import torch
 from oracle import gradient_rows, gram_errors
-from test_factored import grams, workload
-from test_segments import Tower, samples, unchecked
-from tight import tighten
+from passes import grams, workload
+from tight import tighten, unchecked
 from torch import nn
 from torch.testing import assert_close
+from towers import Tower, samples
 from zoo import build
 
 import fisherfunc as ff

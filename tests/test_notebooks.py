@@ -1,13 +1,13 @@
 """The notebooks: sources and executed ones hold the same cells, each asks a question, and each was run to its end."""
 
 import re
-from pathlib import Path
 
 import jupytext
 import nbformat
 import pytest
+from folders import REPOSITORY
 
-FOLDER = Path(__file__).parents[1] / "notebooks"
+FOLDER = REPOSITORY / "notebooks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
 SEVEN = ("first_steps", "composing", "known_science", "training_checkpoints", "leading_tokens", "own_model")
 SEVEN += ("how_many_tokens",)

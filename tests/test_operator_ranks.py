@@ -3,25 +3,23 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from folders import PYTHONPATH, SUPPORT
 from operator_rank import COUNTS, found_of, operator_of, setting
 
 import fisherfunc as ff
 
-HERE = Path(__file__).parent
 WATCHDOG_S = 240
 
 
 def ran(kind, folder):
     """What each of two ranks found."""
-    path = os.pathsep.join([str(HERE), str(HERE.parent)])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*command, str(HERE / "operator_rank.py"), str(folder), kind],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        [*command, str(SUPPORT / "operator_rank.py"), str(folder), kind],
+        env=os.environ | {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=WATCHDOG_S,

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from explicit import flat, random_tree, rows_of, setting
+from forward_modes import BackwardOnly, By, NoForwardMode, WrongForwardMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_fisher_products import BackwardOnly, By, NoForwardMode, WrongForwardMode
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from zoo import CASES, build

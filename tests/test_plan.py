@@ -6,6 +6,7 @@ from importlib import import_module
 
 import pytest
 import torch
+from plans import language, planned, settings
 from torch import nn
 
 import fisherfunc as ff
@@ -14,33 +15,7 @@ from fisherfunc.gradients.planning import forecast
 from fisherfunc.linalg.grain import CPU
 from fisherfunc.linalg.token_grams import Tokens
 
-WIDTH, WORDS, LENGTH = 16, 23, 12
 planning = import_module("fisherfunc.pipeline.plan")  # `plan` is the function, too
-
-
-class Language(nn.Module):
-    """A causal model, by a running mean, with a parameter that no rule knows."""
-
-    def __init__(self):
-        super().__init__()
-        self.embedding = nn.Embedding(WORDS, WIDTH)
-        self.inner = nn.Linear(WIDTH, 4 * WIDTH)
-        self.outer = nn.Linear(4 * WIDTH, WIDTH)
-        self.norm = nn.LayerNorm(WIDTH)
-        self.angle = nn.Parameter(torch.ones(WIDTH))
-        self.head = nn.Linear(WIDTH, WORDS, bias=False)
-
-    def forward(self, input_ids):
-        x = self.embedding(input_ids)
-        x = x + self.outer(torch.tanh(self.inner(x.cumsum(1) / LENGTH)))
-        return self.head(self.norm(x) * self.angle.sin())
-
-
-def language(sequences=3, *, length=LENGTH, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
-    ids = torch.randint(WORDS, (sequences, length), generator=generator)
-    return Language().double(), {"input_ids": ids, "labels": ids}
 
 
 def classifier(samples=30):
@@ -71,14 +46,6 @@ class Odd(nn.Module):
 def odd():
     torch.manual_seed(0)
     return Odd(), classifier()[1]
-
-
-def settings(model):
-    return {"loss": ff.losses.causal_lm()} if isinstance(model, Language) else {}
-
-
-def planned(model, batch, **options):
-    return ff.plan(model, batch, calibrate=False, **settings(model), **options)
 
 
 CASES = {

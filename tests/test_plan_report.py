@@ -9,8 +9,8 @@ import torch
 from click.testing import CliRunner
 from commands import process as start
 from commands import tiny
+from plans import language, planned
 from rich.console import Console
-from test_plan import language, planned
 from torch import nn
 
 from fisherfunc.surface.cli import cli

@@ -1,9 +1,9 @@
 """No table of docs/population.md is missing; that its Python runs is for test_readme.py."""
 
 import re
-from pathlib import Path
 
-REPOSITORY = Path(__file__).parents[1]
+from folders import REPOSITORY
+
 PAGE = (REPOSITORY / "docs" / "population.md").read_text(encoding="utf-8")
 
 

@@ -8,11 +8,11 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from folders import PYTHONPATH, SUPPORT
 from rank import SAME, SIZES, TIMEOUT_S, classifier, in_float32, language_model, spectrum_of
 
 import fisherfunc as ff
@@ -22,7 +22,6 @@ from fisherfunc.gradients.dense.subsample import sample_coordinates
 from fisherfunc.gradients.ranks.certificate import _take_part
 from fisherfunc.surface.ranks import _say
 
-HERE = Path(__file__).parent
 WATCHDOG_S = 240
 
 
@@ -32,8 +31,8 @@ def ran(case, size, folder, started=None):
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
     common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "localhost", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    common["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent)])
-    command = [sys.executable, str(HERE / "rank.py"), str(folder), case]
+    common["PYTHONPATH"] = PYTHONPATH
+    command = [sys.executable, str(SUPPORT / "rank.py"), str(folder), case]
     processes = [
         subprocess.Popen(command, env=os.environ | common | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
         for rank in range(size if started is None else started)

@@ -2,17 +2,16 @@
 
 import re
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import yaml
+from folders import REPOSITORY
 
 import fisherfunc as ff
 from fisherfunc import assets
 from fisherfunc.surface.cli import spectrum
 
-REPOSITORY = Path(__file__).parents[1]
 DOCS = REPOSITORY / "docs"
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 PAGES = sorted(DOCS.rglob("*.md"))

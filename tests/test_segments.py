@@ -9,16 +9,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import gradient_rows, gram_errors
-from test_factored import grams
-from tight import tighten
+from passes import grams
+from tight import tighten, unchecked
 from torch import nn
 from torch.testing import assert_close
+from towers import Tower, samples
 from zoo import CASES, build
 
 import fisherfunc as ff
 from fisherfunc.gradients.factored import divide
 from fisherfunc.gradients.factored import plan as plans
-from fisherfunc.gradients.factored import route as factored
 from fisherfunc.gradients.factored.calls import Outline
 from fisherfunc.gradients.factored.contract import Holder
 from fisherfunc.gradients.factored.groups import grouped, held_by, passed_by
@@ -57,46 +57,6 @@ class Block(nn.Module):
         if h.requires_grad:
             h.register_hook(lambda _: self.seen())
         return h
-
-
-class Tower(nn.Module):
-    """Residual blocks of samples; `variant` says what bypasses them, if anything."""
-
-    def __init__(self, variant="plain"):
-        super().__init__()
-        torch.manual_seed(0)
-        self.blocks = nn.ModuleList(nn.Linear(6, 6) for _ in range(4))
-        self.head = nn.Linear(6, 3)
-        self.variant = variant
-        self.double()
-
-    def forward(self, x):
-        first = h = self.blocks[0](x[0] if self.variant == "without batch axis" else x)
-        for block in self.blocks[1:]:
-            if self.variant == "overwritten":
-                h = h * 1.0
-                h += block(h.clone()).softmax(-1)
-            else:
-                h = h + block(h).softmax(-1)  # not elementwise, or backward passes would skip it
-        if self.variant == "bypassed" or (self.variant == "at times" and bool((x[:, :1] > 0).any())):
-            h = h + first
-        return self.head(torch.tanh(h)).view(-1, 3)
-
-
-def unchecked(monkeypatch):
-    """Many groups of factors, samples one by one (stacks have passes of their own), no check of a few tokens."""
-    tighten(monkeypatch, share=5)
-    monkeypatch.setattr(plans, "formed_cheaper", lambda *_: [])
-    monkeypatch.setattr(factored, "tried", lambda *_, **__: None)
-    monkeypatch.setattr(divide, "stack_width", lambda *_: 1)
-
-
-def samples():
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(9, 6, generator=generator, dtype=torch.float64)
-    x[:5, 0] = -x[:5, 0].abs()
-    x[5:, 0] = x[5:, 0].abs()
-    return x, torch.arange(9) % 3
 
 
 @pytest.mark.parametrize("variant", ["plain", "bypassed", "at times", "overwritten", "without batch axis"])

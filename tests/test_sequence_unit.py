@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from odd_modules import squares
 from oracle import forward, gram_errors, terms, token_loss
 from zoo import CASES, build, token_ids
 
@@ -122,23 +123,6 @@ def test_the_spectrum_is_that_of_the_summed_tokens_and_says_so():
     keys = ("unit", "num_tokens", "num_sequences", "num_summed_tokens", "mean_loss", "centered")
     assert {k: result.metadata[k] for k in keys} == {k: expected.metadata[k] for k in keys}
     json.dumps(result.to_dict(), allow_nan=False)
-
-
-class Squares(torch.nn.Module):
-    """Its gradient x² overflows at a large input, though the loss there is zero."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(2))
-
-    def forward(self, x):
-        return ((self.weight * x) * x).sum(-1)
-
-
-def squares():
-    x = torch.tensor([[[1.0, 2.0], [1e30, 0.5], [3.0, 1.0]], [[2.0, 1.0], [1.0, 1.0], [0.5, 4.0]]])
-    loss = ff.losses.custom(lambda output, batch: output, name="squares")
-    return ff.functionalize(Squares()), (x, torch.zeros(2)), loss
 
 
 def test_a_token_without_a_finite_gradient_is_left_out_of_its_sequence():

@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from oracle import gradient_rows, gram_errors
+from odd_modules import COUNT
+from odd_modules import rare_samples as samples
+from passes import grams, off
 from plain_modules import VOCAB
-from test_factored import grams
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -15,18 +16,6 @@ from fisherfunc.gradients import survey as surveys
 from fisherfunc.gradients.factored import plan as plans
 from fisherfunc.gradients.sequences import split
 from fisherfunc.gradients.survey import survey
-
-COUNT = 24
-RARE = (9, 20)
-
-
-def samples() -> tuple[Tensor, Tensor]:
-    """Some samples, of which two have a first entry above 1.5; neither is at an end."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(COUNT, 5, generator=generator, dtype=torch.float64)
-    x[:, 0] = -x[:, 0].abs()
-    x[list(RARE), 0] = 2.0
-    return x, torch.randint(3, (COUNT,), generator=generator)
 
 
 class Net(nn.Module):
@@ -41,10 +30,6 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.mix(torch.tanh(self.a(x)), x[:, :1] > 1.5)
         return self.head(torch.tanh(self.b(hidden)))
-
-
-def off(result: ff.TokenGrams, model: nn.Module, batch, kind: str = "classification") -> float:
-    return max(gram_errors(result.grams, gradient_rows(model, kind, batch), floor=1e-16).values())
 
 
 def straight_through(other: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from plain_modules import VOCAB
 from torch import nn
 from torch.testing import assert_close
 from true_fisher import assert_unbiased, by_draw, drawn_rows, exact_rows, grams_of, pass_rows
-from zoo import CASES, build, token_ids
+from zoo import CASES, Shifted, build, token_ids
 
 import fisherfunc as ff
 from fisherfunc.gradients.predictive import predictive
@@ -220,8 +220,6 @@ def test_the_exact_matrix_is_curvlinops_gauss_newton_of_a_classifier_and_of_a_re
 
 
 def test_the_exact_matrix_is_curvlinops_gauss_newton_of_a_transformer():
-    from test_curvlinops import Shifted
-
     model = build("gpt2", dtype=torch.float64)[0]
     model.set_attn_implementation("eager")
     ids = token_ids(1, 3)

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from test_segments import Tower, samples
 from tight import tighten
 from torch.testing import assert_close
+from towers import Tower, samples
 
 import fisherfunc as ff
 from fisherfunc.gradients.factored import plan as plans

@@ -5,8 +5,8 @@ import gc
 import pytest
 import torch
 from oracle import gradient_rows, gram_errors
-from test_factored import grams
-from test_factored_odd import Tokens, token_batch
+from passes import grams
+from token_models import Tokens, token_batch
 from zoo import build
 
 import fisherfunc as ff

@@ -249,3 +249,22 @@ def cast(batch: Any, dtype: torch.dtype) -> Any:
     if isinstance(batch, tuple):
         return tuple(x.to(dtype) if x.is_floating_point() else x for x in batch)
     return {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}
+
+
+class Shifted(nn.Module):
+    """Ids to logits `(b, v, s)` of the next token, as `nn.CrossEntropyLoss` wants them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.model(ids, use_cache=False).logits[:, :-1].mT
+
+
+def two_batches(name):
+    """A model, several batches of it (of two lengths where they have one) and the kind of its loss."""
+    model, batch = build(name)
+    if isinstance(batch, tuple):
+        return model, [batch, batch], CASES[name].kind
+    return model, [{key: x[:, :length] for key, x in batch.items()} for length in (5, 3)], CASES[name].kind

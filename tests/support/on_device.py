@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
 DEVICE = os.environ.get("FISHERFUNC_TEST_DEVICE", "cpu")
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 PACKAGE = TESTS.parent / "fisherfunc"
 ON_CPU = frozenset(
     f"test_{name}.py"

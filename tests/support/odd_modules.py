@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, parametrize
 
+import fisherfunc as ff
+
 BATCH_SIZE = 4
 
 
@@ -298,3 +300,32 @@ ODD: dict[str, Callable[[], nn.Module]] = {
     "max_norm": lambda: Lookup(lambda: nn.Embedding(7, 4, max_norm=1.0)).double(),
     "compiled": lambda: torch.compile(perceptron(), backend="eager"),
 }
+
+
+COUNT, RARE = 24, (9, 20)
+
+
+def rare_samples() -> tuple[torch.Tensor, torch.Tensor]:
+    """Some samples, of which two have a first entry above 1.5; neither is at an end."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(COUNT, 5, generator=generator, dtype=torch.float64)
+    x[:, 0] = -x[:, 0].abs()
+    x[list(RARE), 0] = 2.0
+    return x, torch.randint(3, (COUNT,), generator=generator)
+
+
+class Squares(torch.nn.Module):
+    """Its gradient x² overflows at a large input, though the loss there is zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(2))
+
+    def forward(self, x):
+        return ((self.weight * x) * x).sum(-1)
+
+
+def squares():
+    x = torch.tensor([[[1.0, 2.0], [1e30, 0.5], [3.0, 1.0]], [[2.0, 1.0], [1.0, 1.0], [0.5, 4.0]]])
+    loss = ff.losses.custom(lambda output, batch: output, name="squares")
+    return ff.functionalize(Squares()), (x, torch.zeros(2)), loss

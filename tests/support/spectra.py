@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from builders import grams_of
 
 from fisherfunc.linalg.kernels import gram_eigh, of_rows
 from fisherfunc.linalg.spectrum import Spectrum
@@ -48,3 +49,11 @@ def unresolved(result: FisherSpectrum) -> FisherSpectrum:
 
     blocks = {label: coarse(part) for label, part in result.blocks.items()}
     return replace(result, blocks=blocks, full=coarse(result.full))
+
+
+def random_rows(seed, count=6, width=4):
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def known_grams(tree, **facts):
+    return replace(grams_of(tree), metadata={"batch": "one", "loss": "causal_lm", "fisher": "empirical", **facts})
