@@ -17,22 +17,22 @@ DEVICE = os.environ.get("FISHERFUNC_TEST_DEVICE", "cpu")
 TESTS = Path(__file__).parents[1]
 PACKAGE = TESTS.parent / "fisherfunc"
 ON_CPU = frozenset(
-    f"test_{name}.py"
+    str(TESTS / name)
     for name in [
-        "checkpoint_folder",
-        "cli",
-        "cli_failures",
-        "cli_resume",
-        "cli_tokens",
-        "compare_command",
-        "files",
-        "huggingface",
-        "recorder",
-        "results_of_statistics",
-        "targets_rows",
-        "targets_wording",
-        "threads",
-        "token_grams",
+        "gradients/test_checkpoint_folder.py",
+        "laws/test_targets_rows.py",
+        "linalg/test_threads.py",
+        "linalg/test_token_grams.py",
+        "models/test_huggingface.py",
+        "surface/test_cli.py",
+        "surface/test_cli_failures.py",
+        "surface/test_cli_resume.py",
+        "surface/test_cli_tokens.py",
+        "surface/test_compare_command.py",
+        "surface/test_files.py",
+        "surface/test_recorder.py",
+        "surface/test_results_of_statistics.py",
+        "surface/test_targets_wording.py",
     ]
 )
 """Of files, which hold what was on a CPU; of what a CPU alone has; of the command line, in processes of its own."""
@@ -55,7 +55,7 @@ def _for_tests() -> bool:
     frame, mine = sys._getframe(2), False
     while frame is not None:
         found = _is_of_tests(frame.f_code.co_filename)
-        if found is False or frame.f_code.co_filename.rpartition(os.sep)[2] in ON_CPU:
+        if found is False or frame.f_code.co_filename in ON_CPU:
             return mine and found is False
         mine = mine or found is True
         frame = frame.f_back

@@ -1,4 +1,4 @@
-"""One rank of tests/test_operator_ranks.py, run by torchrun: `operator_rank.py OUT KIND`."""
+"""One rank of tests/operators/test_ranks.py, run by torchrun: `operator_rank.py OUT KIND`."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One rank of tests/test_ranks.py: `rank.py OUT CASE`, with the environment that torchrun gives.
+"""One rank of tests/distributed/test_ranks.py: `rank.py OUT CASE`, with the environment that torchrun gives.
 
 Each case is a function of the ranks; what it returns is written to OUT, by rank.
 """

@@ -229,6 +229,12 @@ def modules_named(path: Path) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
+def test_tests_lie_where_the_code_lies():
+    tests, beside = REPOSITORY / "tests", {"laws", "repository", "support", "benchmarks"}
+    folders = {path.parent.relative_to(tests) for path in tests.rglob("*.py")}
+    assert [str(path) for path in folders if not (PACKAGE / path).is_dir() and path.parts[0] not in beside] == []
+
+
 def test_no_test_file_imports_another():
     tests = {path.stem for path in (REPOSITORY / "tests").rglob("test_*.py")} | {"tests"}
     shared = {str(path): modules_named(path) & tests for path in (REPOSITORY / "tests").rglob("*.py")}

@@ -1,6 +1,6 @@
 """The partition of real architectures: exact labels, and laws that hold for every family.
 
-`partition_families.toml` says what to expect. The models are tiny, randomly initialised and on the
+`families.toml` says what to expect. The models are tiny, randomly initialised and on the
 meta device: only the names of their parameters matter.
 """
 
@@ -13,7 +13,7 @@ import torch
 
 from fisherfunc.partitioning import OTHER, by_layer, by_module, partition
 
-TABLE = tomllib.loads(Path(__file__).with_name("partition_families.toml").read_text())
+TABLE = tomllib.loads(Path(__file__).with_name("families.toml").read_text())
 FAMILIES = TABLE["family"]
 ROLES_INSIDE = ("attention", "mlp", "mixer", "normalization")
 MODULE_LABELS = {*ROLES_INSIDE, "embedding", "output", OTHER}
