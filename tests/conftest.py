@@ -39,7 +39,8 @@ if DEVICE != "cpu":
 torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
 
 # Checking shapes and types of every call takes two thirds of the processor time of a test of small models (2.9 s of
-# albert's 3.9 in gradients/factored/test_segments.py): one test in so many does it, picked by its name; with TEST_TYPES_EVERY=1 all do.
+# albert's 3.9 in factored/test_segments.py): one test in so many does it, picked by its name; with TEST_TYPES_EVERY=1
+# all do.
 TYPES_EVERY = int(os.environ.get("TEST_TYPES_EVERY", "5"))
 
 
