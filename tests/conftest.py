@@ -39,15 +39,16 @@ if DEVICE != "cpu":
 torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
 
 # Checking shapes and types of every call takes two thirds of the processor time of a test of small models (2.9 s of
-# albert's 3.9 in factored/test_segments.py): one test in so many does it, picked by its name; with TEST_TYPES_EVERY=1
-# all do.
+# albert's 3.9 in factored/test_segments.py): one test in so many does it, picked by its name and that
+# of its file, wherever that lies; with TEST_TYPES_EVERY=1 all do.
 TYPES_EVERY = int(os.environ.get("TEST_TYPES_EVERY", "5"))
 
 
 def pytest_runtest_setup(item):
     """What a test draws does not depend on which others ran before it in the same process."""
     torch.manual_seed(0)
-    checked = item.get_closest_marker("types") is not None or crc32(item.nodeid.encode()) % TYPES_EVERY == 0
+    name = f"tests/{item.path.name}::{item.nodeid.partition('::')[2]}"
+    checked = item.get_closest_marker("types") is not None or crc32(name.encode()) % TYPES_EVERY == 0
     type_checks.update("jaxtyping_disable", not checked)
 
 

@@ -1,19 +1,16 @@
 """Spectra over gloo ranks are those of one process; ranks that differ, fail, hang or are killed are one error."""
 
 import math
-import os
 import pickle
-import socket
-import subprocess
-import sys
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
 import torch
-from folders import PYTHONPATH, SUPPORT
-from rank import SAME, SIZES, TIMEOUT_S, classifier, in_float32, language_model, spectrum_of
+from rank import SAME, SIZES, TIMEOUT_S, classifier, in_float32, language_model, main, spectrum_of
+from started import ranks_started
 
 import fisherfunc as ff
 from fisherfunc.distributed import RanksError, entering
@@ -22,29 +19,14 @@ from fisherfunc.gradients.dense.subsample import sample_coordinates
 from fisherfunc.gradients.ranks.certificate import _take_part
 from fisherfunc.surface.ranks import _say
 
-WATCHDOG_S = 240
-
 
 def ran(case, size, folder, started=None):
-    """What each of so many ranks found; only the first `started` are started. No agent ends them: each ends itself."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "localhost", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    common["PYTHONPATH"] = PYTHONPATH
-    command = [sys.executable, str(SUPPORT / "rank.py"), str(folder), case]
-    processes = [
-        subprocess.Popen(command, env=os.environ | common | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
-        for rank in range(size if started is None else started)
-    ]
-    try:
-        told = [process.communicate(timeout=WATCHDOG_S)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    files = [folder / f"{rank}.pt" for rank in range(len(processes))]
+    """What each of so many ranks found, or the status with which it ended; only the first `started` are started."""
+    ended = ranks_started(main, folder, case, size=size, started=started)
+    files = [folder / f"{rank}.pt" for rank in range(len(ended))]
     return [
-        torch.load(file, weights_only=False) if file.exists() else text for file, text in zip(files, told, strict=True)
+        torch.load(file, weights_only=False) if file.exists() else status
+        for file, status in zip(files, ended, strict=True)
     ]
 
 
@@ -176,7 +158,7 @@ def test_a_rank_that_hangs_and_one_that_is_killed_are_named_in_time(tmp_path):
         assert found["killed"][0].startswith("RanksError: rank 2 gave no sign of life for 5 s"), found
         assert found["killed"][1] < 60
     assert zero["hung"][1] < 60
-    assert isinstance(two, str)  # it wrote nothing
+    assert two == -signal.SIGKILL  # it wrote nothing
 
 
 def test_a_rank_whose_store_is_gone_says_so(tmp_path):

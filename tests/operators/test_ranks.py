@@ -1,31 +1,22 @@
 """Two gloo ranks, each with sequences of its own, have the products and eigenvalues of one process."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
-from folders import PYTHONPATH, SUPPORT
-from operator_rank import COUNTS, found_of, operator_of, setting
+from operator_rank import COUNTS, found_of, main, operator_of, setting
+from started import ranks_started
 
 import fisherfunc as ff
 
-WATCHDOG_S = 240
+KINDS = ("plain", "float32", "central difference", "other parameters")  # the last after the others: it ends in an error
 
 
-def ran(kind, folder):
-    """What each of two ranks found."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, str(SUPPORT / "operator_rank.py"), str(folder), kind],
-        env=os.environ | {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=WATCHDOG_S,
-    )
-    assert done.returncode == 0, done.stderr
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+@pytest.fixture(scope="module")
+def over_ranks(tmp_path_factory):
+    """{kind: what each of two ranks found}."""
+    folder = tmp_path_factory.mktemp("ranks")
+    assert ranks_started(main, folder, KINDS, size=2) == [0, 0]
+    zero, one = (torch.load(folder / f"{rank}.pt") for rank in range(2))
+    return {kind: (zero[kind], one[kind]) for kind in KINDS}
 
 
 @pytest.mark.parametrize(
@@ -33,11 +24,11 @@ def ran(kind, folder):
     # sums of ten rows in another order; of a difference, its step is another on each rank
     [("plain", torch.float64, 1e-12), ("float32", torch.float32, 1e-5), ("central difference", torch.float64, 1e-6)],
 )
-def test_two_ranks_equal_one(kind, dtype, tolerance, tmp_path):
+def test_two_ranks_equal_one(kind, dtype, tolerance, over_ranks):
     model, batch = setting(dtype)
     derivative = "central difference" if kind == "central difference" else "auto"
     want = found_of(operator_of(model, batch, derivative=derivative))
-    first, second = ran(kind, tmp_path)
+    first, second = over_ranks[kind]
     for name, value in want.items():
         if name == "bounds":
             continue
@@ -48,8 +39,8 @@ def test_two_ranks_equal_one(kind, dtype, tolerance, tmp_path):
     assert first["num_tokens"] == sum(COUNTS)
 
 
-def test_ranks_of_other_parameters_are_one_error_on_both(tmp_path):
-    found = ran("other parameters", tmp_path)
+def test_ranks_of_other_parameters_are_one_error_on_both(over_ranks):
+    found = over_ranks["other parameters"]
     assert [each["error"].split(";")[0] for each in found] == ["rank 1 and rank 0 differ in parameters"] * 2
 
 

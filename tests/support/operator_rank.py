@@ -1,6 +1,5 @@
-"""One rank of tests/operators/test_ranks.py, run by torchrun: `operator_rank.py OUT KIND`."""
+"""One rank of tests/operators/test_ranks.py: `main(OUT, KINDS)`, with the environment that torchrun gives."""
 
-import sys
 from pathlib import Path
 
 import torch
@@ -42,23 +41,21 @@ def found_of(operator):
     }
 
 
-def main(out, kind):
-    """Write what this rank found."""
+def main(out, kinds):
+    """Write what this rank found of each kind."""
     dist.init_process_group("gloo")
     rank = dist.get_rank()
+    torch.save({kind: _found(kind, rank) for kind in kinds}, Path(out) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def _found(kind, rank):
     model, batch = setting(torch.float32 if kind == "float32" else torch.float64)
     if kind == "other parameters" and rank == 1:
         torch.nn.init.ones_(model[0].weight)
     mine = tuple(x.split(COUNTS)[rank] for x in batch)
     derivative = "central difference" if kind == "central difference" else "auto"
     try:
-        found = found_of(ff.operators.over_ranks(operator_of(model, mine, derivative=derivative)))
+        return found_of(ff.operators.over_ranks(operator_of(model, mine, derivative=derivative)))
     except ValueError as error:
-        found = {"error": str(error)}
-    torch.save(found, Path(out) / f"{rank}.pt")
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(*sys.argv[1:])
+        return {"error": str(error)}

@@ -1,11 +1,10 @@
-"""One rank of tests/distributed/test_ranks.py: `rank.py OUT CASE`, with the environment that torchrun gives.
+"""One rank of tests/distributed/test_ranks.py: `main(OUT, CASE)`, with the environment that torchrun gives.
 
 Each case is a function of the ranks; what it returns is written to OUT, by rank.
 """
 
 import os
 import signal
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -205,8 +204,3 @@ def main(out, case):
     except RanksError as error:
         found = {"error": str(error)}
     torch.save(found, Path(out) / f"{os.environ['RANK']}.pt")
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(*sys.argv[1:])
