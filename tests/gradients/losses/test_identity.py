@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 import threading
 from dataclasses import replace
 
@@ -179,7 +180,8 @@ def test_objects_that_hold_themselves_and_methods_that_call_each_other_end():
 
 def test_another_process_finds_the_same_whatever_the_seed_of_its_hashes():
     code = (
-        "import sys, json; sys.path[:0] = ['tests']; import conftest, test_loss_identity as t;"
+        f"import sys, json; sys.path[:0] = ['tests', 'tests/support', {str(Path(__file__).parent)!r}];"
+        "import conftest, test_identity as t;"
         "print(json.dumps({name: t.identity(make()) for name, make in t.SAME.items()}))"
     )
     here = {name: identity(make()) for name, make in SAME.items()}
