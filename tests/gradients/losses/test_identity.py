@@ -5,9 +5,9 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
