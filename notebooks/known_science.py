@@ -25,7 +25,7 @@
 # matrix), $F_\text{emp}$ the empirical one, of observed targets $y_n$. A regression with outputs $f$ has unit variance, and
 # the rows of its true Fisher are $\nabla f_c$.
 #
-# The functions defined here are the ones that `tests/test_known_science.py` holds to closed forms and to brute force.
+# The functions defined here are the ones that `tests/repository/test_known_science.py` holds to closed forms and to brute force.
 
 # %% tags=["definitions"]
 import math

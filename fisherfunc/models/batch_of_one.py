@@ -2,8 +2,8 @@
 
 On a CPU torch 2.13 reads the cotangent of `batch_norm` in evaluation mode, and of `instance_norm`, by wrong strides
 where it has an axis of length one and comes through `flatten(2).transpose(1, 2)`, as in the patch embeddings of hybrid
-vision transformers: gradients are off by their own size, and for two samples they are right. tests/test_batch_of_one.py
-fails when that has an end.
+vision transformers: gradients are off by their own size, and for two samples they are right.
+tests/models/test_batch_of_one.py fails when that has an end.
 """
 
 from typing import Any
