@@ -1,7 +1,7 @@
 """`python -m benchmarks.population_cost [--tokens N...] [--sequences S] [--main-job]`: what estimates cost.
 
 Of the population, beside the eigensolve with vectors of the same Gram, in seconds of the processor, so that other work
-on the machine does not count: no more than that. Rows are Gaussian, of sequences that share a part; a table in
+on the machine does not count. Rows are Gaussian, of sequences that share a part; a table in
 Markdown. SciPy is imported before, by estimates of a few tokens: half a second of each process. With `--main-job` also
 their share of the main job, with that import; of the job the model is loaded, passed over and solved, no more.
 """

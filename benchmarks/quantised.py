@@ -5,7 +5,8 @@
 
 A small Llama at random weights, and LoRA by PEFT on it, in float32 on the CPU. The loop is plain autograd: a backward
 pass of each token. Its own sensitivity stands beside: by how much its Gram moves when all embeddings are
-larger by 1e-7, the largest of three such changes. Where activations are rounded to eight bits, that can be a step.
+changed by 1e-7, −1e-7 and 3e-7, the largest of the three. Where activations are rounded to eight bits, that can be a
+step.
 """
 
 import importlib
@@ -108,7 +109,8 @@ def main() -> None:
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4
     )
-    print("| base | weights held as | Gram − loop's | the loop's own, inputs × (1 ± 1e-7) |\n| --- | --- | --- | --- |")
+    print("| base | weights held as | Gram − loop's | the loop's own, inputs × (1 ± 1e-7, 1 + 3e-7) |")
+    print("| --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
         for name, (library, load) in BASES.items():

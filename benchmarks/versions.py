@@ -1,7 +1,7 @@
 """The tests on several versions of Python and of PyTorch, each pair in an environment of its own.
 
     python -m benchmarks.versions
-    python -m benchmarks.versions --python 3.11 --torch 2.6.0 --tests tests/test_fisher.py
+    python -m benchmarks.versions --python 3.11 --torch 2.6.0 --tests tests/pipeline/test_fisher.py
 
 Of each pair: a virtual environment in `--work`, this PyTorch, all else of constraints.txt, the package, the tests. A
 pair that could not be run, for want of an interpreter or of a wheel, is a row that says so, and the exit code is 1, as
@@ -25,10 +25,12 @@ OWN_OF_TORCH = ("torch", "torchvision", "sympy", "triton")
 SMALL: tuple[str, ...] = ("filelock", "typing-extensions", "sympy", "networkx", "jinja2", "fsspec", "setuptools")
 """What PyTorch needs beside the libraries of CUDA."""
 TESTS = tuple(
-    f"tests/test_{name}.py"
+    f"tests/{name}.py"
     for name in (
-        *("oracle", "gram", "kernels", "fisher", "factored_odd", "stacks", "certificate", "operators"),
-        *("torch_func_inside", "quantised", "population_second_moments", "cli", "huggingface"),
+        *("laws/test_oracle", "laws/test_torch_func_inside", "linalg/test_gram", "linalg/test_kernels"),
+        *("gradients/factored/test_misleading_models", "gradients/test_stacks", "gradients/test_certificate"),
+        *("pipeline/test_fisher", "operators/test_fisher", "population/test_second_moments"),
+        *("models/test_quantised", "models/test_huggingface", "surface/test_cli"),
     )
 )
 """Each layer, both routes, and what reaches into PyTorch's insides."""

@@ -12,6 +12,7 @@ anew: what was kept is of use where the plan is the same, and else is deleted.
 """
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from fisherfunc.gradients.fingerprint import differences
 from fisherfunc.records.plain import from_plain, to_plain
 from fisherfunc.records.tensor_files import DamagedError, read_tensors, write_tensors
 
-FORMAT = "fisherfunc.checkpoint.1"
+FORMAT = "fisherfunc.checkpoint.2"
 SUFFIX = ".safetensors"
 INDEX = f"plan{SUFFIX}"
 
@@ -237,7 +238,8 @@ def folder_of(folder: Path, *, rank: int = 0, size: int = 1) -> Path:
     Raises:
         ValueError: If what is kept there is of another number of ranks.
     """
-    sizes = {int(found.name.rpartition("-")[2]) for found in folder.glob("rank-*-of-*")}
+    kept = (re.fullmatch(r"rank-\d+-of-(\d+)", found.parent.name) for found in folder.glob(f"rank-*-of-*/{INDEX}"))
+    sizes = {int(match[1]) for match in kept if match}
     sizes |= {1} if (folder / INDEX).exists() else set()
     if sizes - {size}:
         other = min(sizes - {size})

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,7 +72,7 @@ def token_grams(
     checkpoint: str | os.PathLike[str] | None = None,
     plan: RunPlan | None = None,
     clusters: Iterable[Hashable] | Tensor | None = None,
-    ranks: Ranks | None = None,
+    ranks: Ranks | Everyone | None = None,
     progress: Progress | None = None,
 ) -> TokenGrams:
     """The Gram matrix K_p = G_p G_pᵀ of every parameter tensor: unnormalised, exact.
@@ -128,7 +128,7 @@ def token_grams(
         OSError: If the checkpoint cannot be written.
         ff.distributed.RanksError: If another rank fails, is gone or hangs; it names which, and why.
     """
-    everyone = cast(Everyone | None, ranks)  # what `with_ranks` makes of them
+    everyone = ranks if isinstance(ranks, Everyone) else None  # what `with_ranks` makes of them
     params = fn.at(params)
     outcome = watched(next(iter(params.values())).device)
     start = started(

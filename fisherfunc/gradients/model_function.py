@@ -131,7 +131,7 @@ class ModelFunction:
         Packed weights keep their dtype: it says how they are stored, not what they mean.
 
         Raises:
-            ValueError: If `dtype` is not a floating-point one.
+            ValueError: If `dtype` is not a floating-point one, or packed weights would have to go to another device.
         """
         if dtype is not None and not dtype.is_floating_point:
             raise ValueError(f"dtype expected a floating-point dtype such as torch.float64, got {dtype}")
@@ -140,8 +140,13 @@ class ModelFunction:
             as_wide = dtype if has_gradient(tensor) else None
             place = tensor.device if device is None else torch.empty(0, device=device).device
             if (tensor.device, tensor.dtype) == (place, as_wide or tensor.dtype):
-                return tensor  # as packed weights may pack themselves where they are moved
-            return same_memory(tensor).to(device=place, dtype=as_wide)
+                return tensor
+            if of_own_class(tensor):  # which may pack itself again where it is moved, or leave its scales behind
+                raise ValueError(
+                    f"a {type(tensor).__name__} of shape {tuple(tensor.shape)} is packed on {tensor.device}; load the "
+                    f"model on {place}, then functionalize it"
+                )
+            return tensor.to(device=place, dtype=as_wide)
 
         params, frozen, buffers = (
             {name: moved(t) for name, t in tensors.items()} for tensors in (self.params, self.frozen, self.buffers)
@@ -160,9 +165,19 @@ def has_gradient(tensor: Tensor) -> bool:
 
 
 def of_own_class(tensor: Tensor) -> bool:
-    """Whether it is a parameter of a class that adds attributes to one, as packed weights carry their scales."""
+    """Whether it is of packed weights, by which no gradient exists, in a class of their own, which has their scales."""
     kinds = (Tensor, nn.Parameter, nn.Buffer)
-    return type(tensor) not in kinds and isinstance(tensor, nn.Parameter) and not is_traceable_wrapper_subclass(tensor)
+    own = type(tensor) not in kinds and isinstance(tensor, nn.Parameter) and not is_traceable_wrapper_subclass(tensor)
+    return own and not has_gradient(tensor)
+
+
+def packs_integers(tensor: Tensor) -> bool:
+    """Whether it is made of other tensors, some of them integers: outwardly floats, as quanto's and torchao's are."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return False
+    outer: Any = tensor
+    inner = [getattr(tensor, name) for name in outer.__tensor_flatten__()[0]]
+    return any(packs_integers(part) or not part.is_floating_point() for part in inner if isinstance(part, Tensor))
 
 
 def same_memory(tensor: Tensor, *, requires_grad: bool = False) -> Tensor:

@@ -103,8 +103,9 @@ def round_off(
         fn = fn.to(dtype=torch.float64)
     except torch.OutOfMemoryError:
         raise
-    except REFUSALS as error:  # of quantised tensors that have one dtype for good
-        return RoundOff(errors=None, reason=f"a weight cannot be cast to float64: {type(error).__name__}: {error}")
+    except (RuntimeError, TypeError) as error:  # of quantised tensors that have one dtype for good
+        reason = f"a weight cannot be cast to float64: {type(error).__name__}: {error}".splitlines()[0]
+        return RoundOff(errors=None, reason=reason)
     wide = [replace(part, batch=mapped(_widened, part.batch)) for part in work.sequences.parts]
     params = {name: fn.params[name] for name in work.params}
     chosen = replace(work.select(rows), fn=fn, params=params, sequences=Sequences(wide))

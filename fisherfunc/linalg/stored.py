@@ -4,12 +4,14 @@ A tile holds K[start:stop, :stop], so that each number off the diagonal blocks i
 
     (K u)[start:stop] += tile u[:stop],      (K u)[:start] += tile[:, :start]ᵀ u[start:stop].
 
-In float32 the file has 2 N² bytes, 3.2 GB for 40,000 rows, and each number is off by at most 2⁻²⁴ of itself, so that by
-Weyl no eigenvalue is off by more than 2⁻²⁴ ‖K‖_F, which certificates have added to them. Trace and Frobenius norm are
-those of the numbers before they were rounded. Axis order: rows n, vectors k.
+In float32 the file has 2 N² bytes, 3.2 GB for 40,000 rows, and each number is off by at most 2⁻²⁴ of itself or 2⁻¹⁵⁰,
+so that by Weyl no eigenvalue is off by more than 2⁻²⁴ ‖K‖_F + 2⁻¹⁵⁰ n, which certificates have added to them. Trace and
+Frobenius norm are those of the numbers before they were rounded. Each tile has a checksum, which is compared when it is
+read. Axis order: rows n, vectors k.
 """
 
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +48,7 @@ class StoredGram:
         tile: How many rows a tile has.
         trace: tr K.
         squared_norm: ‖K‖_F².
+        checksums: Of each tile.
     """
 
     path: Path
@@ -56,13 +59,15 @@ class StoredGram:
     tile: int
     trace: float
     squared_norm: float
+    checksums: tuple[int, ...]
 
     def matmul(self, vectors: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
-        """Return K times some vectors in float64; the file is read once. Cost 2 N² k operations.
+        """Return K times some vectors in float64, on the CPU; the file is read once. Cost 2 N² k operations.
 
         Raises:
-            EOFError: If the file is shorter than it was.
+            DamagedError: If the file is not what was written.
         """
+        vectors = vectors.to("cpu", torch.float64)
         found = torch.zeros_like(vectors, dtype=torch.float64)
         for start, stop, tile in self.tiles():
             whole = tile.double()
@@ -71,12 +76,23 @@ class StoredGram:
         return found
 
     def tiles(self) -> Iterator[tuple[int, int, Float[Tensor, "_m _n"]]]:
-        """Yield start, stop and K[start:stop, :stop]; a tile is overwritten by the next."""
+        """Yield start, stop and K[start:stop, :stop]; a tile is overwritten by the next.
+
+        Raises:
+            DamagedError: If the file is not what was written.
+        """
         bounds = list(_bounds(self.num_rows, self.tile))
         room = torch.empty(max((stop - start) * stop for start, stop in bounds), dtype=self.dtype, device="cpu")
         tiles = [room[: (stop - start) * stop] for start, stop in bounds]
         full = read_pieces(self.path, map(bytes_of, tiles))
-        for (start, stop), tile, _ in zip(bounds, tiles, full, strict=True):
+        damaged = DamagedError(f"{self.path} is not the file that was written; write it again by stored_gram")
+        for (start, stop), tile, checksum in zip(bounds, tiles, self.checksums, strict=True):
+            try:
+                next(full)
+            except EOFError as error:
+                raise damaged from error
+            if zlib.crc32(bytes_of(tile)) != checksum:
+                raise damaged
             yield start, stop, tile.view(stop - start, stop)
 
     def operator(self) -> TokenOperator:
@@ -94,7 +110,7 @@ class StoredGram:
             device=torch.device("cpu"),
             trace=self.trace / self.num_tokens,
             squared_norm=self.squared_norm / self.num_tokens**2,
-            inexact=_rounding(self.dtype) * self.squared_norm**0.5 / self.num_tokens,
+            inexact=_rounding(self.dtype, self.squared_norm**0.5, self.num_rows) / self.num_tokens,
             name=f"Gram in {self.path.name}",
         )
 
@@ -107,8 +123,11 @@ class StoredGram:
             DamagedError: If its file has another size than it was written with.
         """
         file = Path(path)
+        if not (file.exists() and _beside(file).exists()):
+            raise FileNotFoundError(f"{file}, or the file beside it, is missing: write it by stored_gram")
         _, facts = read_tensors(_beside(file))
-        found = StoredGram(path=file, **{**facts, "dtype": getattr(torch, facts["dtype"])})
+        own = {"dtype": getattr(torch, facts["dtype"]), "checksums": tuple(facts["checksums"])}
+        found = StoredGram(path=file, **{**facts, **own})
         expected = sum((stop - start) * stop for start, stop in _bounds(found.num_rows, found.tile))
         size, expected = file.stat().st_size, expected * found.dtype.itemsize
         if size != expected:
@@ -149,11 +168,13 @@ def stored_gram(
     """
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype expected torch.float32 or torch.float64, got {dtype}")
-    if num_rows < 1:
-        raise ValueError(f"num_rows expected at least 1, got num_rows={num_rows}")
+    for name, count in (("num_rows", num_rows), ("num_tokens", num_rows if num_tokens is None else num_tokens)):
+        if count < 1:
+            raise ValueError(f"{name} expected at least 1, got {name}={count}")
     file = Path(path)
     tile_rows = max(1, min(TILE, ENTRIES // num_rows))
     trace = squared_norm = 0.0
+    checksums: list[int] = []
 
     def pieces() -> Iterator[memoryview]:
         nonlocal trace, squared_norm
@@ -167,26 +188,31 @@ def stored_gram(
                 )
             trace += float(tile[:, start:].diagonal().sum())
             squared_norm += float(tile[:, start:].square().sum() + 2 * tile[:, :start].square().sum())
+            checksums.append(zlib.crc32(bytes_of(rounded)))
             yield bytes_of(rounded)
 
     _beside(file).unlink(missing_ok=True)
     write_pieces(file, pieces())
     facts: dict[str, Any] = {
         "num_rows": num_rows,
-        "num_tokens": num_tokens or num_rows,
+        "num_tokens": num_rows if num_tokens is None else num_tokens,
         "num_params": num_params,
         "dtype": dtype_name(dtype),
         "tile": tile_rows,
         "trace": trace,
         "squared_norm": squared_norm,
+        "checksums": checksums,
     }
     write_tensors(_beside(file), {}, facts)
     return StoredGram.load(file)
 
 
-def _rounding(dtype: torch.dtype) -> float:
-    """What a number may lose of itself where it is stored."""
-    return 0.0 if dtype == torch.float64 else torch.finfo(dtype).eps / 2
+def _rounding(dtype: torch.dtype, norm: float, num_rows: int) -> float:
+    """How far the stored matrix may be from K: each number by half a unit in its last place, and of the smallest."""
+    if dtype == torch.float64:
+        return 0.0
+    finfo = torch.finfo(dtype)
+    return finfo.eps / 2 * norm + num_rows * finfo.tiny * finfo.eps / 2
 
 
 def _bounds(num_rows: int, tile: int) -> Iterator[tuple[int, int]]:

@@ -19,7 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fisherfunc.gradients.model_function import Calls, ModelFunction, has_gradient, of_own_class, ordinary, same_memory
+from fisherfunc.gradients.model_function import (
+    Calls,
+    ModelFunction,
+    has_gradient,
+    of_own_class,
+    ordinary,
+    packs_integers,
+    same_memory,
+)
 from fisherfunc.gradients.module_calls import Again, is_answered, watch_parts
 from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.linalg.full_precision import changeable
@@ -159,11 +167,11 @@ def _check_materialised(name: str, parameter: Tensor) -> None:
 
 
 def _check_differentiable(name: str, parameter: Tensor) -> None:
-    if not has_gradient(parameter):
+    if not has_gradient(parameter) or packs_integers(parameter):
         raise ValueError(
-            f"parameter {name!r} is {parameter.dtype} of shape {tuple(parameter.shape)}, expected real floats: "
-            "quantised or integer weights have no gradient; leave it out by parameters= ('trainable' takes an "
-            "adapter's alone), or dequantise the model"
+            f"parameter {name!r} is {parameter.dtype} of shape {tuple(parameter.shape)}, in a "
+            f"{type(parameter).__name__}, expected real floats: quantised or integer weights have no gradient; leave "
+            "it out by parameters= ('trainable' takes an adapter's alone), or dequantise the model"
         )
 
 

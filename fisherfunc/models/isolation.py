@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fisherfunc.gradients.model_function import has_gradient, of_own_class, ordinary, same_memory
+from fisherfunc.gradients.model_function import of_own_class, ordinary, same_memory
 from fisherfunc.gradients.module_calls import HOOK
 from fisherfunc.models.writes import Reads, address_of, writes_refused
 from fisherfunc.records.containers import mapped
@@ -155,7 +155,7 @@ def _copied_loose(module: nn.Module) -> list[tuple[Tensor, Callable[[Tensor], Te
 
     A layer may hold its packed weights in an object beside the parameter, and set either to the other at each call.
     """
-    packed = {address_of(p) for p in module.parameters() if of_own_class(p) and not has_gradient(p)} - {0}
+    packed = {address_of(p) for p in module.parameters() if of_own_class(p)} - {0}
     loose = _loose_tensors(module)
     return [(t, ordinary if packed and address_of(t) in packed else Tensor.clone) for t in loose]
 

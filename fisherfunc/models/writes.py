@@ -235,7 +235,7 @@ class Guard:
     def _copy(self, found: set[str], tensors: Mapping[str, Tensor]) -> None:
         """Have calls be given copies of these from now on."""
         for name in found:
-            if of_own_class(tensors[name]) and not has_gradient(tensors[name]):
+            if of_own_class(tensors[name]):
                 raise ValueError(
                     f"the forward pass writes into the quantised weights {name!r} of the module that was given; have "
                     "it write to a copy, as each call must start from the module as it was given"

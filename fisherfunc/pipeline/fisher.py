@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fisherfunc.distributed.collectives import Ranks
+from fisherfunc.distributed.collectives import Everyone, Ranks
 from fisherfunc.distributed.entering import with_ranks
 from fisherfunc.gradients.grams import token_grams
 from fisherfunc.gradients.losses import TokenLoss
@@ -68,7 +68,7 @@ def fisher_spectrum(
     population: bool = True,
     clusters: Iterable[Hashable] | torch.Tensor | None = None,
     sketch: Kronecker | None = None,
-    ranks: Ranks | None = None,
+    ranks: Ranks | Everyone | None = None,
     progress: Progress | None = None,
 ) -> FisherSpectrum:
     """Compute the spectrum of the empirical Fisher information F = (1/N) Σ_n g_n g_nᵀ, g_n = ∇ℓ_n, a term per token.
@@ -149,6 +149,7 @@ def fisher_spectrum(
         beside: dict[str, Any] = {"center": center, "plan": plan, "max_coordinates": max_coordinates}
         beside |= {"checkpoint": checkpoint, "intervals": intervals, "clusters": clusters, "ranks": ranks}
         beside |= {"drop_nonfinite": drop_nonfinite, "route='dense'": route == "dense"}
+        beside |= {"self_check=False": not self_check}
         _check_sketch(sketch, beside)
     partition(fn.params, blocks)  # what fails does so before the pass
     check_eigensolver(kernel, eigensolve_device, eigensolve_dtype)

@@ -48,7 +48,7 @@ def spectrum(
         ValueError: As `ff.spectrum_of_grams`.
     """
     result, one, other = (
-        spectrum_of_grams(grams, blocks=blocks, kernel=kernel, population=False)
+        spectrum_of_grams(grams, blocks=blocks, kernel=kernel, unit=sketched.unit, population=False)
         for grams in (sketched.grams(), sketched.half(0), sketched.half(1))
     )
     facts: dict[str, Any] = {

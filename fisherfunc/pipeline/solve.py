@@ -60,7 +60,7 @@ def spectrum_of_grams(
             by a function such as `partial(ff.statistics.bootstrap, level=0.9)`; none where None. Other metrics
             have a note why they have none.
         population: Whether to estimate what holds of the population as well (`ff.population.summary`): the full matrix
-            is then solved with vectors, once, and about as much again. Where nothing can be said,
+            is then solved with vectors, once, and one to two times as much again. Where nothing can be said,
             `metadata["population"]` says why.
         clusters: A label per sequence, where sequences are not independent of each other (paragraphs of a document):
             they take the place of sequences in the intervals and in what is said of the population.

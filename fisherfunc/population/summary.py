@@ -99,7 +99,7 @@ def summary(
     num_leading: int = 5,
     kappas: Sequence[float] | None = None,
 ) -> PopulationSummary:
-    """Return all estimates of the population. Cost one eigensolve with vectors, of the full matrix, and as much again.
+    """Return all estimates of the population. Cost an eigensolve with vectors, of the full matrix, and up to two more.
 
     Args:
         grams: The uncentred Grams of a pass, of all coordinates.

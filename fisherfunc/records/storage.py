@@ -42,6 +42,7 @@ def write_pieces(path: Path, pieces: Iterable[memoryview]) -> None:
         for piece in pieces:
             while piece:
                 piece = piece[file.write(piece) :]
+        os.fsync(file.fileno())
 
 
 def read_pieces(path: Path, rooms: Iterable[memoryview]) -> Iterator[None]:

@@ -27,6 +27,7 @@ _IN_OPTIONS = (
     (re.compile(r"\b(context|seed)=(\w+)"), r"--\1 \2"),
     (re.compile(r"\bcenter=True"), "--center"),
     (re.compile(r"\bsketch= got"), "--sketch got"),
+    (re.compile(r"(--sketch got [\w, ]*)\bcheckpoint\b"), r"\1--resume"),
     (re.compile(r"\bnum_draws=(\w+)"), r"--draws \1"),
     (re.compile(r"\bcheckpoint='([^']*)'"), r"--resume '\1'"),
     (re.compile(r"(?<=\); )choose another one$"), "choose another --out"),

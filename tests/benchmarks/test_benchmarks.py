@@ -11,6 +11,7 @@ from tasks import TASKS
 import fisherfunc as ff
 from benchmarks import measure as measuring
 from benchmarks import run as running
+from benchmarks import versions
 from benchmarks.__main__ import listing, parser
 from benchmarks.contenders import TITLES, contender
 from benchmarks.contenders.common import FULL, Answer, CannotError, Options, Work, on_cpu, spectra_of
@@ -274,3 +275,7 @@ def test_every_workload_has_both_sizes_known_contenders_and_targets_that_name_th
             assert workload.sizes[size] and size in workload.sample
         assert f"  {workload.name}: " in listing("quick")
     assert parser().parse_args(["--only", "cnn", "scaling", "--contenders", "ours"]).only == ["cnn", "scaling"]
+
+
+def test_the_tests_that_versions_are_tried_by_are_there():
+    assert [path for path in versions.TESTS if not (versions.ROOT / path).exists()] == []

@@ -150,6 +150,8 @@ def test_a_sequence_is_the_sum_of_its_tokens():
         want = torch.zeros_like(both).index_add_(1, tokens.tokens.sequence, tokens.rows[name])
         torch.testing.assert_close(both, want, rtol=0, atol=1e-10 * float(want.norm()) + 1e-15)
     assert (whole.unit, whole.num_units) == ("sequence", 3)
+    result = ff.sketches.spectrum(whole)
+    assert result.full.num_units == 3 and result.metadata["unit"] == "sequence"
 
 
 def test_a_result_is_marked_wherever_it_is_shown_with_its_error_beside_it(tmp_path):
@@ -189,6 +191,7 @@ def test_a_spectrum_by_a_sketch_is_that_of_its_rows_and_refuses_what_they_are_ma
     assert want.metadata.items() <= found.metadata.items() and found.metadata["approximations"]
     assert not found.full.exact and found.population is None
     beside = {"center": True, "drop_nonfinite": True, "intervals": "jackknife", "checkpoint": "kept", "route": "dense"}
+    beside["self_check"] = False
     for name, value in {**beside, "max_coordinates": 3, "clusters": range(7), "plan": ff.plan(model, batch)}.items():
         with pytest.raises(ValueError, match=f"sketch= got {name}.* beside it"):
             ff.fisher_spectrum(model, batch, loss=loss, sketch=SKETCH, **{name: value})

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from itertools import count, islice
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -253,9 +252,15 @@ def test_a_loader_of_accelerate_that_repeats_samples_is_refused(kind):
     loader = prepare_data_loader(DataLoader(data, batch_size=4), **share)
     if kind == "dispatched":  # rank 0 reads, and sends to each its share; this process by itself has no others
         assert len(next(iter(loader))[0]) == 1
-        loader.state = SimpleNamespace(num_processes=2)
+        loader.state = type("State", (), {"num_processes": 2, "__module__": "accelerate.state"})()
     with pytest.raises(ValueError, match="is divided among 2 processes, and repeats samples"):
         read(loader)
+
+
+def test_a_count_of_processes_of_ones_own_is_no_division():
+    data = TensorDataset(X[:7], Y[:7])
+    for data.num_processes in (8, None):
+        assert sum(len(x) for x, _ in read(DataLoader(data, batch_size=2))) == 7
 
 
 def test_a_loader_of_accelerate_that_repeats_nothing_is_read():

@@ -85,8 +85,28 @@ def test_a_gram_that_was_not_finished_or_is_damaged_is_not_opened(tmp_path):
     gram.path.write_bytes(gram.path.read_bytes()[:-4])
     with pytest.raises(DamagedError, match=r"has 396 bytes, expected 400; write it again"):
         ff.operators.StoredGram.load(gram.path)
-    with pytest.raises(EOFError, match="has ended before its last piece"):
+    with pytest.raises(DamagedError, match="is not the file that was written"):
         gram.matmul(torch.ones(10, 1, dtype=torch.float64))
+
+
+def test_a_file_that_was_changed_is_not_believed(tmp_path):
+    old, vectors = written(tmp_path, factors_of(10, 2)), torch.ones(10, 1)
+    new = written(tmp_path, factors_of(10, 2, seed=1))
+    with pytest.raises(DamagedError, match="is not the file that was written; write it again by stored_gram"):
+        old.matmul(vectors)
+    assert new.matmul(vectors).dtype == torch.float64
+    data = bytearray(new.path.read_bytes())
+    data[200] ^= 1
+    new.path.write_bytes(data)
+    with pytest.raises(DamagedError, match="is not the file that was written"):
+        ff.operators.StoredGram.load(new.path).matmul(vectors)
+
+
+def test_numbers_that_are_too_small_to_be_stored_are_in_the_bounds(tmp_path):
+    factors = factors_of(40, 1) * 1e-23
+    found = ff.kernels.lanczos(num_leading=1)(written(tmp_path, factors).operator())
+    off = abs(float(found.eigenvalues[0]) - float(factors.square().sum()) / 40)
+    assert 1e-50 < off <= float(found.bounds[0])
 
 
 def test_what_is_no_gram_is_refused(tmp_path):
@@ -97,5 +117,7 @@ def test_what_is_no_gram_is_refused(tmp_path):
         ff.operators.stored_gram(path, lambda a, b: torch.full((b - a, b), 1e300, dtype=torch.float64), num_rows=3)
     with pytest.raises(ValueError, match=r"dtype expected torch\.float32 or torch\.float64, got torch\.float16"):
         ff.operators.stored_gram(path, lambda a, b: torch.zeros(b - a, b), num_rows=3, dtype=torch.float16)
+    with pytest.raises(ValueError, match="num_tokens expected at least 1, got num_tokens=0"):
+        ff.operators.stored_gram(path, lambda a, b: torch.zeros(b - a, b), num_rows=3, num_tokens=0)
     with pytest.raises(ValueError, match="num_rows expected at least 1, got num_rows=0"):
         ff.operators.stored_gram(path, lambda a, b: torch.zeros(b - a, b), num_rows=0)

@@ -1,5 +1,7 @@
 """Frozen quantised weights under an adapter, stored in each of the ways that libraries have."""
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -161,6 +163,48 @@ def test_a_gradient_of_quantised_weights_is_refused_by_name(kind, name, paramete
 def test_bits_in_floats_are_no_parameter_to_differentiate_by():
     with pytest.raises(ValueError, match=r"'0.base.weight' is torch.bfloat16 of shape \(24,\).*have no gradient"):
         ff.fisher_spectrum(adapted(InFloats), (X, Y), parameters="all")
+
+
+class Outwardly(torch.Tensor):
+    """Integers and a scale that are outwardly one tensor of floats, as the weights of torchao and quanto are."""
+
+    @staticmethod
+    def __new__(cls, codes, scale):
+        return torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=scale.dtype)
+
+    def __init__(self, codes, scale):
+        self.codes, self.scale = codes, scale
+
+    def __tensor_flatten__(self):
+        return ["codes", "scale"], None
+
+    @classmethod
+    def __tensor_unflatten__(cls, inner, *_):
+        return cls(inner["codes"], inner["scale"])
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].codes, args[0].scale)
+        plain = [arg.codes * arg.scale if isinstance(arg, cls) else arg for arg in args]
+        return func(*plain, **(kwargs or {}))
+
+
+def test_integers_that_are_outwardly_floats_are_no_parameter_to_differentiate_by():
+    model = nn.Linear(6, 8, bias=False).double()
+    model.weight = nn.Parameter(Outwardly(*quantised(6, 8)), requires_grad=False)
+    with pytest.raises(ValueError, match=r"'weight' is torch.float64 of shape \(8, 6\), in a .*have no gradient"):
+        ff.functionalize(model, parameters="all")
+
+
+def test_a_plain_parameter_of_a_class_of_its_own_is_no_packed_weight():
+    class Tagged(nn.Parameter):
+        pass
+
+    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4)).double()
+    model[0].weight = Tagged(model[0].weight.detach(), requires_grad=False)
+    model[0].weight.lock = threading.Lock()  # which nobody can copy
+    assert float(ff.fisher_spectrum(model, (X, Y)).full.eigenvalues[0]) > 0
 
 
 def test_a_write_into_packed_weights_is_refused_by_name():

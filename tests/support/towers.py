@@ -22,7 +22,7 @@ class Tower(nn.Module):
                 h = h * 1.0
                 h += block(h.clone()).softmax(-1)
             else:
-                h = h + block(h).softmax(-1)  # not elementwise, or backward passes would skip it
+                h = h + block(h).softmax(-1)
         if self.variant == "bypassed" or (self.variant == "at times" and bool((x[:, :1] > 0).any())):
             h = h + first
         return self.head(torch.tanh(h)).view(-1, 3)

@@ -53,7 +53,7 @@ class Block(nn.Module):
         self.inner, self.seen = nn.Linear(6, 6), seen
 
     def forward(self, h):
-        h = h + self.inner(h).softmax(-1)  # not elementwise, or backward passes would skip it
+        h = h + self.inner(h).softmax(-1)
         if h.requires_grad:
             h.register_hook(lambda _: self.seen())
         return h
