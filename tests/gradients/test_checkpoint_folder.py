@@ -222,6 +222,8 @@ def test_what_another_number_of_ranks_has_kept_is_refused_by_both_numbers(tmp_pa
     model, batch = problem()
     own = folder_of(tmp_path, rank=1, size=2)
     own.mkdir()
+    assert folder_of(tmp_path, rank=0, size=3).parent == tmp_path  # nothing is kept there yet
+    (own / INDEX).touch()
     assert folder_of(tmp_path, rank=1, size=2) == own
     with pytest.raises(ValueError, match=r"is of a run by 2 ranks, and this one is by 3 ranks: .*start as many"):
         folder_of(tmp_path, rank=0, size=3)

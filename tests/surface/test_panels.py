@@ -7,6 +7,7 @@ import sys
 import matplotlib
 import pytest
 import torch
+from figures import open_figures
 from matplotlib.figure import Figure
 from spectra import spectrum, unresolved
 
@@ -83,7 +84,7 @@ ALL = sorted(set(ff.plots.__all__) - {"evolution"})
 def test_on_the_users_axes_nothing_but_these_is_touched(result, name):
     figure = Figure()
     left, right = figure.subplots(1, 2)
-    before = dict(matplotlib.rcParams)
+    before, open_before = dict(matplotlib.rcParams), open_figures()
     draw = getattr(ff.plots, name)
     assert draw(result, ax=right) is right
     assert not left.has_data() and right.has_data() and dict(matplotlib.rcParams) == before
@@ -92,8 +93,7 @@ def test_on_the_users_axes_nothing_but_these_is_touched(result, name):
     buffer = io.BytesIO()
     own.figure.savefig(buffer, format="pdf")
     assert buffer.getvalue().startswith(b"%PDF")
-    if "matplotlib.pyplot" in sys.modules:
-        assert sys.modules["matplotlib.pyplot"].get_fignums() == []
+    assert open_figures() == open_before
 
 
 @pytest.mark.filterwarnings("error")

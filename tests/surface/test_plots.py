@@ -5,6 +5,7 @@ from xml.etree import ElementTree
 
 import matplotlib
 import pytest
+from figures import open_figures
 from spectra import spectrum, unresolved
 
 import fisherfunc as ff
@@ -109,11 +110,9 @@ def test_the_same_result_gives_the_same_bytes_whatever_the_users_settings(labels
 
 
 def test_no_global_state_is_touched():
-    before = dict(matplotlib.rcParams)
+    before, open_before = dict(matplotlib.rcParams), open_figures()
     rendered(plot_spectrum(spectrum()), "svg")
-    assert dict(matplotlib.rcParams) == before
-    if "matplotlib.pyplot" in sys.modules:
-        assert sys.modules["matplotlib.pyplot"].get_fignums() == []
+    assert dict(matplotlib.rcParams) == before and open_figures() == open_before
 
 
 def test_both_files_are_written(tmp_path):
