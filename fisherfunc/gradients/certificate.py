@@ -2,8 +2,9 @@
 
 The right side is what a training step computes: a plain call of a fresh copy of the module on the user's sequences
 together, padding and all, and one backward pass. It knows nothing of single sequences, of factors, or of what a pass
-exploits, and it sees every token: uₙ = ±1/√Kₙₙ, so that no token drowns another. It is held for those
-that run together by themselves, and for all of them (ordinary.py).
+exploits. It sees every token: |uₙ| is between ½/√Kₙₙ and 1½/√Kₙₙ, so that no token drowns another, and two that are
+alike do not cancel, with whatever is wrong in both. It is held for the sequences that run together by themselves, and
+for all of them (ordinary.py).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -167,7 +168,7 @@ def certify(
         labels: {parameter: the label that its Gram was added under}.
         coordinates: The columns that were kept.
         limit: In bytes; gradients take up to half of it, activations a quarter, or more where two sequences need it.
-        seed: Of the signs.
+        seed: Of the weights.
         alone: Whether each sequence runs by itself.
         stack_width: How many ran together in the pass; see `companies`.
         across: Of ranks, the others: then all rows together are those of all of them.
@@ -192,8 +193,9 @@ def certify(
     found, differences = [], dict.fromkeys(grams, 0.0)
     for number in range(draws(grams, work)):
         generator = torch.Generator().manual_seed(2 * seed + number)
-        signs = 2 * torch.randint(2, diagonal.shape, generator=generator, device="cpu").to(diagonal) - 1
-        weights = torch.where(sizes > 0, signs * trusted * sizes.clamp(min=TINY).rsqrt(), 0.0)
+        drawn = 2 * torch.rand(diagonal.shape, generator=generator, dtype=torch.float64, device="cpu").to(diagonal) - 1
+        signed = drawn + drawn.sign() / 2
+        weights = torch.where(sizes > 0, signed * trusted * sizes.clamp(min=TINY).rsqrt(), 0.0)
         expected = squared_norms(work, weights, each, coordinates=coordinates, room=room(limit), across=across)
         for company, norms in zip([*each, *everyone], expected, strict=True):
             rows = slice(company.first, company.last)
@@ -231,7 +233,7 @@ TINY = torch.finfo(torch.float64).tiny
 
 
 def draws(grams: Mapping[str, Tensor], work: Workload) -> int:
-    """Return for how many draws of signs the check is held."""
+    """Return for how many draws of weights the check is held."""
     return 1 if coarsest(work.nature.precision, *(gram.dtype for gram in grams.values())) in TOLERANCES else 2
 
 

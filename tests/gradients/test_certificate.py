@@ -404,6 +404,15 @@ def test_gradients_that_grow_with_the_number_of_samples_are_seen_at_every_number
         ff.fisher_spectrum(Grows(), batches, route=route)
 
 
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("seed", range(6))
+def test_they_are_seen_in_samples_that_are_alike(seed, route):
+    """Whose weighted gradients would cancel where weights differ in sign alone."""
+    x, y = samples(1)
+    with pytest.raises(ValueError, match="samples of a batch depend on each other"):
+        ff.fisher_spectrum(Grows(), (x.expand(2, -1, -1).clone(), y.expand(2).clone()), route=route, seed=seed)
+
+
 @pytest.mark.parametrize(("count", "ran"), [(9, 6), (7, 4), (5, 2), (8, 3)])
 def test_they_are_seen_in_a_last_stack_that_is_narrower(count, ran, monkeypatch):
     monkeypatch.setattr(divide, "stack_width", lambda *_: ran)
