@@ -17,7 +17,16 @@ from torch import Tensor
 
 from fisherfunc.gradients.dense.subsample import EVERY, Coordinates
 from fisherfunc.gradients.nature import coarsest
-from fisherfunc.gradients.ordinary import Across, Company, companies, gradients, room, squared_norms, whole
+from fisherfunc.gradients.ordinary import (
+    Across,
+    Company,
+    companies,
+    gradients,
+    room,
+    signed_sizes,
+    squared_norms,
+    whole,
+)
 from fisherfunc.gradients.sound import SoundPass
 from fisherfunc.gradients.survey import samples_meet
 from fisherfunc.gradients.workload import Workload
@@ -174,7 +183,8 @@ def certify(
         across: Of ranks, the others: then all rows together are those of all of them.
 
     Raises:
-        ValueError: If the Grams are zero, or almost, where gradients are not, or only their squares are.
+        ValueError: If the Grams are zero, or almost, where gradients are not, or only their squares are, or if losses
+            are not those that the survey found.
     """
     dtype = coarsest(work.nature.precision, *(gram.dtype for gram in grams.values()))
     # Sums of float16 over a batch lose what its few exponents have no room for, where those of a sequence do not.
@@ -192,9 +202,7 @@ def certify(
     trusted = (_size_of_residual(work, sizes) * tolerance / (ROUNDING * torch.finfo(dtype).eps)).clamp(max=1.0)
     found, differences = [], dict.fromkeys(grams, 0.0)
     for number in range(draws(grams, work)):
-        generator = torch.Generator().manual_seed(2 * seed + number)
-        drawn = 2 * torch.rand(diagonal.shape, generator=generator, dtype=torch.float64, device="cpu").to(diagonal) - 1
-        signed = drawn + drawn.sign() / 2
+        signed = signed_sizes(len(diagonal), seed=2 * seed + number).to(diagonal)
         weights = torch.where(sizes > 0, signed * trusted * sizes.clamp(min=TINY).rsqrt(), 0.0)
         expected = squared_norms(work, weights, each, coordinates=coordinates, room=room(limit), across=across)
         for company, norms in zip([*each, *everyone], expected, strict=True):
@@ -240,7 +248,7 @@ def draws(grams: Mapping[str, Tensor], work: Workload) -> int:
 def _raise_where_not_zero(work: Workload, each: Sequence[Company]) -> None:
     weights = torch.rand(work.num_tokens, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu")
     for company in each:
-        tree = gradients(work, company, list(work.params), weights=weights.to(work.tokens.loss.device))
+        tree, _ = gradients(work, company, list(work.params), weights=weights.to(work.tokens.loss.device))
         largest = max(float(gradient.abs().max()) for gradient in tree.values())
         if not squares_vanish(largest**2):
             raise ValueError(

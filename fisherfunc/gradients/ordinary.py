@@ -2,7 +2,8 @@
 
 A plain call of a fresh copy of the module on the user's sequences together, padding and all, and one backward pass. No
 sequence has the company that it had in the pass: a group that ran together is halved, and one that ran alone runs
-beside others, so that sequences that reach one another, in values or in gradients alone, have other gradients here.
+beside others, so that sequences that reach one another, in values or in gradients alone, have other losses than in the
+survey, or other gradients than in the pass.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.gradients.rows import runs
 from fisherfunc.gradients.sequences import Sequences
 from fisherfunc.gradients.stacks import neighbours
+from fisherfunc.gradients.survey import check_losses, most_together
 from fisherfunc.gradients.workload import Workload
 
 MOST = 32
@@ -43,24 +45,36 @@ class Company:
     beside: int = 0
 
 
+def signed_sizes(count: int, *, seed: int) -> Tensor:
+    """Draw numbers of both signs between ½ and 1½ in size: sums by them of what is alike do not cancel, but for chance.
+
+    Args:
+        count: How many, in float64 on the CPU.
+        seed: Of the draw.
+    """
+    drawn = 2 * torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu") - 1
+    return drawn + drawn.sign() / 2
+
+
 def companies(work: Workload, *, ran: int, limit: int, alone: bool = False) -> Iterator[Company]:
     """Divide the sequences into those that run together here.
 
     Args:
         work: What was passed over.
-        ran: How many neighbours of one shape ran together in the pass, at most: here half of each group of them do.
+        ran: How many neighbours of one shape ran together in the pass, at most, or in the survey, where each ran alone
+            in the pass: here half of each group of them do.
         limit: Of the memory, in bytes; what a pass saves takes up to a quarter, or more where two sequences need it.
         alone: Whether each runs by itself.
     """
     width = 1 if alone else _width(work, limit)
     bounds = iter(list(runs(work.tokens.sequence)))
     members = work.tokens.sequence.unique_consecutive().tolist()
-    for group in neighbours(members, work.sequences, ran if ran > 1 and not alone else width):
-        half = min(width, -(-len(group) // 2)) if ran > 1 else width
+    for group in neighbours(members, work.sequences, ran if ran > 1 else most_together(work.nature)):
+        half = min(width, -(-len(group) // 2))
         for start in range(0, len(group), half):
             some = tuple(group[start : start + half])
             rows = [next(bounds) for _ in some]
-            beside = 0 if alone else 1 + (ran > 1 and len(group) == 2)
+            beside = 0 if alone else 1 + (len(group) == 2)
             yield Company(members=some, first=rows[0][0], last=rows[-1][1], beside=beside)
 
 
@@ -105,17 +119,23 @@ def squared_norms(
         coordinates: The columns that are kept.
         room: Bytes that gradients may take at a time.
         across: Of ranks, the others, whose gradients are added to those of all here.
+
+    Raises:
+        ValueError: If losses are not those that the survey found.
     """
     several = len(each) > 1 or across is not None
     found: list[dict[str, float]] = [{} for _ in range(len(each) + several)]
     for names in parts(work.params, room):
         total: dict[str, Tensor] = {}
+        losses: list[Tensor] = []
         for norms, company in zip(found, each, strict=False):
-            tree = gradients(work, company, names, weights=weights)
+            tree, own = gradients(work, company, names, weights=weights)
+            losses.append(own)
             tree = {name: kept(gradient, name, coordinates) for name, gradient in tree.items()}
             norms |= _squared(tree)
             if several:
                 total = _added(total, tree)
+        check_losses(work, torch.cat(losses))
         if total:
             found[-1] |= _squared(total if across is None else across.gradient(total))
     return found
@@ -167,8 +187,10 @@ def kept(gradient: Tensor, name: str, coordinates: Coordinates) -> Tensor:
     return gradient.flatten()[coordinates.index[name].to(gradient.device)] * coordinates.weight[name]
 
 
-def gradients(work: Workload, company: Company, names: Sequence[str], *, weights: Tensor) -> dict[str, Tensor]:
-    """Return ∇ Σₙ uₙ ℓₙ over the rows of a company.
+def gradients(
+    work: Workload, company: Company, names: Sequence[str], *, weights: Tensor
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return ∇ Σₙ uₙ ℓₙ over the rows of a company, and their losses.
 
     Agreement of one sequence with itself would share what torch itself gets wrong for a batch of one, and agreement of
     two with the same two what a model does by how many there are.
@@ -189,17 +211,21 @@ def gradients(work: Workload, company: Company, names: Sequence[str], *, weights
     sequence = work.tokens.sequence[rows]
     if losses is None:  # they do not run together
         total: dict[str, Tensor] = {}
+        each: list[Tensor] = []
         for first, last in runs(sequence):
             one = Company(members=(int(sequence[first]),), first=rows.start + first, last=rows.start + last)
-            total = _added(total, gradients(work, one, names, weights=weights))
-        return total
+            tree, own = gradients(work, one, names, weights=weights)
+            total = _added(total, tree)
+            each.append(own)
+        return total, torch.cat(each)
     place = torch.searchsorted(torch.tensor(company.members, device=sequence.device), sequence)
     chosen = losses[place, work.tokens.entry[rows]]
     if chosen.requires_grad:
         for leaf in leaves.values():
             leaf.grad = None  # what a backward pass inside the model has left there
         (weights[rows].to(chosen) @ chosen).backward()
-    return {name: torch.zeros_like(p) if p.grad is None else strided(p.grad) for name, p in leaves.items()}
+    tree = {name: torch.zeros_like(p) if p.grad is None else strided(p.grad) for name, p in leaves.items()}
+    return tree, chosen.detach()
 
 
 def _another(sequences: Sequences, member: int) -> int:

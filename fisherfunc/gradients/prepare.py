@@ -90,6 +90,7 @@ def prepared(
     seed: int = 0,
     drop_nonfinite: bool = False,
     seen: Seen | None = None,
+    checked: bool = False,
     everyone: Everyone | None = None,
 ) -> Prepared:
     """Find the valid tokens by one forward pass of each sequence, and pick those wanted.
@@ -106,6 +107,7 @@ def prepared(
         seed: Of their choice.
         drop_nonfinite: Whether to leave out tokens whose loss is not finite.
         seen: What was seen of the model on a batch of the same shapes.
+        checked: Whether the losses will be held against those of ordinary calls.
         everyone: The ranks that do it together, with the same batch; this process alone where None.
 
     Raises:
@@ -124,7 +126,8 @@ def prepared(
     reading = everyone.from_first("how the model reads a batch", lambda: reading)
     if everyone.rank > 0:
         settled_fn, sequences = settled(fn, params, given, loss, known=reading)
-    found = survey(settled_fn, params, sequences, loss, drop_nonfinite=drop_nonfinite, known=known, everyone=everyone)
+    how: dict[str, Any] = {"drop_nonfinite": drop_nonfinite, "known": known, "checked": checked}
+    found = survey(settled_fn, params, sequences, loss, **how, everyone=everyone)
     tokens = _pick(found.tokens, num_tokens, seed)
     if seen is None:
         seen = Seen(reading=reading, nature=found.nature)

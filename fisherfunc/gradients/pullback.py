@@ -71,7 +71,7 @@ def choose(losses_of: LossesOf, params: Params) -> str:
     return "vmap" if _agree(gradients, expected) else "loop"
 
 
-def check_reach(losses: Float[Tensor, " s"], leaves: Params) -> None:
+def check_reach(losses: Float[Tensor, " s"], leaves: Params, known: Params) -> None:
     """Raise where gradients would silently miss something, or cannot be had. Cost: a backward pass.
 
     A parameter that the forward pass reaches past the module's registry (through a Python list, a closure, a patched
@@ -80,18 +80,15 @@ def check_reach(losses: Float[Tensor, " s"], leaves: Params) -> None:
     Args:
         losses: Of one sequence, in the graph.
         leaves: The parameters, as leaves of the graph.
+        known: These and others of the model, as leaves of it.
 
     Raises:
         ValueError: If the losses do not depend on the parameters, or depend on one in such a way, or the backward pass
             fails in evaluation mode.
     """
-    if not losses.requires_grad:
-        raise ValueError(
-            f"no gradient reaches any of the {len(leaves)} parameters, such as {next(iter(leaves))!r}: the losses do "
-            "not depend on them; look for torch.no_grad, detach or argmax in the model or the loss"
-        )
-    ours = set(map(id, leaves.values()))
-    for leaf in reached_leaves(losses.grad_fn):
+    reached = list(reached_leaves(losses.grad_fn)) if losses.requires_grad else []
+    ours = set(map(id, known.values()))
+    for leaf in reached:
         if id(leaf) in ours or not leaf.numel():
             continue
         names = [repr(name) for name, p in leaves.items() if p.data_ptr() == leaf.data_ptr()]  # of an earlier call
@@ -102,6 +99,11 @@ def check_reach(losses: Float[Tensor, " s"], leaves: Params) -> None:
                 "of its class, a patched forward), so its gradient would be incomplete; read it as an attribute of a "
                 "module, or set requires_grad_(False) on it"
             )
+    if not set(map(id, leaves.values())) & set(map(id, reached)):
+        raise ValueError(
+            f"no gradient reaches any of the {len(leaves)} parameters, such as {next(iter(leaves))!r}: the losses do "
+            "not depend on them; look for torch.no_grad, detach or argmax in the model or the loss"
+        )
     try:
         torch.autograd.grad(losses.nan_to_num().sum(), list(leaves.values()), allow_unused=True)
     except torch.OutOfMemoryError:

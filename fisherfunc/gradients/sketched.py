@@ -27,6 +27,7 @@ from fisherfunc.gradients.losses.asked import AnyLoss
 from fisherfunc.gradients.losses.identity import loss_id
 from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.nature import coarsest
+from fisherfunc.gradients.ordinary import signed_sizes
 from fisherfunc.gradients.rows import gradient_chunks, losses_of
 from fisherfunc.gradients.sound import named
 from fisherfunc.gradients.stacks import stacks_of
@@ -113,6 +114,7 @@ def rows(
         seed=seed,
         chunk_size=chunk_size,
         memory_limit=memory_limit,
+        self_check=False,  # by the rows themselves (`_difference`)
         progress=progress,
     )
     work = summed(start.work) if unit == "sequence" else start.work
@@ -247,12 +249,11 @@ def _difference(work: Workload, found: Rows, halves: Mapping[str, Halves]) -> st
     Raises:
         ValueError: If a row is not finite.
     """
-    generator = torch.Generator().manual_seed(0)
-    signs = 2.0 * torch.randint(2, (work.num_tokens,), generator=generator, device="cpu") - 1.0
+    weights = signed_sizes(work.num_tokens, seed=0)
     passes = passes_of(work)
     total = {name: torch.zeros_like(p) for name, p in work.params.items()}
     for one in passes.each:
-        (gradient,) = weighted(one, work.params, signs[one.rows.cpu()][None].to(work.tokens.loss.device))
+        (gradient,) = weighted(one, work.params, weights[one.rows.cpu()][None].to(work.tokens.loss.device))
         total = {name: g + gradient[name] for name, g in total.items()}
     whole = torch.stack([torch.linalg.vector_norm(both).double() for both in found.values()]).square().sum().sqrt()
     for name, both in found.items():
@@ -261,7 +262,7 @@ def _difference(work: Workload, found: Rows, halves: Mapping[str, Halves]) -> st
         eps = torch.finfo(coarsest(work.nature.precision, work.params[name].dtype)).eps
         for half, projection in enumerate(halves[name]):
             expected = projection.of_gradients(total[name].flatten()[None])[0].to(both.dtype)
-            off = torch.linalg.vector_norm(signs.to(both) @ both[half] - expected)
+            off = torch.linalg.vector_norm(weights.to(both) @ both[half] - expected)
             size = torch.linalg.vector_norm(both[half]).maximum(torch.linalg.vector_norm(expected))
             if bool(off > eps**TOLERANCE * size + ROUNDING * eps * whole):  # a gradient may be zero, but for round-off
                 return f"by {name!r} they differ by {float(off / size):.1e} of their size"

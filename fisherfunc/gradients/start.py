@@ -136,6 +136,7 @@ def started(
         seed=seed,
         drop_nonfinite=drop_nonfinite,
         seen=seen,
+        checked=self_check,
         everyone=everyone,
     )
     if known is not None:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fisherfunc.distributed.collectives import Everyone, Ranks
@@ -20,8 +20,10 @@ from fisherfunc.gradients.model_function import ModelFunction, has_gradient
 from fisherfunc.gradients.nature import Nature, Observed, coarsest
 from fisherfunc.gradients.pullback import check_reach, leaves_of
 from fisherfunc.gradients.refusals import REFUSALS
+from fisherfunc.gradients.rows import losses_of
 from fisherfunc.gradients.sequences import Sequences
 from fisherfunc.gradients.stacks import neighbours
+from fisherfunc.gradients.workload import Workload
 from fisherfunc.linalg.tokens import Tokens, concatenated
 from fisherfunc.records.axes import Batch, Params
 
@@ -65,15 +67,19 @@ def survey(
     *,
     drop_nonfinite: bool = False,
     known: Nature | None = None,
+    checked: bool = False,
     everyone: Everyone | None = None,
 ) -> Surveyed:
     """Find the valid tokens and their losses.
 
-    Cost: two forward passes, one and a half where the model is known, and one of a sequence. Of ranks each runs its
-    share, of enough sequences that they still meet in batches; rank 0 alone looks at the model.
+    Cost: a forward pass, and a forward and a backward pass of one sequence; where no check follows, another forward
+    pass, or half of one where the model is known. Of ranks each runs its share, of enough sequences that they still
+    meet in batches; rank 0 alone looks at the model.
 
     All of them have a graph, as in the pass: a model or a loss may compute something else without. Of one that is not
-    known the largest sequence is run first, and again at the end with a backward pass (`check_reach`).
+    known the largest sequence is run first, with a backward pass (`check_reach`), and is to have the same losses in its
+    batch, and when it runs again. Of all other sequences that is for the check to say (`check_losses`); the survey
+    itself looks where none follows.
 
     Args:
         fn: The model.
@@ -82,6 +88,7 @@ def survey(
         loss: The token loss.
         drop_nonfinite: Whether to leave out tokens whose loss is not finite, rather than raise.
         known: What was seen of the model on a batch of the same shapes.
+        checked: Whether the losses will be held against those of ordinary calls (certificate.py).
         everyone: The ranks that do it together, with the same sequences; this process alone where None.
 
     Raises:
@@ -97,14 +104,17 @@ def survey(
         nature = everyone.from_first("what was seen of the model", lambda: nature)
         assert nature is not None  # rank 0 has seen it, or it was known
         mine = _share(len(sequences), everyone)
-        found = _surveyed(fn, params, sequences, loss, mine, first, nature, new=known is None)
+        holds: Holds = partial(_holds, nature, new=known is None)
+        if checked:
+            holds = partial(_holds_until_checked, sequences, loss, first, nature)
+        found = _surveyed(fn, params, sequences, loss, mine, first, nature, holds)
     tokens = _of_all(everyone, found, next(iter(params.values())).device)
     if tokens.loss.numel() == 0:
         raise ValueError(
             f"no valid token in {len(sequences)} sequences: a token counts if its target is not -100 and its position "
             "and its target's position are attended to; a causal model needs at least two tokens a sequence"
         )
-    if first is not None:
+    if first is not None and not checked:
         _check_again(fn, params, sequences, loss, first, nature)
     tokens, dropped = _finite(tokens, drop_nonfinite)
     return Surveyed(tokens=tokens, num_dropped=dropped, nature=nature)
@@ -140,24 +150,26 @@ def _looked_at(fn: ModelFunction, params: Params, sequences: Sequences, loss: To
     leaves = leaves_of({name: p for name, p in everything.items() if has_gradient(p)})
     with Observed(coarsest(*(p.dtype for p in params.values()))) as seen, SavedBytes() as saved:
         tokens, losses = _tokens(fn, leaves, sequences[number], loss, number)
-    del losses
+    check_reach(losses[0], {name: leaves[name] for name in params}, leaves)
     return _First(number=number, tokens=tokens), replace(seen.nature, saved_bytes=saved.total)
 
 
 def _check_again(
     fn: ModelFunction, params: Params, sequences: Sequences, loss: TokenLoss, first: _First, nature: Nature
 ) -> None:
-    """Raise where the first sequence has other losses when it runs again, or gradients would miss something."""
-    leaves = leaves_of(params)
+    """Raise where the first sequence has other losses when it runs again."""
     with torch.enable_grad():
-        again, losses = _tokens(fn, leaves, sequences[first.number], loss, first.number)
+        again, _ = _tokens(fn, leaves_of(params), sequences[first.number], loss, first.number)
     if not _same(first.tokens.loss, again.loss, nature):
-        raise ValueError(
-            f"sequence {first.number} has other losses when it runs again, where each call starts from the module as "
-            "it was given: the model, or the loss, goes on from what it keeps elsewhere (in a class, a closure, a "
-            "function); keep that in attributes of the module, or start it afresh in forward"
-        )
-    check_reach(losses[0], leaves)
+        raise ValueError(_goes_on(first.number))
+
+
+def _goes_on(sequence: int) -> str:
+    return (
+        f"sequence {sequence} has other losses when it runs again, where each call starts from the module as it was "
+        "given: the model, or the loss, goes on from what it keeps elsewhere (in a class, a closure, a function); keep "
+        "that in attributes of the module, or start it afresh in forward"
+    )
 
 
 def _surveyed(
@@ -168,23 +180,16 @@ def _surveyed(
     mine: range,
     first: _First | None,
     nature: Nature,
-    *,
-    new: bool,
+    holds: "Holds",
 ) -> list[Tokens]:
-    """Sequence by sequence; many small ones of one shape together, where that gives the losses that each has alone.
-
-    Of a model that is not new any number of them runs together, if half of them give the same.
-    """
+    """Those of one shape together, where that gives the losses that each has alone, and sequence by sequence."""
     found: list[Tokens] = []
     run = partial(_together, fn, params, sequences, loss)
-    width = max(FEWEST, min(MOST_TOGETHER, BYTES_TOGETHER // max(nature.saved_bytes, 1)))
-    for group in neighbours(mine, sequences, width):
+    for group in neighbours(mine, sequences, most_together(nature)):
         together = None
         if len(group) > 1 and not (loss.each_alone or nature.draws):
             together = run(group)
-        holds = _is_sound if new else _holds_in_half
-        many = len(group) >= FEWEST_TOGETHER or not new
-        if together is not None and many and holds(run, group, together, nature):
+        if together is not None and holds(run, group, together):
             found.append(together)
             continue
         each = [
@@ -197,6 +202,15 @@ def _surveyed(
             _check_apart(concatenated(each), together, loss, nature, group)
         found += each
     return found
+
+
+def most_together(nature: Nature) -> int:
+    """Return how many sequences run together at most.
+
+    Args:
+        nature: What was seen of the model.
+    """
+    return max(FEWEST, min(MOST_TOGETHER, BYTES_TOGETHER // max(nature.saved_bytes, 1)))
 
 
 def _together(
@@ -219,26 +233,45 @@ Run = Callable[[Sequence[int]], Tokens | None]
 """Some sequences → their tokens, where they run together; None where the model refuses them."""
 
 
-def _is_sound(run: Run, group: Sequence[int], together: Tokens, nature: Nature) -> bool:
-    """Whether the first, and random parts of a group, have the same losses without the others."""
-    found = [run(part) for part in (group[:1], *_random_parts(group, PARTS))]
-    ran = [tokens for tokens in found if tokens is not None]
-    if len(ran) < len(found):
+Holds = Callable[[Run, Sequence[int], Tokens], bool]
+"""(what runs some, a group, its tokens) → whether these are those of each alone, as far as the survey is to say."""
+
+
+def _holds(nature: Nature, run: Run, group: Sequence[int], together: Tokens, *, new: bool) -> bool:
+    """Whether a group of a known model, where it may couple what others do not, has the same losses in half of it.
+
+    Of a new model random parts are run without the others; of few sequences each is to run alone.
+    """
+    if new and len(group) < FEWEST_TOGETHER:
         return False
-    alone, *others = ran
-    each = concatenated(others)
-    losses = each.loss[each.sequence.argsort(stable=True)]
-    return _same(losses, together.loss, nature) and _same(alone.loss, together.loss[: len(alone.loss)], nature)
+    for part in [group[:1], *_random_parts(group, PARTS)] if new else _random_parts(group, 2)[-1:]:
+        here = run(part)
+        if here is None or not _same(here.loss, together.loss[_of(part, together)], nature):
+            return False
+    return True
 
 
-def _holds_in_half(run: Run, group: Sequence[int], together: Tokens, nature: Nature) -> bool:
-    """Whether a random half of a group has the same losses without the other: a batch may couple what others do not."""
+def _holds_until_checked(
+    sequences: Sequences,
+    loss: TokenLoss,
+    first: _First | None,
+    nature: Nature,
+    run: Run,
+    group: Sequence[int],
+    together: Tokens,
+) -> bool:
+    """Whether what no check of the losses will see is right: which tokens count, and the losses of one alone."""
+    if first is not None and first.number in group:
+        own = together.loss[_of([first.number], together)]
+        if not _same(first.tokens.loss, own, nature):
+            return False
     part = _random_parts(group, 2)[-1]
-    half = run(part)
-    if half is None:
-        return False
-    rows = torch.isin(together.sequence, torch.tensor(part, device=together.sequence.device))
-    return _same(half.loss, together.loss[rows], nature)
+    valid = loss.valid(sequences.joined(part))
+    return valid is None or int(valid.sum()) == int(_of(part, together).sum())
+
+
+def _of(part: Sequence[int], tokens: Tokens) -> Bool[Tensor, " n"]:
+    return torch.isin(tokens.sequence, torch.tensor(part, device=tokens.sequence.device))
 
 
 def _random_parts(group: Sequence[int], count: int) -> list[list[int]]:
@@ -262,6 +295,43 @@ def _check_apart(each: Tokens, together: Tokens, loss: TokenLoss, nature: Nature
     raise ValueError(f"of sequences {group[0]} to {group[-1]}, {told}: {samples_meet(loss)}")
 
 
+def check_losses(work: Workload, losses: Float[Tensor, " n"]) -> None:
+    """Raise where ordinary calls have other losses than the survey found, sequence by sequence.
+
+    Args:
+        work: What was surveyed; of rows for drawn targets the losses are not known.
+        losses: Of its rows, by ordinary calls.
+
+    Raises:
+        ValueError: It says whether samples meet, or the model goes on from what it keeps elsewhere.
+    """
+    tokens = work.tokens
+    if tokens.draw is not None or not tokens.loss.numel():
+        return
+    known, here = tokens.loss.double(), losses.double()
+    columns = torch.stack([known, here, known - here, torch.ones_like(known)]).square()
+    sums = columns.new_zeros(len(columns), len(work.sequences)).index_add_(1, tokens.sequence, columns)
+    sizes, (off, counts) = sums[:2].amax(dim=0).sqrt(), sums[2:].sqrt()
+    agrees = off <= _allowed(sizes, counts, work.nature)  # NaN does not
+    if bool(agrees.all()):
+        return
+    wrong = (~agrees).nonzero().squeeze(-1).tolist()
+    rows = (tokens.sequence == wrong[0]).nonzero().squeeze(-1)
+    mine = tokens.select(rows)
+    alone, again = _alone(work, mine), _alone(work, mine)
+    if work.loss.each_alone or not _same(alone, again, work.nature):
+        raise ValueError(_goes_on(wrong[0]))
+    each, group = replace(mine, loss=alone), [wrong[0], wrong[-1]]
+    for together in (mine.loss, losses[rows]):
+        _check_apart(each, replace(mine, loss=together), work.loss, work.nature, group)
+
+
+def _alone(work: Workload, tokens: Tokens) -> Tensor:
+    """The losses of some tokens of one sequence when it runs by itself."""
+    losses = losses_of(work.fn, work.params, work.sequences, work.loss)(int(tokens.sequence[0]))
+    return losses(leaves_of(work.params)).detach()[tokens.entry]
+
+
 def samples_meet(loss: TokenLoss) -> str:
     """Say what it means that a batch has other losses, or gradients, than each of its samples alone."""
     return (
@@ -280,8 +350,13 @@ def _same(alone: Tensor, here: Tensor, nature: Nature) -> bool:
         return False
     alone, here = alone[finite].double(), here[finite].double()
     size = torch.linalg.vector_norm(alone).maximum(torch.linalg.vector_norm(here))
+    return bool(torch.linalg.vector_norm(alone - here) <= _allowed(size, len(alone) ** 0.5, nature))
+
+
+def _allowed(size: Tensor, root: Tensor | float, nature: Nature) -> Tensor:
+    """By how much losses of a norm may differ, the root of their number given."""
     eps = torch.finfo(nature.precision).eps
-    return bool(torch.linalg.vector_norm(alone - here) <= eps**0.5 * size + ROUNDING * eps * len(alone) ** 0.5)
+    return eps**0.5 * size + ROUNDING * eps * root
 
 
 def _tokens(

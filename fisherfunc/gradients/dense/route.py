@@ -69,7 +69,7 @@ def per_token_gradients(
     """
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size expected at least 1, got chunk_size={chunk_size}")
-    work = prepared(fn, params, batch, loss).work
+    work = prepared(fn, params, batch, loss, checked=self_check).work
     params, tokens = work.params, work.tokens
     losses = losses_of(work.fn, params, work.sequences, work.loss)
     first = losses(int(tokens.sequence[0]))

@@ -45,7 +45,7 @@ def undiscovered(monkeypatch):
     def again(*args, **options):
         raise AssertionError("discovered again")
 
-    places = {factored: ["plan_factored", "tried"], fisher: ["inferred_loss"], survey: ["_looked_at", "_is_sound"]}
+    places = {factored: ["plan_factored", "tried"], fisher: ["inferred_loss"], survey: ["_looked_at", "_check_again"]}
     places |= {readings: ["with_targets"]}
     for module, names in places.items():
         for name in names:
