@@ -142,12 +142,15 @@ def squared_norms(
 
 
 def _squared(tree: Mapping[str, Tensor]) -> dict[str, float]:
-    norms = torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64) for g in tree.values()])
+    norms = torch.stack(torch._foreach_norm(list(tree.values()), 2, dtype=torch.float64))
     return dict(zip(tree, norms.square().tolist(), strict=True))
 
 
 def _added(one: dict[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: one.pop(name) + gradient if name in one else gradient for name, gradient in other.items()}
+    """Their sum, name by name; the first is empty, or written to."""
+    if one:
+        torch._foreach_add_(list(one.values()), [other[name] for name in one])
+    return one or dict(other)
 
 
 def check_bytes(params: Mapping[str, Tensor], limit: int) -> int:

@@ -57,11 +57,19 @@ def choose(losses_of: LossesOf, params: Params) -> str:
 
     Returns:
         A key of `METHODS`.
+
+    Raises:
+        ValueError: If a backward pass fails.
     """
     losses, pull = by_loop(losses_of, params)
     generator = torch.Generator().manual_seed(0)
     cotangents = torch.randn(2, len(losses), generator=generator, device="cpu").to(losses)
-    expected = pull(cotangents)
+    try:
+        expected = pull(cotangents)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise _no_backward(error) from error
     try:
         gradients = by_vmap(losses_of, params)[1](cotangents)
     except torch.OutOfMemoryError:
@@ -72,7 +80,7 @@ def choose(losses_of: LossesOf, params: Params) -> str:
 
 
 def check_reach(losses: Float[Tensor, " s"], leaves: Params, known: Params) -> None:
-    """Raise where gradients would silently miss something, or cannot be had. Cost: a backward pass.
+    """Raise where gradients would silently miss something.
 
     A parameter that the forward pass reaches past the module's registry (through a Python list, a closure, a patched
     `forward`) cannot be replaced by ours: it stays in the graph as a leaf of its own.
@@ -83,8 +91,7 @@ def check_reach(losses: Float[Tensor, " s"], leaves: Params, known: Params) -> N
         known: These and others of the model, as leaves of it.
 
     Raises:
-        ValueError: If the losses do not depend on the parameters, or depend on one in such a way, or the backward pass
-            fails in evaluation mode.
+        ValueError: If the losses do not depend on the parameters, or depend on one in such a way.
     """
     reached = list(reached_leaves(losses.grad_fn)) if losses.requires_grad else []
     ours = set(map(id, known.values()))
@@ -104,15 +111,51 @@ def check_reach(losses: Float[Tensor, " s"], leaves: Params, known: Params) -> N
             f"no gradient reaches any of the {len(leaves)} parameters, such as {next(iter(leaves))!r}: the losses do "
             "not depend on them; look for torch.no_grad, detach or argmax in the model or the loss"
         )
+
+
+def check_backward(losses: Float[Tensor, " s"], leaves: Params) -> None:
+    """Raise where gradients cannot be had. Cost: a backward pass.
+
+    Args:
+        losses: Of one sequence, in the graph, which is let go.
+        leaves: The parameters, as leaves of the graph.
+
+    Raises:
+        ValueError: If the backward pass fails.
+    """
     try:
-        torch.autograd.grad(losses.nan_to_num().sum(), list(leaves.values()), allow_unused=True)
+        gradients_of(losses.nan_to_num().sum(), list(leaves.values()))
     except torch.OutOfMemoryError:
         raise
+    except RuntimeError as error:
+        raise _no_backward(error) from error
+
+
+def gradients_of(output: Any, inputs: Sequence[Tensor], given: Any = None, **options: bool) -> tuple[Any, ...]:
+    """Call `torch.autograd.grad` for whatever inputs there are; None for those that the output does not depend on.
+
+    Args:
+        output: A tensor, or several.
+        inputs: Of their graph.
+        given: Their cotangents.
+        **options: As of that.
+
+    Raises:
+        RuntimeError: Whatever a function of the user's raises in the backward pass.
+    """
+    try:
+        return torch.autograd.grad(output, inputs, given, allow_unused=True, **options)
+    except RuntimeError:
+        raise
     except REFUSALS as error:
-        raise ValueError(
-            f"the backward pass fails in evaluation mode, in which gradients are taken here ({type(error).__name__}: "
-            f"{error}); a model that has gradients in training mode alone, as Reformer has, cannot be passed over"
-        ) from error
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
+
+
+def _no_backward(error: Exception) -> ValueError:
+    return ValueError(
+        f"the backward pass fails in evaluation mode, in which gradients are taken here ({error}); a model that has "
+        "gradients in training mode alone, as Reformer has, cannot be passed over"
+    )
 
 
 def reached_leaves(node: Any) -> Iterator[Tensor]:
@@ -164,7 +207,7 @@ def pulled_back(
     reached: list[bool] = []
 
     def pulled(*one: Tensor) -> list[Tensor]:
-        found = torch.autograd.grad(ends, inputs, one, retain_graph=True, allow_unused=True)
+        found = gradients_of(ends, inputs, one, retain_graph=True)
         reached[:] = [g is not None for g in found]
         return [g for g in found if g is not None]
 

@@ -32,6 +32,7 @@ from fisherfunc.gradients.stacks import neighbours
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.linalg.divided import AnyGram, entries, squared_norm
 from fisherfunc.linalg.grain import grain_of
+from fisherfunc.linalg.gram import gram_of
 from fisherfunc.records.axes import Params
 from fisherfunc.records.containers import mapped
 
@@ -206,17 +207,14 @@ def _formed(
         entry = place * losses.shape[1] + work.tokens.entry[here]
         cotangents = one_hot(entry, losses.flatten()).reshape(len(here), *losses.shape)
         rows.append({n: g.detach().flatten(1) for n, g in _pulled(losses, leaves, cotangents).items()})
-    grams: dict[str, Tensor] = {}
+    parts: dict[str, list[Tensor]] = {}
     for name in work.params:
-        gradients = rows[0][name] if len(rows) == 1 else torch.cat([row[name] for row in rows])
+        found = [row.pop(name) for row in rows]
+        gradients = found[0] if len(found) == 1 else torch.cat(found)
         if name in coordinates.index:
             gradients = gradients[:, coordinates.index[name].to(gradients.device)] * coordinates.weight[name]
-        label = name if labels is None else labels[name]
-        if label in grams:
-            grams[label].addmm_(gradients, gradients.mT)
-        else:
-            grams[label] = gradients @ gradients.mT
-    return grams
+        parts.setdefault(name if labels is None else labels[name], []).append(gradients)
+    return {label: gram_of(torch.cat(parts.pop(label), dim=1)) for label in list(parts)}
 
 
 def _pulled(losses: Tensor, leaves: Params, cotangents: Tensor) -> dict[str, Tensor]:

@@ -79,7 +79,7 @@ def named(rows: Workload, unit: str, cluster: Int[Tensor, " s"] | None = None) -
 
 
 def _finite(grams: Mapping[str, AnyGram]) -> Bool[Tensor, " n"]:
-    return torch.stack([gram.diagonal().isfinite() for gram in grams.values()]).all(dim=0)
+    return torch.stack([gram.diagonal() for gram in grams.values()]).isfinite().all(dim=0)
 
 
 def _without_unsound(work: Workload, rows: Workload, sound: Tensor, passed: Pass) -> Workload:

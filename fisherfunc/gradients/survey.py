@@ -18,7 +18,7 @@ from fisherfunc.gradients.losses import IGNORED, TokenLoss
 from fisherfunc.gradients.memory import SavedBytes
 from fisherfunc.gradients.model_function import ModelFunction, has_gradient
 from fisherfunc.gradients.nature import Nature, Observed, coarsest
-from fisherfunc.gradients.pullback import check_reach, leaves_of
+from fisherfunc.gradients.pullback import check_backward, check_reach, leaves_of
 from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.gradients.rows import losses_of
 from fisherfunc.gradients.sequences import Sequences
@@ -72,14 +72,13 @@ def survey(
 ) -> Surveyed:
     """Find the valid tokens and their losses.
 
-    Cost: a forward pass, and a forward and a backward pass of one sequence; where no check follows, another forward
-    pass, or half of one where the model is known. Of ranks each runs its share, of enough sequences that they still
-    meet in batches; rank 0 alone looks at the model.
+    Cost: a forward pass, and one of a sequence; where no check follows, another forward pass, or half of one where the
+    model is known, and a forward and a backward pass of a sequence. Of ranks each runs its share, of enough sequences
+    that they still meet in batches; rank 0 alone looks at the model.
 
     All of them have a graph, as in the pass: a model or a loss may compute something else without. Of one that is not
-    known the largest sequence is run first, with a backward pass (`check_reach`), and is to have the same losses in its
-    batch, and when it runs again. Of all other sequences that is for the check to say (`check_losses`); the survey
-    itself looks where none follows.
+    known the largest sequence is run first, to see what its losses reach, and is to have the same ones in its batch. Of
+    all other sequences that is for the check to say (`check_losses`); the survey itself looks where none follows.
 
     Args:
         fn: The model.
@@ -157,11 +156,13 @@ def _looked_at(fn: ModelFunction, params: Params, sequences: Sequences, loss: To
 def _check_again(
     fn: ModelFunction, params: Params, sequences: Sequences, loss: TokenLoss, first: _First, nature: Nature
 ) -> None:
-    """Raise where the first sequence has other losses when it runs again."""
+    """Raise where the first sequence has other losses when it runs again, or no gradient can be had."""
+    leaves = leaves_of(params)
     with torch.enable_grad():
-        again, _ = _tokens(fn, leaves_of(params), sequences[first.number], loss, first.number)
+        again, losses = _tokens(fn, leaves, sequences[first.number], loss, first.number)
     if not _same(first.tokens.loss, again.loss, nature):
         raise ValueError(_goes_on(first.number))
+    check_backward(losses[0], leaves)
 
 
 def _goes_on(sequence: int) -> str:
@@ -345,12 +346,12 @@ def _same(alone: Tensor, here: Tensor, nature: Nature) -> bool:
     """Whether losses agree within what rounding does, all together: a tie of a router may be decided otherwise."""
     if alone.shape != here.shape:
         return False
-    finite = alone.isfinite()
-    if bool((finite != here.isfinite()).any()):
-        return False
-    alone, here = alone[finite].double(), here[finite].double()
-    size = torch.linalg.vector_norm(alone).maximum(torch.linalg.vector_norm(here))
-    return bool(torch.linalg.vector_norm(alone - here) <= _allowed(size, len(alone) ** 0.5, nature))
+    pair = torch.stack([alone, here]).double()
+    if not bool(pair.isfinite().all()):
+        finite = pair.isfinite().all(dim=0)
+        return torch.equal(alone.isfinite(), here.isfinite()) and _same(alone[finite], here[finite], nature)
+    size = torch.linalg.vector_norm(pair, dim=1).amax()
+    return bool(torch.linalg.vector_norm(pair[0] - pair[1]) <= _allowed(size, len(alone) ** 0.5, nature))
 
 
 def _allowed(size: Tensor, root: Tensor | float, nature: Nature) -> Tensor:

@@ -278,6 +278,40 @@ def test_a_backward_pass_that_is_no_function_is_refused():
         ff.fisher_spectrum(BackwardDependsOnTheRun().double(), (x, y))
 
 
+class _Failing(torch.autograd.Function):
+    """A function without a backward pass."""
+
+    @staticmethod
+    def forward(ctx, x, error):
+        ctx.error = error
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise ctx.error("only in training mode")
+
+
+class FailsBackward(nn.Module):
+    """A model that has gradients in training mode alone, as reversible layers may."""
+
+    def __init__(self, error: type[Exception]) -> None:
+        super().__init__()
+        self.first, self.last, self.error = nn.Linear(5, 4), nn.Linear(4, 3), error
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return self.last(h if self.training else _Failing.apply(h, self.error))
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("self_check", [True, False])
+@pytest.mark.parametrize("error", [RuntimeError, AssertionError, AttributeError])
+def test_a_backward_pass_that_fails_is_said_to_be_one(error, self_check, route):
+    batch = (torch.randn(3, 5), torch.tensor([0, 1, 2]))
+    with pytest.raises(ValueError, match=r"backward pass fails in evaluation mode.*only in training mode"):
+        ff.fisher_spectrum(FailsBackward(error), batch, route=route, self_check=self_check)
+
+
 @pytest.mark.parametrize("route", ROUTES)
 def test_autocast_around_a_call_changes_nothing(route):
     model, batch = build("gpt2")

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fisherfunc.gradients.pullback import gradients_of
+
 PROBES = 2
 NUM_POWERS = 16
 POWERS = [sign * 2.0**k for sign in (1, -1) for k in range(NUM_POWERS)]
@@ -72,7 +74,7 @@ def _one_a_place(
 
     def rows(weights: Tensor) -> Tensor:
         chosen = (losses[sequence, entry] * weights).sum()
-        (found,) = torch.autograd.grad(chosen, output, retain_graph=True, allow_unused=True)
+        (found,) = gradients_of(chosen, [output], retain_graph=True)
         return (torch.zeros_like(output) if found is None else found).reshape(-1, output.shape[-1])
 
     together = rows(torch.ones_like(losses[sequence, entry]))

@@ -63,9 +63,9 @@ def factored_grams(
         except RuntimeError as error:  # a rule that cannot be batched, in a sequence other than the one probed
             raise NotFactorable(_first_line(error)) from error
     # A product of factors may overflow where the gradient does not, and the check leaves out rows that are not finite.
-    rows = [company.own(gram).diagonal() for gram in grams.values()]
+    rows = torch.stack([company.own(gram).diagonal() for gram in grams.values()])
     untried = work.num_tokens > 0 and is_its_own_trial(work, options, plan)
-    if company.any_of(untried and not all(bool(row.isfinite().all()) for row in rows)):
+    if company.any_of(untried and not bool(rows.isfinite().all())):
         raise NotFactorable("a row is not finite")
     if plan.slabbed:
         plan = _add_slabbed(work, options, plan, grams, checkpoint.under("slabbed"), company)
