@@ -20,6 +20,7 @@ from fisherfunc.gradients.nature import coarsest
 from fisherfunc.gradients.ordinary import (
     Across,
     Company,
+    check_losses_in_parts,
     companies,
     gradients,
     room,
@@ -192,6 +193,8 @@ def certify(
     tolerance, floor = TOLERANCES.get(dtype, torch.finfo(dtype).eps ** 0.5), FLOOR * torch.finfo(dtype).eps
     diagonals = torch.stack([gram.diagonal().double() for gram in grams.values()])
     diagonal = diagonals.sum(dim=0)
+    if stack_width == 1 and not alone:  # then the check may give the sequences the company that they had in the survey
+        check_losses_in_parts(work, limit=limit)
     each = list(companies(work, ran=stack_width, limit=limit, alone=alone))
     everyone = [whole(each)] if len(each) > 1 or across is not None else []
     if squares_vanish(float(diagonal.sum())):

@@ -19,7 +19,7 @@ from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.gradients.rows import runs
 from fisherfunc.gradients.sequences import Sequences
 from fisherfunc.gradients.stacks import neighbours
-from fisherfunc.gradients.survey import check_losses, most_together
+from fisherfunc.gradients.survey import check_losses
 from fisherfunc.gradients.workload import Workload
 
 MOST = 32
@@ -61,21 +61,43 @@ def companies(work: Workload, *, ran: int, limit: int, alone: bool = False) -> I
 
     Args:
         work: What was passed over.
-        ran: How many neighbours of one shape ran together in the pass, at most, or in the survey, where each ran alone
-            in the pass: here half of each group of them do.
+        ran: How many neighbours of one shape ran together in the pass, at most: here half of each group of them do.
         limit: Of the memory, in bytes; what a pass saves takes up to a quarter, or more where two sequences need it.
         alone: Whether each runs by itself.
     """
     width = 1 if alone else _width(work, limit)
     bounds = iter(list(runs(work.tokens.sequence)))
     members = work.tokens.sequence.unique_consecutive().tolist()
-    for group in neighbours(members, work.sequences, ran if ran > 1 else most_together(work.nature)):
-        half = min(width, -(-len(group) // 2))
+    for group in neighbours(members, work.sequences, ran if ran > 1 and not alone else width):
+        half = min(width, -(-len(group) // 2)) if ran > 1 else width
         for start in range(0, len(group), half):
             some = tuple(group[start : start + half])
             rows = [next(bounds) for _ in some]
-            beside = 0 if alone else 1 + (len(group) == 2)
+            beside = 0 if alone else 1 + (ran > 1 and len(group) == 2)
             yield Company(members=some, first=rows[0][0], last=rows[-1][1], beside=beside)
+
+
+def check_losses_in_parts(work: Workload, *, limit: int) -> None:
+    """Raise where sequences have other losses without half of those that they ran beside in the survey.
+
+    Cost: a forward pass of half of the sequences.
+
+    Args:
+        work: What was surveyed.
+        limit: See `companies`.
+
+    Raises:
+        ValueError: See `check_losses`.
+    """
+    members = work.tokens.sequence.unique_consecutive().tolist()
+    for group in neighbours(members, work.sequences, _width(work, limit)):
+        part = group[len(group) // 2 :]
+        _, losses = _run(work, part, list(work.params)) if len(group) > 1 else ({}, None)
+        if losses is not None:
+            chosen = torch.isin(work.tokens.sequence, work.tokens.sequence.new_tensor(part)).nonzero().squeeze(-1)
+            few = work.select(chosen)
+            place = torch.searchsorted(few.tokens.sequence.new_tensor(part), few.tokens.sequence)
+            check_losses(few, losses.detach()[place, few.tokens.entry])
 
 
 def whole(found: Sequence[Company]) -> Company:

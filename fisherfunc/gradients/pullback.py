@@ -79,16 +79,17 @@ def choose(losses_of: LossesOf, params: Params) -> str:
     return "vmap" if _agree(gradients, expected) else "loop"
 
 
-def check_reach(losses: Float[Tensor, " s"], leaves: Params, known: Params) -> None:
+def check_reach(losses: Tensor, leaves: Params, known: Params, *, others: bool = True) -> None:
     """Raise where gradients would silently miss something.
 
     A parameter that the forward pass reaches past the module's registry (through a Python list, a closure, a patched
     `forward`) cannot be replaced by ours: it stays in the graph as a leaf of its own.
 
     Args:
-        losses: Of one sequence, in the graph.
+        losses: In the graph.
         leaves: The parameters, as leaves of the graph.
         known: These and others of the model, as leaves of it.
+        others: Whether parameters that are none of the model's are looked for, beside ours of an earlier call.
 
     Raises:
         ValueError: If the losses do not depend on the parameters, or depend on one in such a way.
@@ -99,7 +100,7 @@ def check_reach(losses: Float[Tensor, " s"], leaves: Params, known: Params) -> N
         if id(leaf) in ours or not leaf.numel():
             continue
         names = [repr(name) for name, p in leaves.items() if p.data_ptr() == leaf.data_ptr()]  # of an earlier call
-        if names or isinstance(leaf, nn.Parameter):
+        if names or (others and isinstance(leaf, nn.Parameter)):
             raise ValueError(
                 f"the forward pass reaches a parameter of shape {tuple(leaf.shape)}, "
                 f"{' or '.join(names) or 'not named'}, past the module's attributes (a Python list, a closure, a cache "
@@ -113,11 +114,11 @@ def check_reach(losses: Float[Tensor, " s"], leaves: Params, known: Params) -> N
         )
 
 
-def check_backward(losses: Float[Tensor, " s"], leaves: Params) -> None:
+def check_backward(losses: Tensor, leaves: Params) -> None:
     """Raise where gradients cannot be had. Cost: a backward pass.
 
     Args:
-        losses: Of one sequence, in the graph, which is let go.
+        losses: In the graph, which is let go.
         leaves: The parameters, as leaves of the graph.
 
     Raises:

@@ -113,8 +113,9 @@ def survey(
             f"no valid token in {len(sequences)} sequences: a token counts if its target is not -100 and its position "
             "and its target's position are attended to; a causal model needs at least two tokens a sequence"
         )
-    if first is not None and not checked:
-        _check_again(fn, params, sequences, loss, first, nature)
+    ran_again = any(int(some.sequence[0]) < int(some.sequence[-1]) for some in found)
+    if first is not None and not (checked and ran_again):
+        _check_again(fn, params, sequences, loss, first, nature, backward=not checked)
     tokens, dropped = _finite(tokens, drop_nonfinite)
     return Surveyed(tokens=tokens, num_dropped=dropped, nature=nature)
 
@@ -149,20 +150,29 @@ def _looked_at(fn: ModelFunction, params: Params, sequences: Sequences, loss: To
     leaves = leaves_of({name: p for name, p in everything.items() if has_gradient(p)})
     with Observed(coarsest(*(p.dtype for p in params.values()))) as seen, SavedBytes() as saved:
         tokens, losses = _tokens(fn, leaves, sequences[number], loss, number)
-    check_reach(losses[0], {name: leaves[name] for name in params}, leaves)
+    check_reach(losses, {name: leaves[name] for name in params}, leaves)
     return _First(number=number, tokens=tokens), replace(seen.nature, saved_bytes=saved.total)
 
 
 def _check_again(
-    fn: ModelFunction, params: Params, sequences: Sequences, loss: TokenLoss, first: _First, nature: Nature
+    fn: ModelFunction,
+    params: Params,
+    sequences: Sequences,
+    loss: TokenLoss,
+    first: _First,
+    nature: Nature,
+    *,
+    backward: bool,
 ) -> None:
-    """Raise where the first sequence has other losses when it runs again, or no gradient can be had."""
+    """Raise where the first sequence, run again, has other losses, reaches what the call before left, or fails."""
     leaves = leaves_of(params)
     with torch.enable_grad():
         again, losses = _tokens(fn, leaves, sequences[first.number], loss, first.number)
     if not _same(first.tokens.loss, again.loss, nature):
         raise ValueError(_goes_on(first.number))
-    check_backward(losses[0], leaves)
+    check_reach(losses, leaves, leaves)
+    if backward:
+        check_backward(losses, leaves)
 
 
 def _goes_on(sequence: int) -> str:
@@ -218,10 +228,12 @@ def _together(
     fn: ModelFunction, params: Params, sequences: Sequences, loss: TokenLoss, group: Sequence[int]
 ) -> Tokens | None:
     """The tokens of a group from one pass; None where the model refuses it."""
+    leaves = leaves_of(params)
     try:
-        values, valid, targets = _evaluated(fn, leaves_of(params), sequences.joined(group), loss, group[0])
+        values, valid, targets = _evaluated(fn, leaves, sequences.joined(group), loss, group[0])
     except REFUSALS:  # one at a time then, which finds what is wrong, and where
         return None
+    check_reach(values, leaves, leaves, others=False)  # a call before it may have left something
     if values.shape != valid.shape or len(values) != len(group):
         return None
     row, position = valid.nonzero().unbind(dim=1)

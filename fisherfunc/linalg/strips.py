@@ -108,6 +108,24 @@ def empty_strip(rows: slice, like: SharedFactors, *, empty: Empty | None = None)
     return Strip(rows=rows, shared=like.shared, axis=like.axis, width=width, own=own)
 
 
+def whole_strip(rows: slice, factors: SharedFactors) -> Strip | None:
+    """A strip of factors that are all there, where they lie; None where they are not, or are to lie in blocks.
+
+    Args:
+        rows: The rows.
+        factors: Theirs.
+    """
+    count, places, width = factors.own.shape
+    if (
+        count != rows.stop - rows.start
+        or places != len(factors.shared)
+        or grain_of(factors.own.device).num_blocks(width) > 1
+    ):
+        return None
+    own, reach = factors.own[None], [(0, count, places)]
+    return Strip(rows=rows, shared=factors.shared, axis=factors.axis, width=width, own=own, reach=reach)
+
+
 def held_places(places: int, grain: Grain) -> int:
     """Places with those that complete the last segment where these are few: rows of whole segments end with a page."""
     missing = -places % grain.segment
@@ -130,6 +148,11 @@ def add_strips(
     if not strips:
         return
     assert len({strip.own.shape[::3] for strip in strips}) == 1, "strips meet block by block"
+    if _are_small_alike(strips):
+        everyone = slice(strips[0].rows.start, strips[-1].rows.stop)
+        exact = bool(cancelling({"": strips})) if exact is None else exact
+        gram[everyone, everyone].add_(_at_once(strips, torch.float64 if exact else strips[0].own.dtype))
+        return
     pairs = [(one, others) for i, one in enumerate(strips) for others in ((), *_groups(strips[:i], one))]
     pairs.sort(key=lambda pair: sum(map(_num_rows, pair[1])), reverse=True)  # the longest first, themselves last
     exact = bool(cancelling({"": strips})) if exact is None else exact
@@ -140,6 +163,43 @@ def add_strips(
     found = side_by_side(tasks, size=largest, like=like, workspace=workspace or Workspace())
     for (one, others), block in zip(pairs, found, strict=True):
         _add_block(gram, one, others, block)
+
+
+def _are_small_alike(strips: Sequence[Strip]) -> bool:
+    """Whether strips are of neighbours of one shape, and both halves of K cost less than one of them pair by pair."""
+    first, count, grain = strips[0], len(strips), grain_of(strips[0].own.device)
+    blocks, rows, _, features = first.own.shape
+    places, size = len(first.shared), first.own.element_size()
+    if count < 2 or blocks > 1 or size < 4:
+        return False
+    for one, after in zip(strips, [*strips[1:], None], strict=True):
+        if one.reach != [(0, rows, places)] or (one.own.shape, one.shared.shape) != (
+            first.own.shape,
+            first.shared.shape,
+        ):
+            return False
+        if after is not None and one.rows.stop != after.rows.start:
+            return False
+    middle = count * rows * count * places * features
+    operations = middle * (places + rows)  # of one half: two for each product
+    return middle * size <= grain.middle_bytes and operations <= grain.call * count * (count + 1)
+
+
+def _at_once(strips: Sequence[Strip], dtype: torch.dtype) -> Float[Tensor, "n n"]:
+    """The Gram of strips of one shape by two batched products: a few kernels, whatever their number.
+
+    Cost 2 n (b s) s d + 2 n² s d for n rows of b strips.
+    """
+    places = len(strips[0].shared)
+    own = torch.stack([strip.own[0, :, :places] for strip in strips]).to(dtype)
+    count, rows = own.shape[:2]
+    shared = torch.cat([strip.shared for strip in strips])
+    shared = shared.to(dtype) if shared.is_floating_point() else shared
+    inner = inner_products(shared, shared).to(dtype)
+    inner = rearrange(inner, "x (c t) -> c x t", c=count)[:, None].expand(-1, rows, -1, -1)
+    middle = torch.bmm(inner.flatten(0, 1), own.flatten(0, 1))
+    middle = rearrange(middle, "m (b s) f -> b (s f) m", b=count)
+    return torch.bmm(own.flatten(2), middle).flatten(0, 1)
 
 
 def cross_strips(

@@ -5,9 +5,10 @@ formed rows. Gradients of several uses add, so their Gram has all cross terms.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from fisherfunc.linalg.crossing import Parts
 from fisherfunc.linalg.factors import PointFactors, SharedFactors, cross_gram, form_gradients
 from fisherfunc.linalg.grain import grain_of
 from fisherfunc.linalg.gram import TILE
-from fisherfunc.linalg.strips import Strip, add_strips, empty_strip
+from fisherfunc.linalg.strips import Strip, add_strips, empty_strip, whole_strip
 from fisherfunc.linalg.threads import Workspace
 from fisherfunc.linalg.triangle import Term, add_points, add_rows
 
@@ -43,14 +44,15 @@ class Holder:
     def __init__(self, num_rows: int) -> None:
         self._num_rows = num_rows
         self._rows: Tensor | None = None
+        self._first: Piece | None = None
         self._points: dict[tuple[int, int], PointFactors] = {}
         self._ids: Tensor | None = None
         self._own: Tensor | None = None
         self._strips: dict[tuple[int, int, int], Strip] = {}
         self._spaces: dict[int, Tensor] = {}
 
-    def put(self, piece: Piece, stack: Stack) -> None:
-        """Take one piece of a stack.
+    def put(self, piece: Piece, stack: Stack | None) -> None:
+        """Take one piece of a stack, of which nothing need be known where rows are formed.
 
         Raises:
             NotLookedUp: If only rows that are looked up were kept, and this is another use.
@@ -60,11 +62,30 @@ class Holder:
         if isinstance(piece.part, PointFactors):
             self._put_points(piece, piece.part)
         elif isinstance(piece.part, SharedFactors):
+            assert stack is not None
             self._put_shared(piece, piece.part, stack)
+        elif self._formed is None and len(piece.rows) == self._num_rows:
+            self._first = piece
         else:
-            if self._rows is None:
-                self._rows = piece.part.new_zeros(self._num_rows, piece.part.shape[1])
-            self._rows.index_add_(0, piece.rows, piece.part)
+            self._rows = self._with(piece.rows, piece.part)
+
+    def _with(self, rows: Tensor, part: Tensor) -> Tensor:
+        found = part.new_zeros(self._num_rows, part.shape[1]) if self._formed is None else self._formed
+        return found.index_add_(0, rows, part)
+
+    @property
+    def _formed(self) -> Tensor | None:
+        """The rows that were formed, in their order."""
+        if self._first is not None:
+            first, self._first = self._first, None
+            assert isinstance(first.part, Tensor)
+            self._rows = self._with(first.rows, first.part)
+        return self._rows
+
+    def single(self) -> Piece | None:
+        """The piece of formed rows that is all that is held, in its own order."""
+        held = self._rows is not None or self._strips or self._points or self._own is not None
+        return None if held else self._first
 
     def settle(self, ids: Tensor, *, dtype: torch.dtype) -> None:
         """Make the Gram of the points that are there; of their own factors only the columns of some ids are kept.
@@ -85,7 +106,8 @@ class Holder:
 
     def points_alone(self) -> PointFactors | None:
         """The points of a single use, where nothing else is held and no part of their Gram was made."""
-        if self._rows is not None or self._strips or self._own is not None or len(self._points) != 1:
+        formed = self._first is not None or self._rows is not None
+        if formed or self._strips or self._own is not None or len(self._points) != 1:
             return None
         return next(iter(self._points.values()))
 
@@ -94,7 +116,7 @@ class Holder:
         assert self._own is None
         strips = sorted(self._strips.values(), key=lambda strip: strip.rows.start)
         points = tuple(self._points.values())
-        return Parts(num_rows=self._num_rows, formed=self._rows, points=points, strips=tuple(strips))
+        return Parts(num_rows=self._num_rows, formed=self._formed, points=points, strips=tuple(strips))
 
     def _by_kept_ids(self, part: SharedFactors) -> SharedFactors:
         """The factors with their ids as columns of the points."""
@@ -119,6 +141,11 @@ class Holder:
             return
         first, last = stack.bounds[piece.sequence]
         key = (first, piece.use, id(part.shared))
+        full = stack.slots.everywhere  # or a view would keep more than it shows
+        whole = whole_strip(slice(first, last), part) if full and key not in self._strips else None
+        if whole is not None:
+            self._strips[key] = whole
+            return
         if key not in self._strips:
             self._strips[key] = empty_strip(slice(first, last), part, empty=partial(self._space, piece.use))
         self._strips[key].put(piece.first - first, part.own)
@@ -139,13 +166,12 @@ class Holder:
 
         Those of a bias are, beside the weight of a linear map that acts at one place.
         """
-        return (
-            self._rows is not None
-            and not (self._strips or self._points)
-            and self._rows.dtype == points.own.dtype
-            and self._rows.shape[1] <= TILE  # wider ones are summed in the dtype of the Gram
-            and torch.equal(self._rows, points.own)
-        )
+        first = self._rows if self._first is None else self._first.part
+        if not isinstance(first, Tensor) or self._strips or self._points:
+            return False
+        if (first.shape[1], first.dtype) != (points.own.shape[1], points.own.dtype) or first.shape[1] > TILE:
+            return False  # wider ones are summed in the dtype of the Gram
+        return self._formed is not None and torch.equal(self._formed, points.own)
 
     @property
     def strips(self) -> list[Strip]:
@@ -166,8 +192,8 @@ class Holder:
             NotLookedUp: If a row was looked up that was not kept.
         """
         points = list(self._points.values())
-        if self._rows is not None:
-            add_rows(gram, self._rows)
+        if self._formed is not None:
+            add_rows(gram, self._formed)
         if self._own is not None:
             gram += self._own
         else:
@@ -180,8 +206,8 @@ class Holder:
             else:
                 add_strips(gram, strips, workspace, exact=exact)
         crossing = by_axis[1] if by_axis[0] else []
-        crossed = [*self._strips.values()] if points or crossing or self._rows is not None else []
-        if not crossed and len(points) < (2 if self._rows is None else 1):
+        crossed = [*self._strips.values()] if points or crossing or self._formed is not None else []
+        if not crossed and len(points) < (2 if self._formed is None else 1):
             return
         everything = torch.arange(self._num_rows, device=gram.device)
         for i, one in enumerate(points):
@@ -200,11 +226,38 @@ class Holder:
 
     def _add_formed(self, gram: Tensor, index: Tensor, part: PointFactors | SharedFactors) -> None:
         """K += what factors have in common with formed rows of the same parameter."""
-        if self._rows is None:
+        if self._formed is None:
             return
         everything = torch.arange(self._num_rows, device=gram.device)
-        for some, formed in _formed(part, self._rows.shape[1]):
-            _add_both(gram, index[some], everything, formed.to(self._rows) @ self._rows.mT)
+        for some, formed in _formed(part, self._formed.shape[1]):
+            _add_both(gram, index[some], everything, formed.to(self._formed) @ self._formed.mT)
+
+
+def joined(holders: Mapping[str, Holder], label: Callable[[str], str]) -> dict[str, Holder]:
+    """Put formed rows of one label side by side, which are a product then in place of many: of biases and norms, say.
+
+    Args:
+        holders: By parameter.
+        label: Parameter → the label of its Gram.
+
+    Returns:
+        Holders with the same sums, by some of the parameters.
+    """
+    found, alike = dict(holders), dict[Any, list[str]]()
+    for name, holder in holders.items():
+        piece = holder.single()
+        if piece is not None and isinstance(piece.part, Tensor):
+            alike.setdefault((label(name), id(piece.rows), piece.part.dtype), []).append(name)
+    for names in alike.values():
+        pieces = [piece for piece in (found[name].single() for name in names) if piece is not None]
+        parts = [piece.part for piece in pieces if isinstance(piece.part, Tensor)]
+        size = sum(part.numel() * part.element_size() for part in parts)
+        if len(names) > 1 and size <= grain_of(parts[0].device).middle_bytes:
+            for name in names[1:]:
+                del found[name]
+            found[names[0]] = Holder(len(pieces[0].rows))
+            found[names[0]].put(replace(pieces[0], part=torch.cat(parts, dim=1)), None)
+    return found
 
 
 def _empty(count: int, like: Tensor) -> Tensor:

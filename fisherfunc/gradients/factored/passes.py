@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fisherfunc.gradients.checkpoint import NOWHERE, Checkpoint, finished_grams, stage_of
-from fisherfunc.gradients.factored.contract import Holder, NotLookedUp
+from fisherfunc.gradients.factored.contract import Holder, NotLookedUp, joined
 from fisherfunc.gradients.factored.descent import Descent
 from fisherfunc.gradients.factored.groups import names_of
 from fisherfunc.gradients.factored.plan import FactoredPlan
@@ -160,8 +160,10 @@ def add_all(
             grams[name].zero_()
     workspace = Workspace()
     exact = cancelling({name: holder.strips for name, holder in holders.items()})
-    for name in list(holders):
-        holders.pop(name).add_to(grams[label(name)], workspace, exact=name in exact)
+    left = joined(holders, label)
+    holders.clear()
+    for name in list(left):
+        left.pop(name).add_to(grams[label(name)], workspace, exact=name in exact)
 
 
 def _terms(holders: dict[str, Holder], gram: Callable[[str], Tensor]) -> list[Term]:
