@@ -13,7 +13,9 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from fisherfunc.gradients.dense.subsample import EVERY, Coordinates
 from fisherfunc.gradients.nature import coarsest
@@ -208,19 +210,17 @@ def certify(
         signed = signed_sizes(len(diagonal), seed=2 * seed + number).to(diagonal)
         weights = torch.where(sizes > 0, signed * trusted * sizes.clamp(min=TINY).rsqrt(), 0.0)
         expected = squared_norms(work, weights, each, coordinates=coordinates, room=room(limit), across=across)
-        for company, norms in zip([*each, *everyone], expected, strict=True):
-            rows = slice(company.first, company.last)
-            u = weights[rows]
-            blocks = [gram[rows, rows] for gram in grams.values()]
-            sums = (
-                diagonals[:, rows] @ u.square(),
-                torch.stack([u @ (block @ u.to(block)).double() for block in blocks]),
+        sums = _sums(list(grams.values()), diagonals, weights, each)
+        if everyone:
+            all_traces = sums[0].sum(dim=1)
+            there = (
+                (all_traces, _forms(grams.values(), weights)) if across is None else across.sums(all_traces, weights)
             )
-            if across is not None and company is everyone[-1]:
-                sums = across.sums(sums[0], u)
-            traces, products = (column.tolist() for column in sums)
-            off = floor * sum(traces) ** 0.5
-            for label, trace, product in zip(grams, traces, products, strict=True):
+            sums = torch.cat([sums, torch.stack(there)[..., None]], dim=2)
+        columns = sums.permute(2, 0, 1).tolist()
+        for company, norms, (own, products) in zip([*each, *everyone], expected, columns, strict=True):
+            off = floor * sum(own) ** 0.5
+            for label, trace, product in zip(grams, own, products, strict=True):
                 norm = sum(norms[name] for name in work.params if _label(name, labels) == label)
                 allowed = tolerance * trace + 2 * off * trace**0.5 + off**2 + TINY
                 error = abs(product - norm)
@@ -241,6 +241,28 @@ def certify(
 
 
 TINY = torch.finfo(torch.float64).tiny
+SIDE_BY_SIDE = 16
+"""Companies whose sums are taken in one product, with zeros where a company has no rows."""
+
+
+def _sums(
+    grams: Sequence[Tensor], diagonals: Float[Tensor, "l n"], weights: Float[Tensor, " n"], each: Sequence[Company]
+) -> Float[Tensor, "2 l c"]:
+    """Σ uₙ² Kₙₙ and uᵀ K u of each Gram, over the rows of each company."""
+    found = []
+    for first in range(0, len(each), SIDE_BY_SIDE):
+        some = each[first : first + SIDE_BY_SIDE]
+        rows = slice(some[0].first, some[-1].last)
+        counts = torch.tensor([company.last - company.first for company in some])
+        own = torch.repeat_interleave(torch.arange(len(some)), counts).to(weights.device)
+        columns = weights[rows, None] * functional.one_hot(own, len(some))
+        products = _forms([gram[rows, rows] for gram in grams], columns)
+        found.append(torch.stack([diagonals[:, rows] @ columns.square(), products]))
+    return torch.cat(found, dim=2)
+
+
+def _forms(grams: Iterable[Tensor], columns: Float[Tensor, " n *c"]) -> Float[Tensor, "l *c"]:
+    return torch.stack([((gram @ columns.to(gram)).double() * columns).sum(dim=0) for gram in grams])
 
 
 def draws(grams: Mapping[str, Tensor], work: Workload) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from fisherfunc.gradients.dense.subsample import Coordinates
@@ -146,7 +147,7 @@ def squared_norms(
         ValueError: If losses are not those that the survey found.
     """
     several = len(each) > 1 or across is not None
-    found: list[dict[str, float]] = [{} for _ in range(len(each) + several)]
+    found: list[list[Tensor]] = [[] for _ in range(len(each) + several)]
     for names in parts(work.params, room):
         total: dict[str, Tensor] = {}
         losses: list[Tensor] = []
@@ -154,18 +155,19 @@ def squared_norms(
             tree, own = gradients(work, company, names, weights=weights)
             losses.append(own)
             tree = {name: kept(gradient, name, coordinates) for name, gradient in tree.items()}
-            norms |= _squared(tree)
+            norms.append(_norms(tree))
             if several:
                 total = _added(total, tree)
         check_losses(work, torch.cat(losses))
         if total:
-            found[-1] |= _squared(total if across is None else across.gradient(total))
-    return found
+            total = total if across is None else across.gradient(total)
+            found[-1].append(_norms(total))
+    squared = torch.stack([some[0] if len(some) == 1 else torch.cat(some) for some in found]).square()
+    return [dict(zip(work.params, norms, strict=True)) for norms in squared.tolist()]
 
 
-def _squared(tree: Mapping[str, Tensor]) -> dict[str, float]:
-    norms = torch.stack(torch._foreach_norm(list(tree.values()), 2, dtype=torch.float64))
-    return dict(zip(tree, norms.square().tolist(), strict=True))
+def _norms(tree: Mapping[str, Tensor]) -> Float[Tensor, " p"]:
+    return torch.stack(torch._foreach_norm(list(tree.values()), 2, dtype=torch.float64))
 
 
 def _added(one: dict[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Tensor]:

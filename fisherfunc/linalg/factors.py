@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from fisherfunc.records.record import record
 
-ROWS = 512
+ENTRIES = 2**22
 """So many are compared at a time."""
 
 
@@ -66,7 +66,8 @@ class PointFactors:
         """
         if self.index is not None:
             return self
-        pairs = zip(self.shared[1:].split(ROWS), self.shared[:-1].split(ROWS), strict=True)
+        rows = max(1, ENTRIES // max(1, self.shared.shape[1]))
+        pairs = zip(self.shared[1:].split(rows), self.shared[:-1].split(rows), strict=True)
         other = torch.cat([(row != before).any(dim=1) for row, before in pairs])
         if 2 * (1 + int(other.sum())) > len(self.shared):
             return self

@@ -201,8 +201,8 @@ def _inputs(whole: Traced, taken: Taken, width: int) -> dict[tuple[str, int, int
     for use in whole.recording.uses_here():
         if use.name in taken.group.names and isinstance(use.role, Map):
             everywhere = inputs_by_place(use, width)
-            for b, inputs in enumerate(() if at_one_place(everywhere) else everywhere):
-                found[use.name, use.number, b] = kept_places(inputs)[0]
+            for b, (inputs, _) in enumerate(() if at_one_place(everywhere) else kept_places(everywhere)):
+                found[use.name, use.number, b] = inputs
     return found
 
 

@@ -155,8 +155,7 @@ def pieces_of(
         point = PointFactors(own=slots.flat(own[:, :, 0]), shared=shared.to(own), axis=axis)
         return [Piece(name=use.name, use=use.number, rows=rows, part=point)]
     found = []
-    for b, mine in enumerate(slots.by_sequence):
-        shared, kept = kept_places(inputs[b])
+    for b, (mine, (shared, kept)) in enumerate(zip(slots.by_sequence, kept_places(inputs), strict=True)):
         cotangents = slots.of_sequence(own, b)
         whole = keep.get((use.name, use.number, b), shared)
         part = SharedFactors(
@@ -173,12 +172,15 @@ def at_one_place(inputs: Float[Tensor, "b s e"] | Int[Tensor, "b s"]) -> bool:
     return inputs.is_floating_point() and inputs.shape[1] == 1
 
 
-def kept_places(shared: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The inputs that have a gradient, and their places where these are not all: those of a padding id have none."""
-    if shared.is_floating_point() or not bool((shared < 0).any()):
-        return shared, None
-    kept = (shared >= 0).nonzero().squeeze(-1)
-    return shared[kept], kept
+def kept_places(inputs: Float[Tensor, "b s e"] | Int[Tensor, "b s"]) -> list[tuple[Tensor, Tensor | None]]:
+    """The inputs of each sequence that have a gradient, and their places where these are not all.
+
+    Those of a padding id have none.
+    """
+    if inputs.is_floating_point() or not bool((inputs < 0).any()):
+        return [(shared, None) for shared in inputs]
+    kept = [(shared >= 0).nonzero().squeeze(-1) for shared in inputs]
+    return [(shared[places], places) for shared, places in zip(inputs, kept, strict=True)]
 
 
 def begins_with(whole: Tensor, shared: Tensor) -> bool:

@@ -25,6 +25,7 @@ def own_cotangents(
     position: Tensor,
     entry: Tensor | None = None,
     *,
+    once: bool,
     tested: bool = True,
 ) -> Float[Tensor, "n v"] | None:
     """∂ℓ_n/∂output[n] for some tokens; None where a loss depends on another place, or not through `output`.
@@ -37,6 +38,7 @@ def own_cotangents(
         sequence: The row of `losses` of each token.
         position: Its place in the sequence.
         entry: Its column of `losses`; the position where None.
+        once: Whether no place has two of the tokens.
         tested: Whether to test that no loss depends on another place, or to assume it.
     """
     places = output[..., 0].numel() // len(losses)
@@ -44,6 +46,8 @@ def own_cotangents(
         return None
     entry = position if entry is None else entry
     place = sequence * places + position
+    if once:
+        return _one_a_place(losses, output, place, sequence, entry, tested=tested)
     found = losses.new_zeros(len(place), output.shape[-1], dtype=output.dtype)
     for some in _rounds(place):
         rows = _one_a_place(losses, output, place[some], sequence[some], entry[some], tested=tested)

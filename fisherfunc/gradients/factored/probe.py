@@ -68,7 +68,8 @@ def _head(traced: Traced, work: Workload) -> tuple[str, int] | None:
         return None
     fullest = work.tokens.sequence == work.tokens.sequence.bincount().argmax()
     own = work.tokens.select(fullest.nonzero().squeeze(-1))
-    found = own_cotangents(traced.losses, last.output, torch.zeros_like(own.position), own.position, own.entry)
+    sequence, once = torch.zeros_like(own.position), own.num_targets == 1
+    found = own_cotangents(traced.losses, last.output, sequence, own.position, own.entry, once=once)
     return None if found is None else (last.name, last.number)
 
 

@@ -78,7 +78,7 @@ def starts(
         return
     below = None
     if taken.from_losses:
-        at_logits = _at_logits(whole, structure, stack)
+        at_logits = _at_logits(work, whole, structure, stack)
         yield from _head_pieces(whole, structure, stack, at_logits, taken)
         below = _below_head(work, structure, stack, at_logits)
     for number, chunk in enumerate(chunks):
@@ -155,7 +155,7 @@ def _at_places(source: Tensor, position: Tensor, values: Float[Tensor, "c b d"])
     return cotangent.reshape(count, *source.shape).to(source.dtype)
 
 
-def _at_logits(whole: Traced, structure: Structure, stack: Stack) -> Float[Tensor, "n v"]:
+def _at_logits(work: Workload, whole: Traced, structure: Structure, stack: Stack) -> Float[Tensor, "n v"]:
     """The cotangents of the logits, each token's at its own place, in the order of slot and sequence.
 
     Raises:
@@ -163,7 +163,8 @@ def _at_logits(whole: Traced, structure: Structure, stack: Stack) -> Float[Tenso
     """
     logits = head_of(whole.recording, structure).output
     position, entry = stack.slots.flat(stack.position), stack.slots.flat(stack.entry)
-    found = own_cotangents(whole.losses, logits, _sequence(stack), position, entry, tested=False)
+    once = work.tokens.num_targets == 1
+    found = own_cotangents(whole.losses, logits, _sequence(stack), position, entry, once=once, tested=False)
     if found is None:
         raise Unsettled(replace(structure, head=None, causal=False))
     return found
