@@ -148,7 +148,7 @@ def add_strips(
     if not strips:
         return
     assert len({strip.own.shape[::3] for strip in strips}) == 1, "strips meet block by block"
-    if _are_small_alike(strips):
+    if small_alike(strips):
         everyone = slice(strips[0].rows.start, strips[-1].rows.stop)
         exact = bool(cancelling({"": strips})) if exact is None else exact
         gram[everyone, everyone].add_(_at_once(strips, torch.float64 if exact else strips[0].own.dtype))
@@ -165,8 +165,12 @@ def add_strips(
         _add_block(gram, one, others, block)
 
 
-def _are_small_alike(strips: Sequence[Strip]) -> bool:
-    """Whether strips are of neighbours of one shape, and both halves of K cost less than one of them pair by pair."""
+def small_alike(strips: Sequence[Strip]) -> bool:
+    """Return whether strips are of neighbours of one shape, and both halves of K cost less than one pair by pair.
+
+    Args:
+        strips: In the order of their rows.
+    """
     first, count, grain = strips[0], len(strips), grain_of(strips[0].own.device)
     blocks, rows, _, features = first.own.shape
     places, size = len(first.shared), first.own.element_size()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from fisherfunc.distributed.packing import Room, flat, parted
-from fisherfunc.gradients.factored.contract import Holder
+from fisherfunc.gradients.factored.contract import Holder, joined
 from fisherfunc.gradients.factored.loads import Tally, strip_share
 from fisherfunc.gradients.factored.pieces import Piece
 from fisherfunc.gradients.stacks import Stack
@@ -19,7 +19,7 @@ from fisherfunc.linalg.by_id import add_by_id
 from fisherfunc.linalg.crossing import Parts, add_crossing, unpacked
 from fisherfunc.linalg.factors import PointFactors, SharedFactors, cross_gram, form_gradients
 from fisherfunc.linalg.grain import CPU
-from fisherfunc.linalg.strips import add_strips, empty_strip
+from fisherfunc.linalg.strips import Strip, add_strips, empty_strip, whole_strip
 from fisherfunc.linalg.threads import Workspace
 
 SHAPE = (5, 7)
@@ -227,8 +227,62 @@ def test_points_of_one_use_may_lie_along_either_axis(axes):
     assert_close(gram, matrix @ matrix.T, atol=1e-12, rtol=0)
 
 
+@given(
+    kind=st.sampled_from(["linear", "conv1d", "embedding"]),
+    count=st.integers(1, 4),
+    rows=st.integers(1, 4),
+    places=st.integers(1, 5),
+    at_once=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_strips_of_one_shape_have_one_gram_however_they_are_multiplied(kind, count, rows, places, at_once, seed):
+    parts = [factors(kind, seed + number, rows=rows, places=places) for number in range(count)]
+    strips = [whole_strip(slice(rows * number, rows * (number + 1)), part) for number, part in enumerate(parts)]
+    gram, formed = torch.zeros(count * rows, count * rows, dtype=torch.float64), torch.cat([*map(gradients, parts)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strips_module, "grain_of", lambda device: replace(CPU, call=CPU.call * at_once))
+        assert strips_module.small_alike(strips) == (at_once and count > 1)
+        add_strips(gram, strips)
+    assert_close(gram, formed.flatten(1) @ formed.flatten(1).T, atol=1e-10, rtol=0)
+
+
+def test_strips_of_different_shapes_are_not_multiplied_at_once():
+    def made(*sizes: tuple[int, int], start: int = 0) -> list[Strip]:
+        ends = [start, *(start + sum(rows for rows, _ in sizes[: n + 1]) for n in range(len(sizes)))]
+        parts = [factors("linear", n, rows=rows, places=places) for n, (rows, places) in enumerate(sizes)]
+        return [whole_strip(slice(ends[n], ends[n + 1]), part) for n, part in enumerate(parts)]
+
+    assert strips_module.small_alike(made((3, 4), (3, 4)))
+    assert not strips_module.small_alike(made((3, 4), (2, 4)))
+    assert not strips_module.small_alike(made((3, 4), (3, 5)))
+    assert not strips_module.small_alike(made((3, 4)) + made((3, 4), start=4))  # a row between them
+    assert not strips_module.small_alike(2 * made((3, 4)))  # two uses of one sequence
+    assert not strips_module.small_alike([replace(one, own=one.own.bfloat16()) for one in made((3, 4), (3, 4))])
+
+
+def test_formed_rows_of_one_label_are_one_product():
+    generator, rows = torch.Generator().manual_seed(0), torch.tensor([2, 0, 1])
+    parts = {name: torch.randn(3, size, generator=generator) for name, size in (("a", 2), ("b", 4), ("c", 3), ("d", 2))}
+    holders = {name: Holder(3) for name in parts}
+    for name, part in parts.items():
+        holders[name].put(Piece(name=name, use=0, rows=rows, part=part), None)
+    holders["d"].put(Piece(name="d", use=1, rows=rows[:1], part=parts["d"][:1]), None)
+    label = {"a": "x", "b": "x", "c": "y", "d": "x"}.__getitem__
+    left = joined(holders, label)
+    assert {label(name) for name in left} == {"x", "y"} and len(left) == 3  # "d" has two pieces
+    grams = {name: torch.zeros(3, 3, dtype=torch.float64) for name in ("x", "y")}
+    for name, holder in left.items():
+        holder.add_to(grams[label(name)])
+    parts["d"] = parts["d"].index_add(0, torch.tensor([0]), parts["d"][:1])
+    for name, gram in grams.items():
+        there = torch.cat([part for one, part in parts.items() if label(one) == name], dim=1)[[1, 2, 0]].double()
+        assert_close(gram, there @ there.T, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("call", [0.0, CPU.call])
 @pytest.mark.parametrize("rows", [9, 10, 15, 16, 17])
-def test_columns_that_complete_a_tile_change_nothing(rows):
+def test_columns_that_complete_a_tile_change_nothing(rows, call, monkeypatch):
+    monkeypatch.setattr(strips_module, "grain_of", lambda device: replace(CPU, call=call))
     generator = torch.Generator().manual_seed(rows)
     strips, gradient = [], []
     for number in range(3):
