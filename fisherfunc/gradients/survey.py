@@ -29,7 +29,7 @@ from fisherfunc.records.axes import Batch, Params
 
 MOST_TOGETHER = 2048
 FEWEST_TOGETHER = 16
-"""Of fewer sequences, each is run alone as well."""
+"""Of fewer sequences, each is run alone as well where no check follows; of so many, which tokens count is looked at."""
 FEWEST = 2
 """What runs together at the least, to see whether its sequences reach each other."""
 BYTES_TOGETHER = 2**26
@@ -278,9 +278,18 @@ def _holds_until_checked(
         own = together.loss[_of([first.number], together)]
         if not _same(first.tokens.loss, own, nature):
             return False
-    part = _random_parts(group, 2)[-1]
-    valid = loss.valid(sequences.joined(part))
-    return valid is None or int(valid.sum()) == int(_of(part, together).sum())
+    for member in group[:: -(-len(group) // FEWEST_TOGETHER)] if _of_a_user(loss) else ():
+        valid = loss.valid(sequences[member])
+        if valid is not None and not torch.equal(
+            valid[0].nonzero().squeeze(1), together.position[_of([member], together)]
+        ):
+            return False
+    return True
+
+
+def _of_a_user(loss: TokenLoss) -> bool:
+    """Whether which tokens count is not known to be said sample by sample."""
+    return loss.distribution == "custom" or not getattr(loss.valid, "__module__", "").startswith("fisherfunc")
 
 
 def _of(part: Sequence[int], tokens: Tokens) -> Bool[Tensor, " n"]:

@@ -95,6 +95,18 @@ def test_samples_that_reach_each_other_are_refused_where_nothing_says_that_each_
         grams(Net(MIXING[mix]), samples(), "classification", route=route)
 
 
+@pytest.mark.parametrize("self_check", [True, False])
+@pytest.mark.parametrize("counts", [lambda y: y == y.max(), lambda y: torch.arange(len(y)) < (y[-1] == 2)])
+def test_which_samples_count_may_not_depend_on_the_others_either(counts, self_check):
+    loss = ff.losses.custom(
+        lambda output, batch: functional.cross_entropy(output, batch[-1], reduction="none"),
+        valid=lambda batch: counts(batch[-1]),
+    )
+    fn = ff.functionalize(Net())
+    with pytest.raises(ValueError, match=r"tokens count in the batch and|samples of a batch depend on each other"):
+        ff.token_grams(fn, fn.params, samples(), loss, self_check=self_check)
+
+
 @pytest.mark.parametrize("mix", ["pair, gradient only", "mean, gradient only"])
 def test_gradients_of_samples_that_reach_each_other_are_refused_as_their_grams_are(mix):
     fn, loss = ff.functionalize(Net(MIXING[mix])), ff.losses.classification()
