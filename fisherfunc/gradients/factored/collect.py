@@ -14,11 +14,11 @@ from torch import Tensor
 from fisherfunc.gradients.factored.calls import Output, Way
 from fisherfunc.gradients.factored.groups import Recorded, Taken
 from fisherfunc.gradients.factored.pieces import (
+    Inputs,
     Piece,
     at_one_place,
     inputs_by_place,
     is_lookup,
-    kept_places,
     pieces_of,
 )
 from fisherfunc.gradients.factored.recording import Use, state_of
@@ -195,22 +195,18 @@ def _strays(whole: Traced, taken: Taken) -> list[str]:
     return known + list(strays(roots, recording.played.values(), recording.uses[: recording.uses_below], others))
 
 
-def _inputs(whole: Traced, taken: Taken, width: int) -> dict[tuple[str, int, int], Tensor]:
+def _inputs(whole: Traced, taken: Taken, width: int) -> dict[tuple[str, int], Inputs]:
     """The inputs of linear maps at all places, for the chunks to share."""
-    found = {}
-    for use in whole.recording.uses_here():
-        if use.name in taken.group.names and isinstance(use.role, Map):
-            everywhere = inputs_by_place(use, width)
-            for b, (inputs, _) in enumerate(() if at_one_place(everywhere) else kept_places(everywhere)):
-                found[use.name, use.number, b] = inputs
-    return found
+    uses = [use for use in whole.recording.uses_here() if use.name in taken.group.names and isinstance(use.role, Map)]
+    found = {(use.name, use.number): inputs_by_place(use, width) for use in uses}
+    return {key: Inputs(given=given) for key, given in found.items() if not at_one_place(given)}
 
 
 def _pulled(
     start: Start,
     structure: Structure,
     taken: Taken,
-    keep: Mapping[tuple[str, int, int], Tensor],
+    keep: Mapping[tuple[str, int], Inputs],
     waiting: Mapping[Output, Tensor],
 ) -> Iterator[Piece]:
     """One batched backward pass to the outputs of the wanted uses, to the leaves, and to what was played back.

@@ -5,6 +5,7 @@ Axis order: c slots, b sequences, s places, d features of the output, e of the i
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from einops import einsum, rearrange, repeat
@@ -43,6 +44,37 @@ class Piece:
     part: SharedFactors | PointFactors | Float[Tensor, "n p"]
     first: int = 0
     sequence: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a linear map of a stack is given, at the places of each sequence.
+
+    Attributes:
+        given: Vectors, or ids.
+    """
+
+    given: Float[Tensor, "b s e"] | Int[Tensor, "b s"]
+
+    @cached_property
+    def kept(self) -> list[tuple[Tensor, Tensor | None]]:
+        """Those of each sequence that have a gradient, and their places where these are not all.
+
+        Those of a padding id have none.
+        """
+        if self.given.is_floating_point() or not bool((self.given < 0).any()):
+            return [(inputs, None) for inputs in self.given]
+        kept = [(ids >= 0).nonzero().squeeze(-1) for ids in self.given]
+        return [(ids[places], places) for ids, places in zip(self.given, kept, strict=True)]
+
+    def begins_with(self, prefix: "Inputs") -> bool:
+        """Whether these begin with those of a prefix of each sequence, to within round-off."""
+        first, other = self.given[:, : prefix.given.shape[1]], prefix.given
+        if first.shape != other.shape:
+            return False
+        if first.data_ptr() == other.data_ptr() and first.stride() == other.stride():  # a pass over whole sequences
+            return True
+        return close(other, first) if other.is_floating_point() else torch.equal(other, first)
 
 
 def num_places(use: Use, width: int) -> int:
@@ -132,7 +164,7 @@ def _summed(cotangent: Tensor, output: Tensor, width: int, shape: tuple[int, ...
 
 
 def pieces_of(
-    use: Use, cotangent: Tensor, slots: Slots, *, compact: bool, keep: Mapping[tuple[str, int, int], Tensor]
+    use: Use, cotangent: Tensor, slots: Slots, *, compact: bool, keep: Mapping[tuple[str, int], Inputs]
 ) -> list[Piece]:
     """The pieces of one use.
 
@@ -141,7 +173,7 @@ def pieces_of(
         cotangent: Of its output, with a leading axis of slots.
         slots: The rows of the Gram.
         compact: Whether gradients are to be formed.
-        keep: {(parameter, use, sequence): the input at all places}, to be shared by the pieces of chunks.
+        keep: {(parameter, use): the inputs at all places}, to be shared by the pieces of chunks.
     """
     width, rows = slots.width, slots.present
     grouped = isinstance(use.role, Convolution) and use.role.groups > 1
@@ -154,15 +186,13 @@ def pieces_of(
         shared = slots.flat(repeat(inputs[:, 0], "b e -> c b e", c=len(own)))
         point = PointFactors(own=slots.flat(own[:, :, 0]), shared=shared.to(own), axis=axis)
         return [Piece(name=use.name, use=use.number, rows=rows, part=point)]
+    here = Inputs(given=inputs)
+    whole = keep.get((use.name, use.number), here)
+    source = whole if whole.begins_with(here) else here
     found = []
-    for b, (mine, (shared, kept)) in enumerate(zip(slots.by_sequence, kept_places(inputs), strict=True)):
+    for b, (mine, (_, kept), (shared, _)) in enumerate(zip(slots.by_sequence, here.kept, source.kept, strict=True)):
         cotangents = slots.of_sequence(own, b)
-        whole = keep.get((use.name, use.number, b), shared)
-        part = SharedFactors(
-            own=cotangents if kept is None else cotangents[:, kept],
-            shared=whole if begins_with(whole, shared) else shared,
-            axis=axis,
-        )
+        part = SharedFactors(own=cotangents if kept is None else cotangents[:, kept], shared=shared, axis=axis)
         found.append(Piece(name=use.name, use=use.number, rows=mine, part=part, first=slots.first[b], sequence=b))
     return found
 
@@ -170,26 +200,3 @@ def pieces_of(
 def at_one_place(inputs: Float[Tensor, "b s e"] | Int[Tensor, "b s"]) -> bool:
     """Whether a linear map acts at one place of a sequence: its gradients are single products."""
     return inputs.is_floating_point() and inputs.shape[1] == 1
-
-
-def kept_places(inputs: Float[Tensor, "b s e"] | Int[Tensor, "b s"]) -> list[tuple[Tensor, Tensor | None]]:
-    """The inputs of each sequence that have a gradient, and their places where these are not all.
-
-    Those of a padding id have none.
-    """
-    if inputs.is_floating_point() or not bool((inputs < 0).any()):
-        return [(shared, None) for shared in inputs]
-    kept = [(shared >= 0).nonzero().squeeze(-1) for shared in inputs]
-    return [(shared[places], places) for shared, places in zip(inputs, kept, strict=True)]
-
-
-def begins_with(whole: Tensor, shared: Tensor) -> bool:
-    """Whether the input of a whole sequence begins with that of a prefix, to within round-off."""
-    first = whole[: len(shared)]
-    if first.shape != shared.shape:
-        return False
-    if first.data_ptr() == shared.data_ptr() and first.stride() == shared.stride():  # the pass was over whole sequences
-        return True
-    if not shared.is_floating_point():
-        return torch.equal(shared, first)
-    return close(shared, first)
