@@ -107,10 +107,8 @@ def exploits(found: Any) -> Iterator[tuple[str, str]]:
         return
     whys = {name: f" ({why})" if why else "" for name, why in structure.refused.items()}
     whole = "no: a position sees what comes after it, so that each pass takes the whole sequence"
-    yield (
-        "causal",
-        "yes: a token needs no more than its prefix" if structure.causal else whole + whys.get("prefixes", ""),
-    )
+    without = f"not used{whys['prefixes']}" if "prefixes" in whys else whole
+    yield "causal", "yes: a token needs no more than its prefix" if structure.causal else without
     apart = "no: they run one at a time"
     yield "separable", "yes: sequences run together" if structure.stacked else apart + whys.get("stacks", "")
     last = "none: the losses are no function, place by place, of a last linear map"

@@ -9,7 +9,7 @@ TINY = replace(grain.GPU, features=4, middle_bytes=2**11, rows=5)
 """Several blocks of features, groups of strips and tiles."""
 
 
-def as_on_a_gpu(monkeypatch) -> None:
+def as_on_a_gpu(monkeypatch, **sizes: int) -> None:
     """Let every pass be divided as it would be on a GPU."""
     for module in (strips, triangle, loads, contract):
-        monkeypatch.setattr(module, "grain_of", lambda device: TINY)
+        monkeypatch.setattr(module, "grain_of", lambda device: replace(TINY, **sizes))

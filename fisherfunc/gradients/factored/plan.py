@@ -5,21 +5,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
+import torch
+
 from fisherfunc.gradients.dense.slabs import DensePlan
 from fisherfunc.gradients.factored.calls import ModuleCall, outline_of
-from fisherfunc.gradients.factored.divide import Needs, divided, from_the_losses
+from fisherfunc.gradients.factored.divide import Division, Needs, divided, from_the_losses
 from fisherfunc.gradients.factored.estimate import Cost, costs, spans_of
 from fisherfunc.gradients.factored.groups import Group
 from fisherfunc.gradients.factored.loads import (
+    Tally,
     carried_bytes,
     formed_cheaper,
     graph_bytes,
+    hardly_shorter,
     held_bytes,
     slot_bytes,
     tally_of,
 )
 from fisherfunc.gradients.factored.pieces import num_places
-from fisherfunc.gradients.factored.probe import probe
+from fisherfunc.gradients.factored.probe import is_causal, probe
 from fisherfunc.gradients.factored.rules import Shift
 from fisherfunc.gradients.factored.segments import WHOLE, Segments, segments_of
 from fisherfunc.gradients.factored.structure import (
@@ -106,25 +110,16 @@ def plan_factored(work: Workload, options: PassOptions, *, structure: Structure 
             traced = trace(work, work.longest, structure, leaves=structure.dense, note=True)
     like = next(iter(work.params.values()))
     tally = tally_of(work)
-    structure = replace(
-        structure, compact=frozenset(formed_cheaper(traced, structure, work.num_params, tally)) & structure.factored
-    )
     limit = options.limit(like.device)
     num_grams = len(set(options.labels.values()) if options.labels else work.params)
     gram = tally.num_tokens**2 * options.gram_dtype.itemsize
     beside = (num_grams + 1) * gram + min(LIBRARIES, limit // 8, saved.total)
-    held = held_bytes(traced, structure, work.num_params, tally)
-    needs = Needs(
-        room=max(limit - beside, 0),
-        graph=cache(partial(_graph_bytes, traced, structure, saved, WHOLE)),
-        slot=cache(partial(_slot_bytes, traced, structure, saved.largest, WHOLE)),
-        held={name: held[name] for name in work.params if name in held},
-        tally=tally,
-        places=max((num_places(u, 1) for u in traced.recording.uses if not isinstance(u.role, Shift)), default=1),
-        causal=structure.causal,
-        chunk_size=options.chunk_size,
-        gram=gram,
-    )
+    needs_of = partial(_needs, work, options, traced, saved, tally, max(limit - beside, 0), gram)
+    if structure.head is not None and not structure.causal and "prefixes" not in structure.refused:
+        _, on_prefixes = needs_of(replace(structure, causal=True))
+        structure = _with_prefixes(work, structure, traced, from_the_losses(on_prefixes), tally)
+    structure, needs = needs_of(structure)
+    held = dict(needs.held)
     found = from_the_losses(needs)
     seen = options.checked or not work.loss.each_alone  # that samples meet: the check sees it, or the survey
     if found.width > 1 and seen and not known and not structure.dense and "stacks" not in structure.refused:
@@ -154,6 +149,46 @@ def plan_factored(work: Workload, options: PassOptions, *, structure: Structure 
         slabbed=found.slabbed,
         peak_bytes=max(beside + found.num_bytes, check_bytes(work.params, limit) + 2 * saved.total),
     )
+
+
+def _needs(
+    work: Workload,
+    options: PassOptions,
+    traced: Traced,
+    saved: SavedBytes,
+    tally: Tally,
+    room: int,
+    gram: int,
+    structure: Structure,
+) -> tuple[Structure, Needs]:
+    """The structure with what is cheaper formed, and what a pass then needs, undivided."""
+    cheaper = frozenset(formed_cheaper(traced, structure, work.num_params, tally))
+    structure = replace(structure, compact=cheaper & structure.factored)
+    held = held_bytes(traced, structure, work.num_params, tally)
+    return structure, Needs(
+        room=room,
+        graph=cache(partial(_graph_bytes, traced, structure, saved, WHOLE)),
+        slot=cache(partial(_slot_bytes, traced, structure, saved.largest, WHOLE)),
+        held={name: held[name] for name in work.params if name in held},
+        tally=tally,
+        places=max((num_places(u, 1) for u in traced.recording.uses if not isinstance(u.role, Shift)), default=1),
+        causal=structure.causal,
+        chunk_size=options.chunk_size,
+        gram=gram,
+    )
+
+
+def _with_prefixes(work: Workload, structure: Structure, traced: Traced, found: Division, tally: Tally) -> Structure:
+    """The structure with what is known of prefixes, where a division for them leaves any that are shorter."""
+    source = vectors(head_of(traced.recording, structure))
+    if source.ndim != 3:
+        return structure
+    if found.chunk_size >= tally.num_slots and len(found.groups) == 1 and not found.slabbed:
+        sequence, position = work.tokens.sequence, work.tokens.position
+        last = torch.cat([sequence.diff() != 0, sequence.new_ones(1, dtype=torch.bool)])
+        if bool(hardly_shorter(position[last] + 1, source.shape[1]).all()):
+            return refusing(structure, {"prefixes": "a pass takes all tokens of a sequence at once"})
+    return replace(structure, causal=is_causal(work, structure, traced))
 
 
 def _slot_bytes(

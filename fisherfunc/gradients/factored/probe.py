@@ -1,7 +1,8 @@
 """What a probe on the actual model finds out before the factored route exploits it; nothing is assumed from a name.
 
 On one sequence: which parameters have uses that a rule explains; whether the losses depend on the parameters through
-one last linear map, each on its own place of it; whether a shorter sequence gives the same values at its places. That
+one last linear map, each on its own place of it; whether a shorter sequence gives the same values at its places, where
+that is of use. That
 it holds for all other sequences is for the check of the Grams (certificate.py).
 """
 
@@ -29,9 +30,9 @@ from fisherfunc.records.axes import Batch
 
 
 def probe(work: Workload) -> tuple[Structure, Traced, SavedBytes]:
-    """Find the structure on the longest sequence, but for stacks.
+    """Find the structure on the longest sequence, but for stacks and prefixes.
 
-    Cost: about two forward passes and, down to the last linear map, some backward ones.
+    Cost: about a forward pass and, down to the last linear map, some backward ones.
 
     Returns:
         The structure, a pass over the sequence, and what this saves.
@@ -49,10 +50,7 @@ def probe(work: Workload) -> tuple[Structure, Traced, SavedBytes]:
         if changed == structure:
             break
         structure = changed
-    structure = replace(structure, head=_head(traced, work))
-    if structure.head is None or "prefixes" in structure.refused:
-        return structure, traced, saved
-    return replace(structure, causal=_is_causal(work, batch, structure, traced)), traced, saved
+    return replace(structure, head=_head(traced, work)), traced, saved
 
 
 def _looked(work: Workload, batch: Batch, structure: Structure) -> tuple[Traced, SavedBytes]:
@@ -73,13 +71,21 @@ def _head(traced: Traced, work: Workload) -> tuple[str, int] | None:
     return None if found is None else (last.name, last.number)
 
 
-def _is_causal(work: Workload, batch: Batch, structure: Structure, traced: Traced) -> bool:
-    """Whether half a sequence gives the same values at its places; every prefix that is run is held against them."""
+def is_causal(work: Workload, structure: Structure, traced: Traced) -> bool:
+    """Return whether half a sequence gives the same values at its places.
+
+    Every prefix that is run is held against them. Cost: a forward pass over half of the longest sequence.
+
+    Args:
+        work: What is passed over.
+        structure: What is known; it has a last linear map.
+        traced: A pass over the longest sequence.
+    """
     whole = vectors(head_of(traced.recording, structure))
     if whole.ndim != 3 or whole.shape[1] < 1:
         return False
     length = max(1, whole.shape[1] // 2)
-    part = trace_prefix(work, batch, length, structure)
+    part = trace_prefix(work, work.longest, length, structure)
     if part is None or part.recording.end is None:
         return False
     return part.recording.end.shape == whole[:, :length].shape and close(part.recording.end, whole[:, :length])

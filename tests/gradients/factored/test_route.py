@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from grains import as_on_a_gpu
 from oracle import gradient_rows, gram_errors
 from passes import grams, workload
 from token_models import Bigram, SometimesUnbatched
@@ -14,7 +15,7 @@ from fisherfunc.gradients import grams as doors
 from fisherfunc.gradients.factored import plan as plans
 from fisherfunc.gradients.factored import route as factored
 from fisherfunc.gradients.factored import rules
-from fisherfunc.gradients.factored.probe import probe
+from fisherfunc.gradients.factored.probe import is_causal, probe
 
 HEAD = {"plain": "head.weight", "capped": "head.weight", "overwritten": "head.weight", "looks ahead": "head.weight"}
 
@@ -22,9 +23,10 @@ HEAD = {"plain": "head.weight", "capped": "head.weight", "overwritten": "head.we
 @pytest.mark.parametrize("variant", ["plain", "capped", "leaks", "bypassed", "overwritten", "looks ahead"])
 def test_sparsity_is_exploited_where_a_probe_finds_it_and_never_else(variant):
     model, batch = Bigram(variant).double(), causal_batch()
-    structure, *_ = probe(workload(model, batch, "causal_lm"))
+    structure, traced, _ = probe(work := workload(model, batch, "causal_lm"))
     assert (structure.head[0] if structure.head else None) == HEAD.get(variant)
-    assert structure.causal == (variant in ("plain", "capped", "overwritten"))
+    if structure.head:
+        assert is_causal(work, structure, traced) == (variant in ("plain", "capped", "overwritten"))
     result = grams(model, batch, "causal_lm", self_check=True)
     errors = gram_errors(result.grams, gradient_rows(model, "causal_lm", batch), floor=1e-16)
     assert max(errors.values()) < 1e-10, errors
@@ -32,13 +34,28 @@ def test_sparsity_is_exploited_where_a_probe_finds_it_and_never_else(variant):
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "mistral", "lstm", "mamba"])
 def test_decoders_are_found_causal(name):
-    assert probe(workload(*build(name), CASES[name].kind))[0].causal
+    structure, traced, _ = probe(work := workload(*build(name), CASES[name].kind))
+    assert is_causal(work, structure, traced)
 
 
 @pytest.mark.parametrize("name", ["bert", "albert", "deberta_v2", "t5"])
 def test_models_that_look_ahead_are_found_not_causal(name):
-    structure, *_ = probe(workload(*build(name), CASES[name].kind))
-    assert structure.head is not None and not structure.causal
+    structure, traced, _ = probe(work := workload(*build(name), CASES[name].kind))
+    assert structure.head is not None and not is_causal(work, structure, traced)
+
+
+@pytest.mark.parametrize(("options", "used"), [({}, False), ({"chunk_size": 3}, True), ({"num_tokens": 1}, True)])
+def test_nobody_asks_for_prefixes_where_all_tokens_of_a_sequence_are_passed_at_once(options, used, monkeypatch):
+    """As on a GPU, whose chunks are as large as a sequence; of one token the prefix is shorter."""
+    as_on_a_gpu(monkeypatch, features=64)
+    model, _ = build("llama", dtype=torch.float64)
+    batch = {"input_ids": torch.randint(1, VOCAB, (2, 17), generator=torch.Generator().manual_seed(0))}
+    fn = ff.functionalize(model)
+    found = ff.token_grams(fn, fn.params, batch, ff.losses.causal_lm(), seed=3, **options)
+    assert found.metadata["causal_prefixes"] == used and ("prefixes" in found.metadata["given_up"]) != used
+    rows = gradient_rows(model, "causal_lm", batch)
+    if "num_tokens" not in options:
+        assert max(gram_errors(found.grams, rows, floor=1e-16).values()) < 1e-10
 
 
 @pytest.mark.parametrize("name", ["gpt2", "falcon", "albert", "bert", "shared"])
