@@ -253,8 +253,8 @@ def _sums(
     for first in range(0, len(each), SIDE_BY_SIDE):
         some = each[first : first + SIDE_BY_SIDE]
         rows = slice(some[0].first, some[-1].last)
-        counts = torch.tensor([company.last - company.first for company in some])
-        own = torch.repeat_interleave(torch.arange(len(some)), counts).to(weights.device)
+        counts = torch.tensor([company.last - company.first for company in some], device=weights.device)
+        own = torch.repeat_interleave(counts, output_size=rows.stop - rows.start)
         columns = weights[rows, None] * functional.one_hot(own, len(some))
         products = _forms([gram[rows, rows] for gram in grams], columns)
         found.append(torch.stack([diagonals[:, rows] @ columns.square(), products]))

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from fisherfunc.distributed.collectives import Everyone, Ranks
 from fisherfunc.distributed.entering import with_ranks
+from fisherfunc.gradients.alone import ALONE, Alone
 from fisherfunc.gradients.certificate import certified
 from fisherfunc.gradients.checkpoint import NOWHERE, Checkpoint, folder_of, opened
 from fisherfunc.gradients.dense.route import dense_grams
 from fisherfunc.gradients.dense.slabs import DensePlan
 from fisherfunc.gradients.dense.subsample import Coordinates
-from fisherfunc.gradients.factored.passes import ALONE, Alone
 from fisherfunc.gradients.factored.route import NotFactorable, factored_grams
 from fisherfunc.gradients.fingerprint import fingerprint, tokens_of
 from fisherfunc.gradients.losses.asked import AnyLoss

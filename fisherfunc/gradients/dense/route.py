@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from fisherfunc.gradients import pullback
+from fisherfunc.gradients.alone import ALONE, Alone
 from fisherfunc.gradients.certificate import certified
 from fisherfunc.gradients.checkpoint import NOWHERE, Checkpoint, stage_of
 from fisherfunc.gradients.dense.slabs import DEFAULT_CHUNK, Columns, DensePlan, Footprint, cut
 from fisherfunc.gradients.dense.subsample import EVERY, Coordinates
-from fisherfunc.gradients.factored.passes import ALONE, Alone
 from fisherfunc.gradients.losses.asked import AnyLoss
 from fisherfunc.gradients.memory import SavedBytes
 from fisherfunc.gradients.model_function import ModelFunction

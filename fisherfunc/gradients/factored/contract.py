@@ -20,7 +20,7 @@ from fisherfunc.linalg.crossing import Parts
 from fisherfunc.linalg.factors import PointFactors, SharedFactors, cross_gram, form_gradients
 from fisherfunc.linalg.grain import grain_of
 from fisherfunc.linalg.gram import TILE
-from fisherfunc.linalg.strips import Strip, add_strips, empty_strip, whole_strip
+from fisherfunc.linalg.strips import Strip, add_strips, cancelling, empty_strip, whole_strip
 from fisherfunc.linalg.threads import Workspace
 from fisherfunc.linalg.triangle import Term, add_points, add_rows
 
@@ -257,6 +257,47 @@ def joined(holders: Mapping[str, Holder], label: Callable[[str], str]) -> dict[s
                 del found[name]
             found[names[0]] = Holder(len(pieces[0].rows))
             found[names[0]].put(replace(pieces[0], part=torch.cat(parts, dim=1)), None)
+    return found
+
+
+def add_all(
+    holders: dict[str, Holder], grams: Mapping[str, Tensor], label: Callable[[str], str], new: set[str]
+) -> None:
+    """Add the Gram of each to that of its label; those of points all together.
+
+    Args:
+        holders: By parameter; they are let go.
+        grams: By label.
+        label: Parameter → label.
+        new: The labels of Grams with nothing in them yet, not even zeros.
+    """
+    terms = _terms(holders, lambda name: grams[label(name)])
+    add_points(terms, new=[grams[name] for name in new])
+    written = {id(gram) for term in terms for gram in (term.gram, term.own_gram)}
+    del terms  # and with it the factors
+    for name in new:
+        if id(grams[name]) not in written:
+            grams[name].zero_()
+    workspace = Workspace()
+    exact = cancelling({name: holder.strips for name, holder in holders.items()})
+    left = joined(holders, label)
+    holders.clear()
+    for name in list(left):
+        left.pop(name).add_to(grams[label(name)], workspace, exact=name in exact)
+
+
+def _terms(holders: dict[str, Holder], gram: Callable[[str], Tensor]) -> list[Term]:
+    """The points of those that hold nothing else; of two that have a product in common, by one. They are let go."""
+    found = []
+    for name in list(holders):
+        points = holders[name].points_alone() if name in holders else None
+        if points is not None:
+            del holders[name]
+            along = next((other for other, holder in holders.items() if holder.is_own_of(points)), None)
+            own_gram = None if along is None else gram(along)
+            found.append(Term(points=points.merged(), gram=gram(name), own_gram=own_gram))
+            if along is not None:
+                del holders[along]
     return found
 
 

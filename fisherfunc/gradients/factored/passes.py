@@ -4,16 +4,16 @@ A parameter is held until the last group that takes uses of it. So the Gram of a
 the input embedding is made at the end.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from fisherfunc.gradients.checkpoint import NOWHERE, Checkpoint, finished_grams, stage_of
-from fisherfunc.gradients.factored.contract import Holder, NotLookedUp, joined
+from fisherfunc.gradients.alone import ALONE, Alone
+from fisherfunc.gradients.checkpoint import NOWHERE, Checkpoint, stage_of
+from fisherfunc.gradients.factored.contract import Holder, NotLookedUp
 from fisherfunc.gradients.factored.descent import Descent
 from fisherfunc.gradients.factored.groups import names_of
 from fisherfunc.gradients.factored.plan import FactoredPlan
@@ -21,57 +21,7 @@ from fisherfunc.gradients.factored.structure import Unsettled
 from fisherfunc.gradients.memory import give_back
 from fisherfunc.gradients.stacks import stacks_of
 from fisherfunc.gradients.workload import PassOptions, Workload
-from fisherfunc.linalg.gram import accumulate_rows
-from fisherfunc.linalg.strips import cancelling
-from fisherfunc.linalg.threads import Workspace
-from fisherfunc.linalg.triangle import Term, add_points
 from fisherfunc.records.axes import Progress
-
-T = TypeVar("T")
-
-
-class Alone:
-    """What a pass asks of the processes that it is done with: here of none. Of ranks it is gradients/ranks/ring.py."""
-
-    def run(self, passed: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The Grams of a pass, or what all agree is in its way."""
-        return passed()
-
-    def agreed(self, make: Callable[[], T]) -> T:
-        """What one of them makes."""
-        return make()
-
-    def any_of(self, found: bool) -> bool:
-        """Whether one of them has found something."""
-        return found
-
-    def columns(self, work: Workload) -> int:
-        """How many columns a Gram has here."""
-        return work.num_tokens
-
-    def own(self, gram: Tensor) -> Tensor:
-        """The columns of the rows here."""
-        return gram
-
-    def finished(self, checkpoint: Checkpoint, number: int, like: Tensor) -> dict[str, Tensor] | None:
-        """The Grams of a stage that an earlier run has finished."""
-        return finished_grams(checkpoint, number, like)
-
-    def taken(self, number: int) -> None:
-        """All pieces of a group were taken."""
-
-    def add(
-        self, holders: dict[str, Holder], grams: Mapping[str, Tensor], label: Callable[[str], str], new: set[str]
-    ) -> None:
-        """Add the Gram of each to that of its label; see `add_all`."""
-        add_all(holders, grams, label, new)
-
-    def add_rows(self, gram: Tensor, rows: Tensor) -> None:
-        """K += G Gᵀ. `gram` is written to."""
-        accumulate_rows(gram, rows)
-
-
-ALONE = Alone()
 
 
 def passed_grams(
@@ -138,47 +88,6 @@ def _passed(
         company.add({name: holders.pop(name) for name in closed}, grams, options.label, new)
         checkpoint.write(stage_of(number), {label: grams[label] for label in {*map(options.label, closed)}}, {})
     return grams
-
-
-def add_all(
-    holders: dict[str, Holder], grams: Mapping[str, Tensor], label: Callable[[str], str], new: set[str]
-) -> None:
-    """Add the Gram of each to that of its label; those of points all together.
-
-    Args:
-        holders: By parameter; they are let go.
-        grams: By label.
-        label: Parameter → label.
-        new: The labels of Grams with nothing in them yet, not even zeros.
-    """
-    terms = _terms(holders, lambda name: grams[label(name)])
-    add_points(terms, new=[grams[name] for name in new])
-    written = {id(gram) for term in terms for gram in (term.gram, term.own_gram)}
-    del terms  # and with it the factors
-    for name in new:
-        if id(grams[name]) not in written:
-            grams[name].zero_()
-    workspace = Workspace()
-    exact = cancelling({name: holder.strips for name, holder in holders.items()})
-    left = joined(holders, label)
-    holders.clear()
-    for name in list(left):
-        left.pop(name).add_to(grams[label(name)], workspace, exact=name in exact)
-
-
-def _terms(holders: dict[str, Holder], gram: Callable[[str], Tensor]) -> list[Term]:
-    """The points of those that hold nothing else; of two that have a product in common, by one. They are let go."""
-    found = []
-    for name in list(holders):
-        points = holders[name].points_alone() if name in holders else None
-        if points is not None:
-            del holders[name]
-            along = next((other for other, holder in holders.items() if holder.is_own_of(points)), None)
-            own_gram = None if along is None else gram(along)
-            found.append(Term(points=points.merged(), gram=gram(name), own_gram=own_gram))
-            if along is not None:
-                del holders[along]
-    return found
 
 
 class Passes:

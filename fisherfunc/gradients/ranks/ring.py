@@ -20,9 +20,9 @@ from torch import Tensor
 
 from fisherfunc.distributed.collectives import Everyone, RanksError
 from fisherfunc.distributed.packing import Room
+from fisherfunc.gradients.alone import Alone
 from fisherfunc.gradients.checkpoint import Checkpoint
-from fisherfunc.gradients.factored.contract import Holder
-from fisherfunc.gradients.factored.passes import Alone, add_all
+from fisherfunc.gradients.factored.contract import Holder, add_all
 from fisherfunc.gradients.factored.plan import FactoredPlan
 from fisherfunc.gradients.factored.route import NotFactorable
 from fisherfunc.gradients.factored.structure import Unsettled
