@@ -13,8 +13,8 @@ from typing import Any
 
 import fisherfunc as ff
 from benchmarks.stopwatch import Stopwatch
-from fisherfunc.gradients import grams, start
-from fisherfunc.gradients.factored import collect, contract, passes, route, starts
+from fisherfunc.gradients import alone, grams, start
+from fisherfunc.gradients.factored import collect, contract, route, starts
 
 _END = object()
 
@@ -64,7 +64,7 @@ SECTIONS = (
     Section(owner=collect, name="pieces_of", title=FACTORS),
     Section(owner=contract.Holder, name="put", title=FACTORS),
     Section(owner=contract.Holder, name="settle", title=CONTRACTION),
-    Section(owner=passes, name="add_all", title=CONTRACTION),
+    Section(owner=alone, name="add_all", title=CONTRACTION),
     Section(owner=route, name="passed_grams", title="around these: room for Grams, stacks joined, memory let go"),
     Section(owner=route, name="plan_dense", title=_DENSE),
     Section(owner=route, name="dense_grams", title=_DENSE),
