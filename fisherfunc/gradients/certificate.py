@@ -10,6 +10,7 @@ for all of them (ordinary.py).
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -241,8 +242,8 @@ def certify(
 
 
 TINY = torch.finfo(torch.float64).tiny
-SIDE_BY_SIDE = 16
-"""Companies whose sums are taken in one product, with zeros where a company has no rows."""
+SIDE_BY_SIDE = 2048
+"""Rows of companies whose sums are taken in one product, with zeros where a company has no rows."""
 
 
 def _sums(
@@ -250,8 +251,8 @@ def _sums(
 ) -> Float[Tensor, "2 l c"]:
     """Σ uₙ² Kₙₙ and uᵀ K u of each Gram, over the rows of each company."""
     found = []
-    for first in range(0, len(each), SIDE_BY_SIDE):
-        some = each[first : first + SIDE_BY_SIDE]
+    for _, group in groupby(each, key=lambda company: company.first // SIDE_BY_SIDE):
+        some = list(group)
         rows = slice(some[0].first, some[-1].last)
         counts = torch.tensor([company.last - company.first for company in some], device=weights.device)
         own = torch.repeat_interleave(counts, output_size=rows.stop - rows.start)
