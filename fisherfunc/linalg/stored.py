@@ -98,8 +98,11 @@ class StoredGram:
     def operator(self) -> TokenOperator:
         """Return the operator of it, for `ff.kernels.lanczos` and `lanczos_quadrature`."""
 
+        def block_product(vectors: Tensor) -> Tensor:
+            return self.matmul(vectors) / self.num_tokens
+
         def product(u: Tensor) -> Tensor:
-            return self.matmul(u[:, None])[:, 0] / self.num_tokens
+            return block_product(u[:, None])[:, 0]
 
         return TokenOperator(
             token_product=product,
@@ -112,6 +115,7 @@ class StoredGram:
             squared_norm=self.squared_norm / self.num_tokens**2,
             inexact=_rounding(self.dtype, self.squared_norm**0.5, self.num_rows) / self.num_tokens,
             name=f"Gram in {self.path.name}",
+            block_product=block_product,
         )
 
     @staticmethod

@@ -80,6 +80,7 @@ class FisherOperator(TokenOperator):
         squared_norm: ‖F‖_F², where it is known.
         inexact: 0, as nothing was rounded to be stored.
         name: The model, and the block.
+        block_product: None, as several vectors cost as much as one by one.
         parameter_product: v → F v, of a tree of the shape of the parameters, in their dtype or float32 if narrower.
         sides: The two halves of a product.
         reference_sides: () → those of the reference product.
