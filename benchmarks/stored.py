@@ -1,8 +1,10 @@
 """A Gram of 40,000 rows in a file: its leading eigenvalues, and the density of all: `python -m benchmarks.stored`.
 
 Rows are synthetic, X of rank r with columns of standard deviation k^-½, so that the eigenvalues of K/N = X Xᵀ/N are
-those of the r × r matrix XᵀX/N, which are at hand to hold everything against. Leading eigenvalues are found with one
-and with several vectors to a read of the file. The file is deleted at the end.
+those of the r × r matrix XᵀX/N, which are at hand to hold everything against. With `--model` they are the gradients of
+a small network of P parameters, the Gram is made by pairs of passes within `--memory`, and what it is held against is
+the P × P matrix of gradients in float64 by vmap. Leading eigenvalues are found with one and with several vectors to a
+read of the file, which is deleted at the end.
 """
 
 import argparse
@@ -35,18 +37,19 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="*", default=[1, 4, 8], help="vectors to a read")
     parser.add_argument("--probes", type=int, default=8, help="of the density")
     parser.add_argument("--steps", type=int, default=40, help="from each probe")
+    parser.add_argument("--model", action="store_true", help="rows of a model, by pairs of passes")
+    parser.add_argument("--memory", type=float, default=4.0, help="what these passes may take, in GB")
     parser.add_argument("--folder", type=Path, help="where the file lies; that of temporary files by default")
     options = parser.parse_args()
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(options.rows, options.rank, generator=generator, dtype=torch.float64)
-    rows *= torch.arange(1, options.rank + 1, dtype=torch.float64) ** -0.5
-    exact = torch.linalg.eigvalsh(rows.mT @ rows / options.rows).flip(0)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        gram = _written(Path(folder, "gram"), rows)
-        del rows
+        path = Path(folder, "gram")
+        if options.model:
+            gram, exact, reference = _of_a_model(path, options.rows, options.memory)
+        else:
+            gram, exact, reference = _of_features(path, options.rows, options.rank)
         for width in options.widths:
             solve = ff.kernels.lanczos(num_leading=options.leading, tolerance=options.tolerance, width=width)
-            found = _took(f"{options.leading} leading eigenvalues, width {width}", gram, solve)
+            found = _took(f"{options.leading} leading eigenvalues, width {width}", gram, solve, reference)
             off = (found.eigenvalues - exact[: len(found.eigenvalues)]).abs()
             worst = float((found.residuals / found.eigenvalues).max())
             print(
@@ -61,16 +64,63 @@ def main() -> None:
     print(f"‖F‖² {operator.squared_norm:.12g}, exact {float(exact.square().sum()):.12g}")
 
 
-def _written(path: Path, rows: Tensor) -> ff.operators.StoredGram:
+Known = tuple[ff.operators.StoredGram, Tensor, ff.operators.TokenOperator | None]
+"""A Gram, its exact eigenvalues, and what bounds are held against, where that is not the Gram itself."""
+
+
+def _of_features(path: Path, num_rows: int, rank: int) -> Known:
+    rows = torch.randn(num_rows, rank, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows *= torch.arange(1, rank + 1, dtype=torch.float64) ** -0.5
+    gram = _written(
+        path, lambda: ff.operators.stored_gram(path, lambda a, b: rows[a:b] @ rows[:b].mT, num_rows=num_rows)
+    )
+    return gram, torch.linalg.eigvalsh(rows.mT @ rows / num_rows).flip(0), None
+
+
+def _of_a_model(path: Path, num_rows: int, memory: float) -> Known:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 48), torch.nn.Tanh(), torch.nn.Linear(48, 10))
+    batch = (torch.randn(num_rows, 64) * torch.arange(1, 65) ** -0.5, torch.randint(10, (num_rows,)))
+    fn, loss = ff.functionalize(model), ff.losses.classification()
+    limit = int(memory * 1e9)
+    gram = _written(path, lambda: ff.operators.fisher_gram(path, fn, fn.params, batch, loss, memory_limit=limit))
+    reference = ff.operators.fisher(fn, fn.params, batch, loss)
+    return gram, _eigenvalues(model, *batch), reference
+
+
+def _eigenvalues(model: torch.nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Those of the P × P matrix, by gradients in float64 that are formed a thousand at a time."""
+    params = {name: p.detach().double() for name, p in model.named_parameters()}
+
+    def loss(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(torch.func.functional_call(model, params, x), y)
+
+    total = torch.zeros(())
+    for x, y in zip(inputs.double().split(1000), targets.split(1000), strict=True):
+        each = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(params, x, y)
+        rows = torch.cat([gradient.flatten(1) for gradient in each.values()], dim=1)
+        total = total + rows.mT @ rows
+    return torch.linalg.eigvalsh(total / len(inputs)).flip(0)
+
+
+def _written(path: Path, write: Callable[[], ff.operators.StoredGram]) -> ff.operators.StoredGram:
     before, begin, wall = settled_memory(CPU), process_time(), perf_counter()
-    gram = ff.operators.stored_gram(path, lambda a, b: rows[a:b] @ rows[:b].mT, num_rows=len(rows))
+    gram = write()
     took, waited, held = process_time() - begin, perf_counter() - wall, peak_memory(CPU) - before
     size = path.stat().st_size / 1e9
-    print(f"{size:.1f} GB written in {took:.0f} s of processor time ({waited:.0f} s in all), {_megabytes(held)}")
+    print(
+        f"{size:.1f} GB written in {took:.0f} s of processor time ({waited:.0f} s in all), {_megabytes(held)}",
+        flush=True,
+    )
     return gram
 
 
-def _took(what: str, gram: ff.operators.StoredGram, solve: Callable[[Any], Any]) -> Any:
+def _took(
+    what: str,
+    gram: ff.operators.StoredGram,
+    solve: Callable[[Any], Any],
+    reference: ff.operators.TokenOperator | None = None,
+) -> Any:
     reads = 0
 
     def product(vectors: Tensor) -> Tensor:
@@ -78,7 +128,9 @@ def _took(what: str, gram: ff.operators.StoredGram, solve: Callable[[Any], Any])
         reads += 1
         return gram.matmul(vectors) / gram.num_tokens
 
-    operator = replace(gram.operator(), block_product=product, reference_product=lambda u: product(u[:, None])[:, 0])
+    operator = replace(gram.operator(reference), block_product=product)
+    if reference is None:
+        operator = replace(operator, reference_product=lambda u: product(u[:, None])[:, 0])
     before, begin, wall = settled_memory(CPU), process_time(), perf_counter()
     found = solve(operator)
     took, waited, held = process_time() - begin, perf_counter() - wall, peak_memory(CPU) - before
@@ -93,7 +145,7 @@ def _density(found: ff.operators.SpectralQuadrature, exact: Tensor) -> None:
     shown = {}
     for one, (low, high) in zip(found.density(torch.tensor(edges, dtype=torch.float64)), pairwise(edges), strict=True):
         shown[f"eigenvalues in ({low:.3g}, {high:.3g}]"] = one, int(((exact > low) & (exact <= high)).sum())
-    shares = exact / exact.sum()
+    shares = exact.clamp(min=0) / exact.sum()
     shown["effective rank"] = found.effective_rank(), float(torch.special.entr(shares).sum().exp())
     for gamma in (0.1 * largest, 0.01 * largest, 0.001 * largest):
         dimension = float((exact / (exact + gamma)).sum())

@@ -1,6 +1,6 @@
-"""A Gram that does not fit the memory, from a model into a file: by pairs of blocks of rows, each a pass of its own.
+"""A Gram that does not fit the memory, from a model into a file: by pairs of parts of the rows, each a pass of its own.
 
-The Gram of the rows of two blocks I and J has K[I, J] in it. With b rows a block n rows take n²/2b² passes, and each
+The Gram of the rows of two parts I and J has K[I, J] in it. With b rows a part n rows take n²/2b² passes, and each
 row is in n/b − 1 of them. What is held is the Gram of a pair, and the rows of I with all columns so far, which go to
 the file. Axis order: rows n, m.
 """
@@ -56,13 +56,13 @@ def fisher_gram(
     seed: int = 0,
     memory_limit: int | None = None,
     dtype: torch.dtype = torch.float32,
-    block_rows: int | None = None,
+    part_rows: int | None = None,
     progress: Progress | None = None,
 ) -> StoredGram:
     """Write the Gram of F to a file, in less memory than it takes: the matrix that `fisher` has the products of.
 
     It is that of `token_grams`, summed over parameters, and each pass is held against ordinary backward passes as it is
-    there. Cost: with b rows a block n/b − 1 backward passes a row, and up to twice the contractions of one pass.
+    there. Cost: with b rows a part n/b − 1 backward passes a row, and up to twice the contractions of one pass.
     Nothing of a run that was stopped is left to go on from.
 
     Args:
@@ -79,7 +79,7 @@ def fisher_gram(
         seed: Of whatever is picked.
         memory_limit: In bytes, beyond the model; half of what is free where None.
         dtype: What the file has numbers in, float32 or float64.
-        block_rows: b; where None, such that 64 b² bytes, for the Gram of a pair and one in the making, and 8 b n, for
+        part_rows: b; where None, such that 64 b² bytes, for the Gram of a pair and one in the making, and 8 b n, for
             what goes to the file, take at most a quarter of the memory each. Of 8 GB, 40,000 rows have 5,590.
         progress: Called with the pairs done and their number.
 
@@ -99,7 +99,7 @@ def fisher_gram(
         tensor([[  9.,  36.],
                 [ 36., 144.]], dtype=torch.float64)
     """
-    for name, value in (("memory_limit", memory_limit), ("block_rows", block_rows)):
+    for name, value in (("memory_limit", memory_limit), ("part_rows", part_rows)):
         if value is not None and value < 1:
             raise ValueError(f"{name} expected at least 1, got {name}={value}; None leaves it to what is free")
     which: dict[str, Any] = {"targets": targets, "block": block, "blocks": blocks, "unit": unit}
@@ -109,7 +109,7 @@ def fisher_gram(
     limit, on_cpu = options.limit(device), device.type == "cpu"
     beside = limit if on_cpu else free_bytes(torch.device("cpu")) // 2
     most = min(int((limit / (SHARE * 8 * ENTRY)) ** 0.5), beside // (SHARE * ENTRY * work.num_tokens))
-    bounds = blocks_of(work.tokens.sequence, block_rows or max(1, most))
+    bounds = parts_of(work.tokens.sequence, part_rows or max(1, most))
     held = ENTRY * max(stop - start for start, stop in bounds) * work.num_tokens if on_cpu else 0
     options = replace(options, memory_limit=max(limit - held, 1))
 
@@ -118,7 +118,7 @@ def fisher_gram(
 
     return stored_gram(
         path,
-        Strips(strips_of(bounds, gram, progress)).rows,
+        Joined(made_by_pairs(bounds, gram, progress)).rows,
         num_rows=work.num_tokens,
         num_tokens=work.num_tokens // work.tokens.num_targets,
         num_params=sum(work.num_params.values()),
@@ -127,7 +127,7 @@ def fisher_gram(
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Strip:
+class Part:
     """K[start:stop, :stop]."""
 
     start: int
@@ -135,16 +135,16 @@ class Strip:
     matrix: Float[Tensor, "m n"]
 
 
-class Strips:
-    """Rows of a Gram out of strips that are made one after the other; one is held.
+class Joined:
+    """The rows of a Gram out of parts that are made one after the other, of which one is held.
 
     Args:
         made: From the first rows to the last.
     """
 
-    def __init__(self, made: Iterator[Strip]) -> None:
+    def __init__(self, made: Iterator[Part]) -> None:
         self._made = made
-        self._held: Strip | None = None
+        self._held: Part | None = None
 
     def rows(self, start: int, stop: int) -> Float[Tensor, "m n"]:
         """K[start:stop, :stop], asked for from the first rows to the last."""
@@ -161,11 +161,11 @@ class Strips:
         return found
 
 
-def blocks_of(sequence: Tensor, num_rows: int) -> list[tuple[int, int]]:
-    """Divide rows into blocks of whole sequences, of at most so many rows where a sequence has no more.
+def parts_of(sequence: Tensor, num_rows: int) -> list[tuple[int, int]]:
+    """Divide rows into parts of whole sequences, of at most so many rows where a sequence has no more.
 
     Example:
-        >>> blocks_of(torch.tensor([0, 0, 1, 2, 2, 2, 3]), 3)
+        >>> parts_of(torch.tensor([0, 0, 1, 2, 2, 2, 3]), 3)
         [(0, 3), (3, 6), (6, 7)]
     """
     found: list[tuple[int, int]] = []
@@ -177,13 +177,13 @@ def blocks_of(sequence: Tensor, num_rows: int) -> list[tuple[int, int]]:
     return found
 
 
-def strips_of(
+def made_by_pairs(
     bounds: list[tuple[int, int]], gram: Callable[[Tensor], Tensor], progress: Progress | None = None
-) -> Iterator[Strip]:
-    """Make the strips of a Gram from the Grams of pairs of blocks; of the first two blocks one strip.
+) -> Iterator[Part]:
+    """Make the rows of a Gram from the Grams of pairs of parts; the first two parts are one.
 
     Args:
-        bounds: Of the blocks.
+        bounds: Of the parts.
         gram: Some rows → their Gram, in float64 on the CPU.
         progress: Called with the pairs done and their number.
     """
@@ -201,7 +201,7 @@ def strips_of(
             done += 1
             if progress is not None:
                 progress(done, total)
-        yield Strip(start=start, stop=stop, matrix=matrix)
+        yield Part(start=start, stop=stop, matrix=matrix)
         del matrix
 
 

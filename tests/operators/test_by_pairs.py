@@ -1,4 +1,4 @@
-"""A Gram that is written by pairs of blocks is that of a loop of backward passes, of whichever rows and blocks."""
+"""A Gram that is written by pairs of parts is that of a loop of backward passes, of whichever rows and parts."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from zoo import CASES
 
 import fisherfunc as ff
 from fisherfunc.linalg import stored
-from fisherfunc.operators.by_pairs import Strips, blocks_of, strips_of
+from fisherfunc.operators.by_pairs import Joined, made_by_pairs, parts_of
 
 
 def whole(gram):
@@ -24,9 +24,7 @@ def test_it_is_the_gram_of_the_explicit_rows(name, tmp_path):
     fn, batch, loss, rows = setting(name)
     g = torch.cat(list(rows.values()), dim=1)
     count = max(1, len(g) // 4)
-    gram = ff.operators.fisher_gram(
-        tmp_path / "gram", fn, fn.params, batch, loss, block_rows=count, dtype=torch.float64
-    )
+    gram = ff.operators.fisher_gram(tmp_path / "gram", fn, fn.params, batch, loss, part_rows=count, dtype=torch.float64)
     bound = 1e-3 if CASES[name].casts else 1e-9  # of float32 inside, that one's rounding
     assert relative(whole(gram), g @ g.mT) < bound
     assert gram.trace == pytest.approx(float(g.square().sum()), rel=bound)
@@ -47,26 +45,26 @@ OPTIONS = {
 def test_it_is_the_matrix_that_the_operator_has_the_products_of(options, tmp_path):
     fn, batch, loss, _ = setting("gpt2")
     F = ff.operators.fisher(fn, fn.params, batch, loss, **options)
-    gram = ff.operators.fisher_gram(tmp_path / "gram", fn, fn.params, batch, loss, block_rows=3, **options)
+    gram = ff.operators.fisher_gram(tmp_path / "gram", fn, fn.params, batch, loss, part_rows=3, **options)
     assert (gram.num_rows, gram.num_tokens, gram.num_params) == (F.num_rows, F.num_tokens, F.num_params)
     u = torch.randn(F.num_rows, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert relative(gram.operator(F).token_product(u), F.token_product(u)) < 1e-6  # of float32 in the file
 
 
-@pytest.mark.parametrize("entries", [1, 100, 2**24])  # tiles that strips part, and that part strips
+@pytest.mark.parametrize("entries", [1, 100, 2**24])  # tiles that divide parts, and that are divided by them
 @pytest.mark.parametrize("sizes", [[7], [3, 4], [1, 5, 2, 2, 9, 1], [1] * 9])
-def test_strips_are_put_together_to_tiles(sizes, entries, tmp_path, monkeypatch):
+def test_parts_are_put_together_to_tiles(sizes, entries, tmp_path, monkeypatch):
     monkeypatch.setattr(stored, "ENTRIES", entries)
     sequence = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     g = torch.randn(len(sequence), 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     done = []
-    made = strips_of(blocks_of(sequence, 3), lambda index: g[index] @ g[index].mT, lambda *both: done.append(both))
-    gram = ff.operators.stored_gram(tmp_path / "gram", Strips(made).rows, num_rows=len(g), dtype=torch.float64)
+    made = made_by_pairs(parts_of(sequence, 3), lambda index: g[index] @ g[index].mT, lambda *both: done.append(both))
+    gram = ff.operators.stored_gram(tmp_path / "gram", Joined(made).rows, num_rows=len(g), dtype=torch.float64)
     assert relative(whole(gram), g @ g.mT) < 1e-13
     assert done == [(number, len(done)) for number in range(1, len(done) + 1)]
 
 
-def test_no_pass_has_more_rows_than_two_blocks():
+def test_no_pass_has_more_rows_than_two_parts():
     sizes = []
 
     def gram(index):
@@ -74,12 +72,12 @@ def test_no_pass_has_more_rows_than_two_blocks():
         return torch.outer(index, index).double()
 
     bounds = [(0, 4), (4, 8), (8, 12), (12, 13)]
-    strips = list(strips_of(bounds, gram))
+    parts = list(made_by_pairs(bounds, gram))
     assert max(sizes) == 8 and len(sizes) == 6
-    assert [(strip.start, strip.stop) for strip in strips] == [(0, 8), (8, 12), (12, 13)]
-    for strip in strips:
+    assert [(part.start, part.stop) for part in parts] == [(0, 8), (8, 12), (12, 13)]
+    for part in parts:
         assert torch.equal(
-            strip.matrix, torch.outer(torch.arange(strip.start, strip.stop), torch.arange(strip.stop)).double()
+            part.matrix, torch.outer(torch.arange(part.start, part.stop), torch.arange(part.stop)).double()
         )
 
 
@@ -88,7 +86,7 @@ def test_against_the_operator_bounds_hold_for_the_model_in_float64(tmp_path):
     _, _, _, rows = setting("gpt2")
     g = torch.cat(list(rows.values()), dim=1)
     exact = torch.linalg.eigvalsh(g @ g.mT).flip(0) / len(g)
-    gram = ff.operators.fisher_gram(tmp_path / "gram", fn, fn.params, batch, loss, block_rows=4, dtype=torch.float64)
+    gram = ff.operators.fisher_gram(tmp_path / "gram", fn, fn.params, batch, loss, part_rows=4, dtype=torch.float64)
     F = ff.operators.fisher(fn, fn.params, batch, loss)
     solve = ff.kernels.lanczos(num_leading=4, tolerance=1e-12, num_steps=len(g))
     alone, held = solve(gram.operator()), solve(gram.operator(F))
@@ -100,8 +98,8 @@ def test_against_the_operator_bounds_hold_for_the_model_in_float64(tmp_path):
 def test_what_is_wrong_is_said(tmp_path):
     fn, batch, loss, _ = setting("lstm")
     write = ff.operators.fisher_gram
-    with pytest.raises(ValueError, match="block_rows expected at least 1, got block_rows=0"):
-        write(tmp_path / "gram", fn, fn.params, batch, loss, block_rows=0)
+    with pytest.raises(ValueError, match="part_rows expected at least 1, got part_rows=0"):
+        write(tmp_path / "gram", fn, fn.params, batch, loss, part_rows=0)
     with pytest.raises(ValueError, match=r"is below the \d+ bytes \(0 MiB\) that the smallest chunk needs"):
         write(tmp_path / "gram", fn, fn.params, batch, loss, memory_limit=1000)
     gram = write(tmp_path / "gram", fn, fn.params, batch, loss, num_tokens=4)
