@@ -157,6 +157,7 @@ class Joined:
             here = self._held.matrix[at - self._held.start : last - self._held.start, :last]
             found[at - start : last - start, :last] = here
             found[: at - start, at:last] = here[:, start:at].mT
+            del here  # a view, which would keep this part beside the next
             at = last
         return found
 
