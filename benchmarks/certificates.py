@@ -3,7 +3,8 @@
 `python -m benchmarks.certificates --cases 10000` takes about a minute.
 
 A case is a positive semidefinite matrix with a spectrum of one of six kinds (spread, a power law, multiplicities, ten
-orders of magnitude, low rank, clusters), products in float64 or float32, and options drawn at random. What is held:
+orders of magnitude, low rank, clusters), products in float64 or float32, of one vector or several together, and options
+drawn at random. What is held:
 
 - an eigenvalue lies within the bound of each that is given;
 - the k-th largest is no smaller than the k-th given, less the round-off;
@@ -76,6 +77,9 @@ def case_of(seed: int) -> Case:
     if single:
         narrow = matrix.float()
         operator = replace(operator, token_product=lambda u: (narrow @ u.float()).double())
+    if seed % 3 == 0:
+        one = operator.token_product
+        operator = replace(operator, block_product=lambda us: torch.stack([one(u) for u in us.mT], dim=1))
     return Case(kind=kind, single=single, values=values, vectors=vectors, operator=operator)
 
 
@@ -85,7 +89,9 @@ def failures(seed: int) -> list[str]:
     generator = torch.Generator().manual_seed(seed + 1)
     num_leading = int(torch.randint(1, 9, (), generator=generator))
     num_steps = num_leading + int(torch.randint(0, 20, (), generator=generator))
-    found = lanczos(num_leading=num_leading, num_steps=num_steps, tolerance=1e-3, seed=seed)(case.operator)
+    width = int(torch.randint(1, 5, (), generator=generator))
+    options = {"num_leading": num_leading, "num_steps": num_steps, "width": width}
+    found = lanczos(tolerance=1e-3, seed=seed, **options)(case.operator)
     num_probe_steps = int(torch.randint(2, 9, (), generator=generator))
     sums = lanczos_quadrature(num_probes=2, num_steps=num_probe_steps, seed=seed)(case.operator)
     what = f"case {seed}, {case.kind}, {case.size} rows{', float32' if case.single else ''}"

@@ -1,13 +1,15 @@
 """An orthonormal basis of {q, A q, A² q, …} for A = K/N, in float64, by the Lanczos process with all vectors kept.
 
-With the computed product Ã the basis Q `(m, n)` and the matrix H `(m + 1, m)` satisfy Ã Qᵀ = Qᵀ₊ H to the rounding of
-float64: every vector is made orthogonal to all before it, twice (Giraud, Langou and Rozložník, "The loss of
-orthogonality in the Gram-Schmidt orthogonalization process", 2005), and H keeps every coefficient. For an exact
-symmetric product H is tridiagonal and symmetric; what it lacks of that is the round-off of the products. Axis order:
-steps `m`, rows `n`.
+From b first vectors in place of one it is that of {q₁ … q_b, A q₁ … A q_b, …}, and b vectors wait to be multiplied at
+any time: where a product is mostly a read of a file, one read serves them all (Ruhe, "Implementation aspects of band
+Lanczos algorithms", 1979). With the computed product Ã the basis Q `(m, n)` and the matrix H `(m + b, m)` satisfy
+Ã Qᵀ = Qᵀ₊ H to the rounding of float64: every vector is made orthogonal to all before it, twice (Giraud, Langou and
+Rozložník, "The loss of orthogonality in the Gram-Schmidt orthogonalization process", 2005), and H keeps every
+coefficient. For an exact symmetric product H is symmetric, with b entries on each side of the diagonal; what it lacks
+of that is the round-off of the products. Axis order: steps `m`, rows `n`, vectors that wait `b`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -30,8 +32,8 @@ class Step:
     """What one product adds; from all of them the process goes on where it was stopped, to the same bits.
 
     Attributes:
-        column: `(m + 1,)`, the coefficients of the product of the last vector by the basis, and by the next vector.
-        vector: The next vector of the basis; zeros where the basis is complete.
+        column: `(m + b,)` of the m-th, the coefficients of the product by all vectors so far, and by the new one.
+        vector: The new vector of the basis, which waits behind the b − 1 others; zeros where the basis is complete.
     """
 
     column: Float[Tensor, " m"]
@@ -45,17 +47,27 @@ class Krylov:
     """The basis and the coefficients so far.
 
     Args:
-        start: The first vector, of any length but zero.
-        capacity: The most steps.
+        start: The first vectors, independent of each other; at most n.
+        capacity: The most steps; no more than n are made.
         seed: Of the vectors to go on with where the basis spans an invariant subspace.
     """
 
-    def __init__(self, start: Float[Tensor, " n"], capacity: int, seed: int) -> None:
+    def __init__(self, start: Float[Tensor, "b n"], capacity: int, seed: int) -> None:
         self._seed = seed
-        self._vectors = start.new_zeros(capacity + 1, len(start), dtype=torch.float64)
-        self._vectors[0] = start.double() / torch.linalg.vector_norm(start.double())
-        self._columns = torch.zeros(capacity + 1, capacity, dtype=torch.float64, device="cpu")
+        self._width, num_rows = start.shape
+        self._capacity = min(capacity, num_rows)
+        self._vectors = start.new_zeros(self._capacity + self._width, num_rows, dtype=torch.float64)
+        for number, vector in enumerate(start.double()):
+            rest, _ = _orthogonal(vector, self._vectors[:number])
+            self._vectors[number] = rest / torch.linalg.vector_norm(rest)
+        shape = (self._capacity + self._width, self._capacity)
+        self._columns = torch.zeros(shape, dtype=torch.float64, device="cpu")
         self.num_steps = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether no more steps are made."""
+        return self.num_steps == self._capacity
 
     @property
     def basis(self) -> Float[Tensor, "m n"]:
@@ -63,34 +75,35 @@ class Krylov:
         return self._vectors[: self.num_steps]
 
     @property
-    def next(self) -> Float[Tensor, " n"]:
-        """The vector to be multiplied next."""
-        return self._vectors[self.num_steps]
+    def all(self) -> Float[Tensor, "m_b n"]:
+        """Q₊: these, and those that wait."""
+        return self._vectors[: self.num_steps + self._width]
 
     @property
-    def coefficients(self) -> Float[Tensor, "m_1 m"]:
+    def waiting(self) -> Float[Tensor, "b n"]:
+        """The vectors to be multiplied next; fewer at the end."""
+        return self._vectors[self.num_steps : min(self.num_steps + self._width, self._capacity)]
+
+    @property
+    def coefficients(self) -> Float[Tensor, "m_b m"]:
         """H, on the CPU."""
-        return self._columns[: self.num_steps + 1, : self.num_steps]
-
-    @property
-    def remainder(self) -> float:
-        """The norm of what the last product has outside of the basis."""
-        return float(self._columns[self.num_steps, self.num_steps - 1])
+        return self._columns[: self.num_steps + self._width, : self.num_steps]
 
     def add(self, step: Step) -> None:
         """Take a step that was made."""
         self._columns[: len(step.column), self.num_steps] = step.column
+        self._vectors[self.num_steps + self._width] = step.vector
         self.num_steps += 1
-        self._vectors[self.num_steps] = step.vector
 
     @property
     def round_off(self) -> float:
         """What float64 may lose of a product here: below it, what a product has outside of the basis is rounding."""
-        return BREAKDOWN * torch.finfo(torch.float64).eps * len(self.next) ** 0.5 * float(self._columns.abs().max())
+        root = self._vectors.shape[1] ** 0.5
+        return BREAKDOWN * torch.finfo(torch.float64).eps * root * float(self._columns.abs().max())
 
     def made(self, product: Float[Tensor, " n"]) -> Step:
-        """Make the step that a product of the next vector gives."""
-        seen = self._vectors[: self.num_steps + 1]
+        """Make the step that the product of the first vector that waits gives."""
+        seen = self.all
         rest, column = _orthogonal(product, seen)
         norm = torch.linalg.vector_norm(rest)
         size = float(torch.linalg.vector_norm(column))
@@ -104,48 +117,32 @@ class Krylov:
         return Step(column=torch.cat([column, torch.zeros_like(norm)[None]]).cpu(), vector=other)
 
 
-def grown(
-    operator: TokenOperator,
-    start: Float[Tensor, " n"],
-    *,
-    num_steps: int,
-    seed: int,
-    steps: Iterable[Step] = (),
-    keep: Keep | None = None,
-) -> Iterator[Krylov]:
-    """Grow a basis, a product a step; it is complete after n of them.
+def grow(
+    operator: TokenOperator, spaces: Mapping[int, Krylov], keep: Callable[[int, Step], None] | None = None
+) -> None:
+    """Multiply all that waits in some spaces, in one product where the operator has it, and add the steps to these.
 
     Args:
         operator: Gives the products.
-        start: The first vector.
-        num_steps: The most products.
-        seed: Of the vectors to go on with where a basis spans an invariant subspace.
-        steps: Those that were made before.
-        keep: Called with each that is made.
-
-    Yields:
-        The same object after each step, those that were made before as one.
+        spaces: By number; none of them full.
+        keep: Called with the number and each step that is made.
 
     Raises:
         ValueError: If a product is not finite.
     """
-    capacity = min(num_steps, operator.num_rows)
-    found = Krylov(start, capacity, seed)
-    for step in list(steps)[:capacity]:
-        found.add(step)
-    if found.num_steps:
-        yield found
-    while found.num_steps < capacity:
-        product = operator.token_product(found.next)
-        if not bool(product.isfinite().all()):
-            raise ValueError(
-                f"product {found.num_steps + 1} with {operator.name} is not finite; check the model's weights and dtype"
-            )
-        step = found.made(product.double())
-        if keep is not None:
-            keep(step)
-        found.add(step)
-        yield found
+    waiting = {number: space.waiting for number, space in spaces.items()}
+    products = operator.products(torch.cat(list(waiting.values()))).double()
+    for (number, space), some in zip(spaces.items(), products.split(list(map(len, waiting.values()))), strict=True):
+        for product in some:
+            if not bool(product.isfinite().all()):
+                raise ValueError(
+                    f"product {space.num_steps + 1} with {operator.name} is not finite; check the model's weights and "
+                    "dtype"
+                )
+            step = space.made(product)
+            if keep is not None:
+                keep(number, step)
+            space.add(step)
 
 
 def measured_round_off(operator: TokenOperator, space: Krylov, vectors: Float[Tensor, "m k"]) -> tuple[float, int]:
@@ -164,7 +161,7 @@ def measured_round_off(operator: TokenOperator, space: Krylov, vectors: Float[Te
         `MARGIN` times the error, and how many products it took.
     """
     matrix = space.coefficients
-    inside = matrix[:-1]
+    inside = matrix[: space.num_steps]
     lacking = float(torch.linalg.matrix_norm(inside - inside.mT)) / len(inside) ** 0.5
     floor = max(lacking, space.round_off)
     if operator.reference_product is None:
@@ -172,7 +169,7 @@ def measured_round_off(operator: TokenOperator, space: Krylov, vectors: Float[Te
     num = vectors.shape[1]
     signs = (2.0 * torch.randint(0, 2, (num,), generator=torch.Generator().manual_seed(num), device="cpu") - 1).double()
     combinations = vectors if operator.num_rows <= FEW_ROWS else (vectors @ signs)[:, None]
-    whole, errors = torch.cat([space.basis, space.next[None]]), []
+    whole, errors = space.all, []
     for combination in combinations.unbind(1):
         exact = operator.reference_product(combination.to(whole) @ space.basis).double()
         errors.append(float(torch.linalg.vector_norm(exact - (matrix @ combination).to(whole) @ whole)))
@@ -189,4 +186,10 @@ def _orthogonal(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
 
 def random_vector(count: int, seed: int) -> Float[Tensor, " n"]:
     """Draw a vector of independent normal numbers, on the CPU; no global generator moves."""
-    return torch.randn(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu")
+    return random_vectors(1, count, seed)[0]
+
+
+def random_vectors(width: int, count: int, seed: int) -> Float[Tensor, "b n"]:
+    """Draw several of them."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(width, count, generator=generator, dtype=torch.float64, device="cpu")

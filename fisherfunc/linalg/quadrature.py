@@ -11,13 +11,12 @@ log(1 + x/γ) and −x log x. For the number of eigenvalues above t the rules wi
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherfunc.linalg.krylov import FEW_ROWS, Krylov, Step, grown, measured_round_off
+from fisherfunc.linalg.krylov import FEW_ROWS, Krylov, Step, grow, measured_round_off
 from fisherfunc.linalg.token_operator import TokenOperator
 from fisherfunc.records.axes import Progress
 
@@ -235,9 +234,10 @@ QuadratureKernel = Callable[..., SpectralQuadrature]
 def lanczos_quadrature(*, num_probes: int = 8, num_steps: int = 40, seed: int = 0) -> QuadratureKernel:
     """Return operator → `SpectralQuadrature`: sums over the whole spectrum, each with an error of both kinds.
 
-    Cost: `num_probes` · `num_steps` products, and one to measure their round-off; memory 8 N a step. The kernel takes
-    an operator, and as keywords `steps`, {probe: those of an earlier call to go on from}, `keep`, called with the probe
-    and each new step, and `progress`, called with the products done and their number.
+    Cost: `num_probes` · `num_steps` products, and one to measure their round-off; memory 8 N a step. Probes of a stored
+    Gram go on together, so that it is read `num_steps` + 1 times in all; their steps are held together then. The kernel
+    takes an operator, and as keywords `steps`, {probe: those of an earlier call to go on from}, `keep`, called with the
+    probe and each new step, and `progress`, called with the products done and their number.
 
     Args:
         num_probes: How many random vectors of signs; the standard error falls with the root of it.
@@ -267,24 +267,24 @@ def lanczos_quadrature(*, num_probes: int = 8, num_steps: int = 40, seed: int = 
         rules: list[Rule] = []
         total = num_probes * min(num_steps, operator.num_rows) + 1
         products, measured, round_off = 0, 0, 0.0
-        for probe in range(num_probes):
-            start = probe_vector(operator.num_rows, seed, probe).to(operator.device)
-            rule = space = None
-            before, each = products, None if keep is None else partial(keep, probe)
-            known = (steps or {}).get(probe, ())
-            for space in grown(operator, start, num_steps=num_steps, seed=seed, steps=known, keep=each):
-                products = before + space.num_steps
-                if progress is not None:
-                    progress(products, total)
-                rule = _rule(space)
-                if float(rule.beside[-1]) == 0.0:  # the probe reaches no further
+        together = 1 if operator.block_product is None else num_probes
+        for first in range(0, num_probes, together):
+            probes = range(first, first + together)
+            spaces = {probe: _begun(operator, probe, (steps or {}).get(probe, ())) for probe in probes}
+            while True:
+                done = products + sum(space.num_steps for space in spaces.values())
+                if progress is not None and done > products:
+                    progress(done, total)
+                going = {probe: space for probe, space in spaces.items() if not _at_end(space)}
+                if not going:
                     break
-            assert space is not None and rule is not None
-            if probe == 0:
-                identity = torch.eye(space.num_steps, dtype=torch.float64, device="cpu")
-                total_error, measured = measured_round_off(operator, space, identity)
-                round_off = total_error / (1.0 if operator.num_rows <= FEW_ROWS else space.num_steps**0.5)
-            rules.append(rule)
+                grow(operator, going, keep)
+            products = done
+            rules += map(_rule, spaces.values())
+            if 0 in spaces:
+                identity = torch.eye(spaces[0].num_steps, dtype=torch.float64, device="cpu")
+                total_error, measured = measured_round_off(operator, spaces[0], identity)
+                round_off = total_error / (1.0 if operator.num_rows <= FEW_ROWS else spaces[0].num_steps ** 0.5)
         return SpectralQuadrature(
             rules=tuple(rules),
             num_rows=operator.num_rows,
@@ -296,7 +296,20 @@ def lanczos_quadrature(*, num_probes: int = 8, num_steps: int = 40, seed: int = 
             solver=f"lanczos_quadrature(num_probes={num_probes}, num_steps={num_steps}, seed={seed})",
         )
 
+    def _begun(operator: TokenOperator, probe: int, known: Iterable[Step]) -> Krylov:
+        start = probe_vector(operator.num_rows, seed, probe).to(operator.device)
+        space = Krylov(start[None], num_steps, seed)
+        for step in known:
+            if not space.full:
+                space.add(step)
+        return space
+
     return kernel
+
+
+def _at_end(space: Krylov) -> bool:
+    """Whether no more steps are made, or the probe reaches no further."""
+    return space.full or (space.num_steps > 0 and float(_rule(space).beside[-1]) == 0.0)
 
 
 def probe_vector(num_rows: int, seed: int, probe: int) -> Float[Tensor, " n"]:

@@ -95,15 +95,39 @@ class StoredGram:
                 raise damaged
             yield start, stop, tile.view(stop - start, stop)
 
-    def operator(self) -> TokenOperator:
-        """Return the operator of it, for `ff.kernels.lanczos` and `lanczos_quadrature`."""
+    def operator(self, reference: TokenOperator | None = None) -> TokenOperator:
+        """Return the operator of it, for `ff.kernels.lanczos` and `lanczos_quadrature`.
+
+        Args:
+            reference: `ff.operators.fisher` of the same tokens: then bounds hold for F by its most precise products,
+                one of which measures what the numbers in the file are off by; else for the matrix that was given.
+
+        Raises:
+            ValueError: If that has other rows, or another number of tokens.
+        """
+
+        def block_product(vectors: Tensor) -> Tensor:
+            return self.matmul(vectors) / self.num_tokens
 
         def product(u: Tensor) -> Tensor:
-            return self.matmul(u[:, None])[:, 0] / self.num_tokens
+            return block_product(u[:, None])[:, 0]
+
+        exact = product
+        if reference is not None:
+            mine, other = (self.num_rows, self.num_tokens), (reference.num_rows, reference.num_tokens)
+            if mine != other:
+                raise ValueError(
+                    f"reference expected an operator of {mine[0]} rows and {mine[1]} tokens, as the file has, got "
+                    f"{other[0]} and {other[1]}; give ff.operators.fisher the same batches and options"
+                )
+            most_precise, device = reference.reference_product or reference.token_product, reference.device
+
+            def exact(u: Tensor) -> Tensor:
+                return most_precise(u.to(device)).cpu()
 
         return TokenOperator(
             token_product=product,
-            reference_product=product,
+            reference_product=exact,
             num_rows=self.num_rows,
             num_tokens=self.num_tokens,
             num_params=self.num_params,
@@ -112,6 +136,7 @@ class StoredGram:
             squared_norm=self.squared_norm / self.num_tokens**2,
             inexact=_rounding(self.dtype, self.squared_norm**0.5, self.num_rows) / self.num_tokens,
             name=f"Gram in {self.path.name}",
+            block_product=block_product,
         )
 
     @staticmethod

@@ -4,6 +4,7 @@ from fisherfunc.linalg.lanczos import LeadingEigenvalues
 from fisherfunc.linalg.quadrature import Estimate, SpectralQuadrature
 from fisherfunc.linalg.stored import StoredGram, stored_gram
 from fisherfunc.linalg.token_operator import TokenOperator, gram_operator
+from fisherfunc.operators.by_pairs import fisher_gram
 from fisherfunc.operators.fisher import FisherOperator, fisher
 from fisherfunc.operators.ranks import over_ranks
 
@@ -15,6 +16,7 @@ __all__ = [
     "StoredGram",
     "TokenOperator",
     "fisher",
+    "fisher_gram",
     "gram_operator",
     "over_ranks",
     "stored_gram",

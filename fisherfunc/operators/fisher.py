@@ -16,7 +16,7 @@ from fisherfunc.gradients.fingerprint import fingerprint, tokens_of
 from fisherfunc.gradients.losses.asked import AnyLoss
 from fisherfunc.gradients.losses.identity import loss_id
 from fisherfunc.gradients.model_function import ModelFunction
-from fisherfunc.gradients.prepare import check_options, prepared
+from fisherfunc.gradients.prepare import Prepared, check_options, prepared
 from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.gradients.sequences import Sequences
 from fisherfunc.gradients.summed import summed
@@ -80,6 +80,7 @@ class FisherOperator(TokenOperator):
         squared_norm: ‖F‖_F², where it is known.
         inexact: 0, as nothing was rounded to be stored.
         name: The model, and the block.
+        block_product: None, as several vectors cost as much as one by one.
         parameter_product: v → F v, of a tree of the shape of the parameters, in their dtype or float32 if narrower.
         sides: The two halves of a product.
         reference_sides: () → those of the reference product.
@@ -196,15 +197,10 @@ def fisher(
     Source: Pearlmutter, "Fast exact multiplication by the Hessian", Neural Computation 1994; Schraudolph, "Fast
     curvature matrix-vector products for second-order gradient descent", Neural Computation 2002.
     """
-    check_options(num_tokens, None, None, "factored", unit)
     if derivative not in DERIVATIVES:
         raise ValueError(f"derivative expected one of {DERIVATIVES}, got derivative={derivative!r}")
-    targets = chosen(targets, unit=unit)
-    some = restricted(params, names_of_block(params, block, blocks))
-    ready = prepared(fn, {**params}, batches, loss, num_tokens=num_tokens, seed=seed)
-    work = replace(ready.work, params={name: ready.work.params[name] for name in some})
-    work = targets.rows(work, PassOptions(memory_limit=ANYTHING))
-    work = summed(work) if unit == "sequence" else work
+    which: dict[str, Any] = {"targets": targets, "block": block, "blocks": blocks, "unit": unit}
+    targets, ready, work = rows_of(fn, params, batches, loss, **which, num_tokens=num_tokens, seed=seed)
     groups = groups_of(work)
     passes = passes_over(work, groups)
     divided = passes_over(work, [group[i::DIVIDED] for group in groups for i in range(min(DIVIDED, len(group)))])
@@ -262,6 +258,34 @@ def fisher(
         },
         fingerprint=lambda: fingerprint(work, PassOptions(), f"operator, {method}", EVERY, targets.name),
     )
+
+
+def rows_of(
+    fn: ModelFunction,
+    params: Params,
+    batches: Batch,
+    loss: AnyLoss,
+    *,
+    targets: Targets | None,
+    block: str | None,
+    blocks: Callable[[str], str],
+    unit: str,
+    num_tokens: int | None,
+    seed: int,
+) -> tuple[Targets, Prepared, Workload]:
+    """Find the rows of G.
+
+    Returns:
+        The targets, the tokens that the rows are of, and the rows by the parameters of the block: see `fisher`, as for
+        what it takes and raises.
+    """
+    check_options(num_tokens, None, None, "factored", unit)
+    targets = chosen(targets, unit=unit)
+    some = restricted(params, names_of_block(params, block, blocks))
+    ready = prepared(fn, {**params}, batches, loss, num_tokens=num_tokens, seed=seed)
+    work = replace(ready.work, params={name: ready.work.params[name] for name in some})
+    work = targets.rows(work, PassOptions(memory_limit=ANYTHING))
+    return targets, ready, summed(work) if unit == "sequence" else work
 
 
 def token_product_of(

@@ -57,6 +57,48 @@ def test_multiplicities_are_found_once_a_space_is_exhausted():
     assert fewer.eigenvalues[2] > 4 or not fewer.complete  # a space of five steps has a 5 less, and does not hide it
 
 
+def test_several_vectors_together_find_what_occurs_several_times_before_the_space_is_exhausted():
+    """From one vector a space holds one direction of each eigenspace, whatever its size."""
+    values = (torch.arange(1, 61, dtype=torch.float64) ** -1.0).repeat_interleave(3).tolist()
+    found = ff.kernels.lanczos(num_leading=6, width=3)(diagonal(*values))
+    assert found.num_steps < 180 and found.fallback is None
+    assert bool(((found.eigenvalues - torch.tensor(values[:6]).double()).abs() <= found.bounds).all())
+    alone = ff.kernels.lanczos(num_leading=6, tolerance=0.1)(diagonal(*values))  # before rounding has brought it in
+    assert float(alone.eigenvalues[1]) < 0.6
+
+
+def counted(operator, reads):
+    """An operator that notes how many vectors each of its products had."""
+
+    def product(vectors):
+        reads.append(vectors.shape[1])
+        return torch.stack([operator.token_product(u) for u in vectors.mT], dim=1)
+
+    return replace(operator, block_product=product)
+
+
+def test_wider_products_are_fewer_for_the_same_residuals():
+    values, operator = power_law(600)
+    reads = {width: [] for width in (1, 8)}
+    for width, taken in reads.items():
+        found = ff.kernels.lanczos(num_leading=20, width=width)(counted(operator, taken))
+        assert found.fallback is None and bool((found.residuals <= 1e-2 * found.eigenvalues).all())
+        assert bool(((found.eigenvalues - values[:20]).abs() <= found.bounds).all())
+        assert set(taken) == {width} and sum(taken) == found.num_steps
+    assert len(reads[8]) <= len(reads[1]) / 3
+
+
+def test_probes_that_go_on_together_give_what_they_give_one_by_one():
+    _, operator = power_law(80)
+    reads = []
+    solve = ff.kernels.lanczos_quadrature(num_probes=4, num_steps=9)
+    together, alone = solve(counted(operator, reads)), solve(operator)
+    assert reads == [4] * 9 and together.num_products == alone.num_products == 4 * 9 + 1
+    got, want = together.effective_rank(), alone.effective_rank()
+    assert got.value == pytest.approx(want.value, rel=1e-12)
+    assert got.quadrature_error == pytest.approx(want.quadrature_error, rel=1e-6)
+
+
 def test_what_was_missed_is_bounded_where_the_norm_is_known_and_said_to_be_open_where_not():
     known = diagonal(10, 9, 1e-3, 1e-3, 1e-3)
     found = ff.kernels.lanczos(num_leading=2, tolerance=1e-9)(known)
@@ -65,15 +107,16 @@ def test_what_was_missed_is_bounded_where_the_norm_is_known_and_said_to_be_open_
     assert unknown.complete is None and math.isnan(float(unknown.missed))
 
 
+@pytest.mark.parametrize("width", [1, 4])
 @pytest.mark.parametrize("count", [0, 1, 4, 9])
-def test_it_goes_on_from_its_steps_to_the_same_bits(count):
+def test_it_goes_on_from_its_steps_to_the_same_bits(count, width):
     _, operator = power_law(60)
-    kept = []
-    whole = ff.kernels.lanczos(num_leading=5)(operator, keep=kept.append)
-    again, more = ff.kernels.lanczos(num_leading=5), []
-    resumed = again(operator, steps=kept[:count], keep=more.append)
+    kept, more = [], []
+    solve = ff.kernels.lanczos(num_leading=5, width=width)
+    whole = solve(operator, keep=kept.append)
+    resumed = solve(operator, steps=kept[:count], keep=more.append)
     assert torch.equal(resumed.eigenvalues, whole.eigenvalues) and torch.equal(resumed.bounds, whole.bounds)
-    assert len(more) == len(kept) - count
+    assert len(more) == len(kept) - count // width * width
 
 
 def test_edge_sizes_and_zero():
@@ -81,9 +124,12 @@ def test_edge_sizes_and_zero():
     assert zero.eigenvalues.tolist() == [0, 0, 0] and float(zero.bounds.max()) == 0
     one = ff.kernels.lanczos(num_leading=20)(diagonal(7))
     assert one.eigenvalues.tolist() == [7] and one.complete
+    wide = ff.kernels.lanczos(num_leading=2, width=5)(diagonal(3, 2, 1))
+    assert wide.num_steps == 3 and wide.eigenvalues.tolist() == pytest.approx([3, 2])
     assert ff.kernels.lanczos_quadrature(num_probes=2)(gram_operator(torch.zeros(4, 4))).effective_rank().value == 0
     for options, message in (
         ({"num_leading": 0}, "num_leading >= 1, got num_leading=0"),
+        ({"width": 0}, "width >= 1, got width=0; 1 multiplies one vector at a time"),
         ({"tolerance": 0}, "tolerance > 0, got tolerance=0"),
         ({"num_leading": 5, "num_steps": 4}, "num_steps >= num_leading, got num_steps=4, num_leading=5"),
     ):

@@ -63,6 +63,20 @@ def test_lanczos_on_a_stored_gram_is_certified_against_dense_eigenvalues(tmp_pat
     assert dimension.low <= float((exact / (exact + 0.1)).sum()) <= dimension.high
 
 
+def test_a_read_serves_several_vectors(tmp_path, monkeypatch):
+    factors = factors_of(120, 30)
+    gram = written(tmp_path, factors)
+    reads, tiles = [], stored.StoredGram.tiles
+    monkeypatch.setattr(stored.StoredGram, "tiles", lambda self: reads.append(1) or tiles(self))
+    found = ff.kernels.lanczos(num_leading=5, tolerance=1e-3, width=4)(gram.operator())
+    assert len(reads) == -(-found.num_steps // 4) + 1  # and one to measure the round-off
+    exact = torch.linalg.eigvalsh(factors.mT @ factors).flip(0)[:5] / 120
+    assert bool(((found.eigenvalues - exact).abs() <= found.bounds).all())
+    reads.clear()
+    ff.kernels.lanczos_quadrature(num_probes=5, num_steps=7)(gram.operator())
+    assert len(reads) == 7 + 1
+
+
 def test_rounding_to_be_stored_is_in_the_bounds(tmp_path):
     """Of a rank-one Gram Lanczos is exact, so that what is off is the rounding of the file alone."""
     factors = factors_of(40, 1)

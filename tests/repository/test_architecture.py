@@ -60,7 +60,7 @@ CONTRACT = {
     "kernels": "gram_eigh covariance_eigh svd svd_lowrank centred checked fallback jittered of_rows robust_eigh "
     "lanczos lanczos_quadrature",
     "operators": "fisher FisherOperator TokenOperator gram_operator over_ranks LeadingEigenvalues SpectralQuadrature "
-    "StoredGram stored_gram "
+    "StoredGram stored_gram fisher_gram "
     "Estimate",
     "distributed": "ranks Ranks RanksError",
     "directions": "eigenvectors eigenpairs Eigenvectors Eigenpairs fisher_vector_product damped_inverse project "
