@@ -8,17 +8,16 @@ backward hooks do not, for they cannot be.
 
 import glob
 import inspect
-import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fisherfunc.gradients.draws import ONE_AT_A_TIME, same_draws
 from fisherfunc.gradients.model_function import (
     Calls,
     ModelFunction,
@@ -71,7 +70,7 @@ def functionalize(model: nn.Module, *, parameters: Selection = "trainable") -> M
     originals = dict(model.named_parameters())
     for name, parameter in originals.items():
         _check_materialised(name, parameter)
-    with _same_draws(next((p.device for p in originals.values()), torch.device("cpu"))):
+    with same_draws(next((p.device for p in originals.values()), torch.device("cpu"))):
         private = _private_copy(model)  # its own train(False) may make layers
     everything = {name: p for name, p in private.named_parameters() if p.numel()}
     names = _selected(originals, parameters)
@@ -187,7 +186,7 @@ def _calls(blueprint: Blueprint, guard: Guard, *, give_targets: bool = False) ->
 
     def run(module: nn.Module, batch: Batch, device: torch.device) -> Any:
         positional, keywords = arguments(module, isolated(batch), accepted, give_targets=give_targets)
-        with _same_draws(device), uncached(), _plain_recurrence() if recurrent else nullcontext():
+        with same_draws(device), uncached(), _plain_recurrence() if recurrent else nullcontext():
             return module(*positional, **{**fixed, **keywords})
 
     def passes(tensors: dict[str, Tensor], batch: Batch) -> Any:
@@ -200,7 +199,7 @@ def _calls(blueprint: Blueprint, guard: Guard, *, give_targets: bool = False) ->
             if recorded:
                 watch_parts(module)
             sound = ContiguousCotangents() if guard.normalises else nullcontext()
-            with sdpa_kernel(SDPBackend.MATH), kept_activations(), sound:
+            with ONE_AT_A_TIME, sdpa_kernel(SDPBackend.MATH), kept_activations(), sound:
                 return run(module, batch, device)
 
         def in_graph() -> Any:
@@ -285,30 +284,6 @@ def _detached(leaf: Any) -> Any:
 
 def _shapes(batch: Batch) -> Any:
     return tuple((path, leaf.shape, leaf.dtype) for path, leaf in flattened(batch) if isinstance(leaf, Tensor))
-
-
-@contextmanager
-def _same_draws(device: torch.device) -> Iterator[None]:
-    """The same random numbers each time, and no global generator moves, of torch, NumPy or Python."""
-    on_cuda = device.type == "cuda"
-    python, numpy = random.getstate(), _GLOBAL.get_bit_generator()
-    try:
-        random.setstate(_PYTHON_DRAWS)
-        _NUMPY.state = _NUMPY_START
-        _GLOBAL.set_bit_generator(_NUMPY)  # to take the user's state, and to put it back, takes longer
-        with torch.random.fork_rng([device] if on_cuda else []):
-            torch.default_generator.manual_seed(0)
-            if on_cuda:
-                torch.cuda.manual_seed(0)
-            yield
-    finally:
-        random.setstate(python)
-        _GLOBAL.set_bit_generator(numpy)
-
-
-_GLOBAL: Any = np.random  # its types do not name all that it has
-_PYTHON_DRAWS, _NUMPY = random.Random(0).getstate(), np.random.MT19937(0)
-_NUMPY_START = _NUMPY.state
 
 
 @contextmanager

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fisherfunc.gradients.draws import same_draws
 from fisherfunc.records.axes import Batch
-from fisherfunc.records.containers import mapped
+from fisherfunc.records.containers import flattened, mapped
 
 _RAISED = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError)
 _ALONE = (
@@ -33,8 +34,9 @@ def per_token(values: Callable[[Any, Batch], Tensor], name: str) -> Callable[[An
 
     def called(output: Any, batch: Batch) -> Tensor:
         try:
-            own = copy.deepcopy(values) if isinstance(values, nn.Module) else values  # it may keep what it saw
-            losses = own(output, mapped(_copied, batch))
+            with same_draws(_device_of(output)):
+                own = copy.deepcopy(values) if isinstance(values, nn.Module) else values  # it may keep what it saw
+                losses = own(output, mapped(_copied, batch))
         except (LossError, torch.OutOfMemoryError):
             raise
         except _RAISED as error:
@@ -45,6 +47,11 @@ def per_token(values: Callable[[Any, Batch], Tensor], name: str) -> Callable[[An
         return _checked(losses, name)
 
     return called
+
+
+def _device_of(output: Any) -> torch.device:
+    """Where the predictions lie; the CPU where nothing is seen of that."""
+    return next((leaf.device for _, leaf in flattened(output) if isinstance(leaf, Tensor)), torch.device("cpu"))
 
 
 def _copied(leaf: Any) -> Any:
