@@ -135,14 +135,23 @@ def others_than_tensors(batch: Batch) -> str:
 
 
 def cast(batch: Batch, *, dtype: torch.dtype | None, device: torch.device | str | None) -> list[Batch]:
-    """The batches that are meant, with floating-point tensors in `dtype` and all tensors on `device`."""
+    """The batches that are meant, with floating-point tensors in `dtype` and all tensors on `device`.
 
-    def moved(leaf: Any) -> Any:
+    Targets keep float32 where `dtype` is coarser: class 257 is none of bfloat16's numbers.
+    """
+
+    def moved(leaf: Any, wanted: torch.dtype | None) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        return leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else None)
+        return leaf.to(device=device, dtype=wanted if leaf.is_floating_point() else None)
 
-    return [mapped(moved, one) for one in read(batch)]
+    of_targets = None if dtype is None else torch.promote_types(dtype, torch.float32)
+
+    def one(batch: Batch) -> Batch:
+        targets = targets_of(batch)
+        return mapped(lambda leaf: moved(leaf, of_targets if leaf is targets else dtype), batch)
+
+    return [one(batch) for batch in read(batch)]
 
 
 def shortened(sequence: Batch, length: int) -> Batch | None:

@@ -126,9 +126,6 @@ def regression() -> TokenLoss:
     def predictions(output: Any, batch: Batch) -> Tensor:
         return _one_row_a_sample(logits_of(output))
 
-    def negative_log_likelihood(means: Tensor, y: Tensor) -> Tensor:
-        return (means - y.to(means.dtype)).square().sum(dim=-1) / 2
-
     return TokenLoss(
         name="regression",
         shift=0,
@@ -136,7 +133,7 @@ def regression() -> TokenLoss:
         predictions=predictions,
         targets=targets,
         valid=lambda batch: torch.ones_like(targets(batch)[..., 0], dtype=torch.bool),
-        negative_log_likelihood=negative_log_likelihood,
+        negative_log_likelihood=half_square,
     )
 
 
@@ -227,6 +224,12 @@ def _categorical(
         valid=lambda batch: targets(batch) != IGNORED,
         negative_log_likelihood=_cross_entropy,
     )
+
+
+def half_square(means: Float[Tensor, "b s v"], y: Float[Tensor, "b s v"]) -> Float[Tensor, "b s"]:
+    """½ ‖f − y‖², in float32 at least: of targets that are large beside their spread, a coarser dtype has none."""
+    at_least_float32 = means.to(torch.promote_types(means.dtype, torch.float32))
+    return (at_least_float32 - y.to(at_least_float32)).square().sum(dim=-1) / 2
 
 
 def _cross_entropy(logits: Float[Tensor, "b s v"], targets: Tensor) -> Float[Tensor, "b s"]:
