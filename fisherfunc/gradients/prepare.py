@@ -113,7 +113,7 @@ def prepared(
         RuntimeError: If a transform of `torch.func` is around the parameters.
     """
     instead = "loop over the parameters, then stack the Grams and map a kernel over them: docs/composing.md shows it"
-    check_not_transformed("a pass over the tokens", params.values(), instead=instead)
+    check_not_transformed("a pass over the tokens", instead=instead)
     data = pulled(batch, num_tokens, lambda first: token_loss_of(loss, first))
     params, loss, given = fn.at(params), token_loss_of(loss, data.batches), split(data.batches)
     everyone = everyone or Everyone(ranks=Ranks())

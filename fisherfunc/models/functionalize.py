@@ -30,6 +30,7 @@ from fisherfunc.gradients.model_function import (
 from fisherfunc.gradients.module_calls import Again, is_answered, watch_parts
 from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.linalg.full_precision import changeable
+from fisherfunc.linalg.mapped import check_not_transformed
 from fisherfunc.models.arguments import arguments, takes_targets, time_first
 from fisherfunc.models.batch_of_one import ContiguousCotangents
 from fisherfunc.models.isolation import Blueprint, evaluation_copy, fresh_copy, held_tensors, isolated
@@ -60,6 +61,7 @@ def functionalize(model: nn.Module, *, parameters: Selection = "trainable") -> M
     Raises:
         ValueError: If no parameter is left, a pattern matches none, or a parameter is not a materialised real float.
         TypeError: If the model is not a module, is one that torch.func cannot call, or cannot be copied.
+        RuntimeError: If it is called inside a transform of torch.func.
 
     Example:
         >>> fn = functionalize(nn.Linear(2, 3))
@@ -94,8 +96,13 @@ def functionalize(model: nn.Module, *, parameters: Selection = "trainable") -> M
 def _check_kind(model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model expected a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError(f"{type(model).__name__} is TorchScript, which torch.func cannot call; pass the Python module")
+    check_not_transformed("functionalize", instead="call it before, and what it returns inside")
+    for name, part in model.named_modules():
+        if isinstance(part, torch.jit.ScriptModule) and any(p.requires_grad for p in part.parameters()):
+            raise TypeError(
+                f"{type(part).__name__}{f' at {name!r}' if name else ''} is TorchScript, whose parameters cannot be "
+                "replaced for a call; pass the Python module, or set requires_grad_(False) on each of them"
+            )
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise TypeError(f"{type(model).__name__} wraps the model; pass its .module")
 

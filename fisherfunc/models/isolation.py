@@ -266,7 +266,8 @@ def structure_copy(model: nn.Module) -> nn.Module:
                 f"({type(part).__name__}) itself; look for a __deepcopy__ that shares it, and leave that out"
             )
     for (name, part), (_, its_copy) in zip(model.named_modules(), copied.named_modules(), strict=False):
-        copies_itself = "_orig_mod" not in part._modules and _copies_itself(type(part))
+        whole = "_orig_mod" in part._modules or isinstance(part, torch.jit.ScriptModule)  # methods come when asked for
+        copies_itself = not whole and _copies_itself(type(part))
         lost = _differing(part, its_copy) if copies_itself else []
         if lost:
             raise TypeError(
