@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fisherfunc.gradients.batches import by_name
-from fisherfunc.gradients.losses.calling import per_token
+from fisherfunc.gradients.losses.calling import mask_per_token, per_token
 from fisherfunc.gradients.losses.class_axis import classes_last
 from fisherfunc.gradients.losses.masks import attended
 from fisherfunc.records.axes import Batch
@@ -147,7 +147,7 @@ def custom(
 
     Args:
         values: (output, batch) → losses `(b,)` or `(b, s)`, not reduced over tokens.
-        valid: batch → a mask of the same shape; every loss counts where None.
+        valid: batch → a mask of the same shape, booleans or 0 and 1; every loss counts where None.
         name: The name that results carry; the function's where None.
     """
     name = name or str(getattr(values, "__name__", type(values).__name__))
@@ -158,7 +158,7 @@ def custom(
         distribution="custom",
         predictions=per_token(values, name),
         targets=lambda batch: None,
-        valid=lambda batch: None if valid is None else _by_position(valid(batch)),
+        valid=lambda batch: None if valid is None else mask_per_token(valid, name)(batch),
         negative_log_likelihood=lambda losses, _: losses,
     )
 
@@ -206,10 +206,6 @@ def logits_of(output: Any) -> Tensor:
 
 def _is_number(part: Any) -> bool:
     return isinstance(part, Tensor) and part.ndim == 0
-
-
-def _by_position(values: Tensor) -> Tensor:
-    return values[:, None] if values.ndim == 1 else values
 
 
 def _categorical(
