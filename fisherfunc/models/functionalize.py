@@ -33,7 +33,7 @@ from fisherfunc.linalg.full_precision import changeable
 from fisherfunc.linalg.mapped import check_not_transformed
 from fisherfunc.models.arguments import arguments, takes_targets, time_first
 from fisherfunc.models.batch_of_one import ContiguousCotangents
-from fisherfunc.models.isolation import Blueprint, evaluation_copy, fresh_copy, held_tensors, isolated
+from fisherfunc.models.isolation import Blueprint, Holdings, evaluation_copy, fresh_copy, held_tensors, isolated
 from fisherfunc.models.recomputation import kept_activations
 from fisherfunc.models.uncached import uncached
 from fisherfunc.models.writes import Guard
@@ -79,7 +79,7 @@ def functionalize(model: nn.Module, *, parameters: Selection = "trainable") -> M
     for name in names:
         _check_differentiable(name, everything[name])
     blueprint = Blueprint(private)
-    guard = Guard({name for name, _ in private.named_parameters()}, held_tensors(model))
+    guard = Guard({name for name, _ in private.named_parameters()}, held_tensors(model), Holdings(model).kept)
     call = _calls(blueprint, guard)
     with_targets = {"required": call, "optional": _calls(blueprint, guard, give_targets=True), "never": None}
     return ModelFunction(
