@@ -184,7 +184,7 @@ def same_shape(one: Any, other: Any) -> bool:
         same = one.shape == other.shape and one.dtype == other.dtype
         if one.ndim == 0:  # without an axis, they share one value
             return same and torch.equal(one, other)
-        return same and (one.shape[0] == 1 or one.data_ptr() == other.data_ptr())
+        return same and (one.shape[0] == 1 or _where(one) == _where(other))
     if type(one) is not type(other):
         return False
     inside, others = _entries(one), _entries(other)
@@ -195,6 +195,11 @@ def same_shape(one: Any, other: Any) -> bool:
     if inside and not any(isinstance(leaf, Tensor) for _, leaf in flattened(one)):
         return False
     return inside.keys() == others.keys() and all(same_shape(value, others[step]) for step, value in inside.items())
+
+
+def _where(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
+    """Which numbers of memory a tensor of known shape and dtype has: a matrix and its transpose begin at the same."""
+    return tensor.data_ptr(), tensor.stride()
 
 
 def _entries(node: Any) -> dict[str, Any] | None:
