@@ -155,13 +155,16 @@ def _name_of(value: Any, parameters: Mapping[str, nn.Parameter]) -> str:
 
 
 def _matching(names: list[str], patterns: list[str]) -> list[str]:
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
+    chosen: set[str] = set()
+    for pattern in patterns:  # a name may look like a pattern: it is meant as it is written
+        found = {pattern} & set(names) or {name for name in names if fnmatchcase(name, pattern)}
+        if not found:
             raise ValueError(
                 f"parameters={pattern!r} matches none of the {len(names)} parameters, such as {names[:3]}; "
                 "expected 'trainable', 'all', names or glob patterns (a tied tensor goes by its first name)"
             )
-    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+        chosen |= found
+    return [name for name in names if name in chosen]
 
 
 def _check_materialised(name: str, parameter: Tensor) -> None:

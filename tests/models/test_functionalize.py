@@ -323,3 +323,22 @@ def test_what_differentiates_by_itself_says_so_inside_a_transform(transform):
             getattr(torch.func, transform)(lambda x, call=call: x * call())(
                 torch.ones(2)[0 if transform == "grad" else slice(None)]
             )
+
+
+def test_a_name_that_looks_like_a_pattern_is_that_parameter():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.ParameterDict({key: nn.Parameter(torch.ones(2)) for key in ("a[b]", "ab", "a*", "ac")})
+
+        def forward(self, x):
+            return x * sum(self.table.values())
+
+    def chosen(parameters):
+        return sorted(ff.functionalize(Named(), parameters=parameters).params)
+
+    assert chosen("table.a[b]") == ["table.a[b]"]
+    assert chosen(["table.a*", "table.ab"]) == ["table.a*", "table.ab"]
+    assert chosen("table.a[c]") == ["table.ac"]
+    model = Named()
+    assert list(ff.functionalize(model, parameters=[model.table["a[b]"]]).params) == ["table.a[b]"]
