@@ -135,14 +135,23 @@ def others_than_tensors(batch: Batch) -> str:
 
 
 def cast(batch: Batch, *, dtype: torch.dtype | None, device: torch.device | str | None) -> list[Batch]:
-    """The batches that are meant, with floating-point tensors in `dtype` and all tensors on `device`."""
+    """The batches that are meant, with floating-point tensors in `dtype` and all tensors on `device`.
 
-    def moved(leaf: Any) -> Any:
+    Targets keep float32 where `dtype` is coarser: class 257 is none of bfloat16's numbers.
+    """
+
+    def moved(leaf: Any, wanted: torch.dtype | None) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        return leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else None)
+        return leaf.to(device=device, dtype=wanted if leaf.is_floating_point() else None)
 
-    return [mapped(moved, one) for one in read(batch)]
+    of_targets = None if dtype is None else torch.promote_types(dtype, torch.float32)
+
+    def one(batch: Batch) -> Batch:
+        targets = targets_of(batch)
+        return mapped(lambda leaf: moved(leaf, of_targets if leaf is targets else dtype), batch)
+
+    return [one(batch) for batch in read(batch)]
 
 
 def shortened(sequence: Batch, length: int) -> Batch | None:
@@ -175,7 +184,7 @@ def same_shape(one: Any, other: Any) -> bool:
         same = one.shape == other.shape and one.dtype == other.dtype
         if one.ndim == 0:  # without an axis, they share one value
             return same and torch.equal(one, other)
-        return same and (one.shape[0] == 1 or one.data_ptr() == other.data_ptr())
+        return same and (one.shape[0] == 1 or _where(one) == _where(other))
     if type(one) is not type(other):
         return False
     inside, others = _entries(one), _entries(other)
@@ -186,6 +195,11 @@ def same_shape(one: Any, other: Any) -> bool:
     if inside and not any(isinstance(leaf, Tensor) for _, leaf in flattened(one)):
         return False
     return inside.keys() == others.keys() and all(same_shape(value, others[step]) for step, value in inside.items())
+
+
+def _where(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
+    """Which numbers of memory a tensor of known shape and dtype has: a matrix and its transpose begin at the same."""
+    return tensor.data_ptr(), tensor.stride()
 
 
 def _entries(node: Any) -> dict[str, Any] | None:

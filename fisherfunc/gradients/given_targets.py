@@ -4,6 +4,7 @@ A margin head, a decoder that reads its targets shifted, a `forward` that gives 
 A model that has a loss of its own beside its predictions does not: it would be computed for nothing, and may fail.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from traceback import walk_tb
 
@@ -18,8 +19,9 @@ from fisherfunc.gradients.stacks import neighbours
 from fisherfunc.records.axes import Batch, Params
 from fisherfunc.records.containers import mapped
 
-MOST_CLASSES = 32
-"""How many sequences of different targets are run together, to see whether the model uses these."""
+MOST_TOGETHER = 32
+MOST_TARGETS = 256
+"""How many sequences, and targets of theirs, are run together, to see whether the model uses these."""
 
 
 def with_targets(fn: ModelFunction, params: Params, sequences: Sequences, loss: TokenLoss) -> ModelFunction:
@@ -27,28 +29,41 @@ def with_targets(fn: ModelFunction, params: Params, sequences: Sequences, loss: 
     if fn.given_targets is None:
         return fn
     if fn.given_targets is fn.call:  # they are required
-        rolled = (_with_other_targets(some) for some in _of_many_classes(sequences))
-        sees = any(_changed(fn, fn, params, some, loss, other) for some, other in rolled)
+        groups = _of_all_targets(sequences, of_samples=True)
+        sees = any(_changed(fn, fn, params, *_with_other_targets(sequences.joined(group)), loss) for group in groups)
         return replace(fn, given_targets=None, sees_class=sees)
     without, given = variants(fn)
     looked_at = [sequences[number] for number in sorted({0, len(sequences) - 1})]
     uses = [_uses(without, given, params, one, loss) for one in looked_at if targets_of(one) is not None]
-    by_class = any(_changed(without, given, params, some, loss, some) for some in _of_many_classes(sequences))
-    return replace(given, sees_class=by_class) if by_class or any(uses) else without
+    by_class, by_position = (
+        any(
+            _differ(without, given, params, sequences, group, loss)
+            for group in _of_all_targets(sequences, of_samples=of_samples)
+        )
+        for of_samples in (True, False)
+    )
+    return replace(given, sees_class=by_class) if by_class or by_position or any(uses) else without
 
 
-def _of_many_classes(sequences: Sequences) -> list[Batch]:
-    """Sequences with different targets, where each has one: a margin may be that of one class alone."""
-    seen: dict[float, int] = {}
-    first = 0
+def _of_all_targets(sequences: Sequences, *, of_samples: bool) -> Iterator[list[int]]:
+    """Groups of sequences that have all the targets there are between them: a margin may be that of one class alone.
+
+    Args:
+        sequences: All of them.
+        of_samples: Whether those with one target are meant, or those with several.
+    """
+    seen: set[float] = set()
+    members, first, most = [], 0, 1
     for part in sequences.parts:
         targets = targets_of(part.batch)
-        if isinstance(targets, Tensor) and targets.ndim == 1:
-            for row, target in enumerate(targets.tolist()):
-                seen.setdefault(target, first + row)
+        if isinstance(targets, Tensor) and targets.ndim and (targets.ndim == 1) == of_samples:
+            for row, of_row in enumerate(targets.reshape(part.count, -1).tolist()):
+                if not seen.issuperset(of_row):
+                    seen.update(of_row)
+                    members.append(first + row)
+                    most = max(most, len(of_row))
         first += part.count
-    members = sorted(list(seen.values())[:MOST_CLASSES])
-    return [sequences.joined(group) for group in neighbours(members, sequences, MOST_CLASSES)]
+    return neighbours(members, sequences, min(MOST_TOGETHER, max(1, MOST_TARGETS // most)))
 
 
 def _with_other_targets(batch: Batch) -> tuple[Batch, Batch]:
@@ -58,13 +73,29 @@ def _with_other_targets(batch: Batch) -> tuple[Batch, Batch]:
 
 
 def _changed(
-    one: ModelFunction, other: ModelFunction, params: Params, batch: Batch, loss: TokenLoss, its_batch: Batch
-) -> bool:
-    """Whether two models, or one on two batches, have other predictions."""
+    one: ModelFunction, other: ModelFunction, params: Params, batch: Batch, its_batch: Batch, loss: TokenLoss
+) -> bool | None:
+    """Whether two models, or one on two batches, have other predictions; None where one of them has none."""
     plain, beside = predicted(one, params, batch, loss), predicted(other, params, its_batch, loss)
     if isinstance(plain, Exception) or isinstance(beside, Exception) or plain.shape != beside.shape:
-        return False
+        return None
     return not equal(plain, beside)
+
+
+def _differ(
+    one: ModelFunction,
+    other: ModelFunction,
+    params: Params,
+    sequences: Sequences,
+    group: Sequence[int],
+    loss: TokenLoss,
+) -> bool:
+    """Whether two models have other predictions of some sequences, one by one where they do not run together."""
+    batch = sequences.joined(group)
+    changed = _changed(one, other, params, batch, batch, loss)
+    if changed is None and len(group) > 1:
+        return any(_differ(one, other, params, sequences, [number], loss) for number in group)
+    return bool(changed)
 
 
 def _uses(without: ModelFunction, given: ModelFunction, params: Params, sequence: Batch, loss: TokenLoss) -> bool:

@@ -131,14 +131,16 @@ class ModelFunction:
         Packed weights keep their dtype: it says how they are stored, not what they mean.
 
         Raises:
-            ValueError: If `dtype` is not a floating-point one, or packed weights would have to go to another device.
+            ValueError: If `dtype` is not a floating-point one, there is no such device, or packed weights would have to
+                go to another.
         """
-        if dtype is not None and not dtype.is_floating_point:
-            raise ValueError(f"dtype expected a floating-point dtype such as torch.float64, got {dtype}")
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f"dtype expected a floating-point dtype such as torch.float64, got {dtype!r}")
+        there = None if device is None else _usable(device)
 
         def moved(tensor: Tensor) -> Tensor:
             as_wide = dtype if has_gradient(tensor) else None
-            place = tensor.device if device is None else torch.empty(0, device=device).device
+            place = there or tensor.device
             if (tensor.device, tensor.dtype) == (place, as_wide or tensor.dtype):
                 return tensor
             if of_own_class(tensor):  # which may pack itself again where it is moved, or leave its scales behind
@@ -152,6 +154,21 @@ class ModelFunction:
             {name: moved(t) for name, t in tensors.items()} for tensors in (self.params, self.frozen, self.buffers)
         )
         return replace(self, params=params, frozen=frozen, buffers=buffers)
+
+
+def _usable(device: torch.device | str) -> torch.device:
+    """The device as tensors there have it, with its index.
+
+    Raises:
+        ValueError: If this machine, or this build of torch, has none such, or nothing there has values.
+    """
+    try:
+        found = torch.empty(0, device=device).device
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
+        raise ValueError(f"device={device!r} cannot be used: {error}") from error
+    if found.type == "meta":
+        raise ValueError("device='meta' holds no values; give one that computes, such as 'cpu'")
+    return found
 
 
 def ordinary(tensor: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -115,7 +116,8 @@ def prepared(
         RuntimeError: If a transform of `torch.func` is around the parameters.
     """
     instead = "loop over the parameters, then stack the Grams and map a kernel over them: docs/composing.md shows it"
-    check_not_transformed("a pass over the tokens", params.values(), instead=instead)
+    check_not_transformed("a pass over the tokens", instead=instead)
+    _check_seed(seed)
     data = pulled(batch, num_tokens, lambda first: token_loss_of(loss, first))
     params, loss, given = fn.at(params), token_loss_of(loss, data.batches), split(data.batches)
     everyone = everyone or Everyone(ranks=Ranks())
@@ -143,11 +145,21 @@ def check_options(num_tokens: int | None, chunk_size: int | None, memory_limit: 
         raise ValueError(f"unit expected 'token' or 'sequence', got unit={unit!r}")
     if route not in ROUTES:
         raise ValueError(f"route expected one of {ROUTES}, got route={route!r}")
-    if memory_limit is not None and not isinstance(memory_limit, int):
+    if memory_limit is not None and not isinstance(memory_limit, Integral):
         raise TypeError(f"memory_limit expected a number of bytes, got {memory_limit!r}; 2 GB are 2_000_000_000")
     for name, value in (("num_tokens", num_tokens), ("chunk_size", chunk_size)):
-        if value is not None and value < 1:
+        if value is None:
+            continue
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise TypeError(f"{name} expected an integer of at least 1, got {name}={value!r}")
+        if value < 1:
             raise ValueError(f"{name} expected at least 1, got {name}={value}")
+
+
+def _check_seed(seed: Any) -> None:
+    """Raise where a generator of torch cannot begin from a seed."""
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or not -(2**63) <= int(seed) < 2**63:
+        raise TypeError(f"seed expected an integer of 64 bits, got seed={seed!r}")
 
 
 def _pick(tokens: Tokens, num_tokens: int | None, seed: int) -> Tokens:

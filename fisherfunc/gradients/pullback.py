@@ -7,6 +7,7 @@ where a probe on the actual model confirms it. Axis order: cotangents `(c, s)`, 
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -170,6 +171,24 @@ def reached_leaves(node: Any) -> Iterator[Tensor]:
             if parent is not None and parent not in seen:
                 seen.add(parent)
                 waiting.append(parent)
+
+
+@contextmanager
+def no_other_gradients(outputs: Tensor, leaves: Params) -> Iterator[None]:
+    """Inside, `.backward()` adds to `.grad` of these leaves alone; that of any other in the graph stays as it is.
+
+    A tensor of the user's that is no parameter, in a closure or the loss, is a leaf too. `inputs=` would not do: by it
+    reentrant checkpoints refuse to go backward.
+    """
+    ours = set(map(id, leaves.values()))
+    others = [(leaf, leaf.grad) for leaf in reached_leaves(outputs.grad_fn) if id(leaf) not in ours]
+    for leaf, _ in others:
+        leaf.grad = None
+    try:
+        yield
+    finally:
+        for leaf, gradient in others:
+            leaf.grad = gradient
 
 
 def _graph(losses_of: LossesOf, params: Params) -> tuple[Tensor, dict[str, Tensor]]:

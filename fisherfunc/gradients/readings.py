@@ -72,8 +72,8 @@ def settled(
 ) -> tuple[ModelFunction, Sequences]:
     """The model and the sequences, with what can be read in two ways read as the model does.
 
-    Cost: nothing where nothing is unclear, or where it is known; four forward passes of a sequence where `forward`
-    takes targets.
+    Cost: nothing where nothing is unclear, or where it is known; where `forward` takes targets, two forward passes of
+    the sequences that have all targets between them.
 
     Args:
         fn: The model.

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 
+from fisherfunc.gradients.draws import put_back
 from fisherfunc.records.axes import Batch
 
 _LABELS = {"label": "labels", "label_ids": "labels"}
@@ -60,7 +61,9 @@ def source_of(given: Any) -> Source | None:
         return None
     if hasattr(given, "keys"):  # some kind of mapping
         return None
-    if iter(given) is iter(given):
+    with put_back():
+        once = iter(given) is iter(given)
+    if once:
         raise TypeError(
             f"the {name} gives one iterator each time it is asked, which can be read only once; pass a list of what it "
             "gives, or an object whose __iter__ begins anew"
@@ -70,7 +73,8 @@ def source_of(given: Any) -> Source | None:
 
 def all_of(source: Source) -> list[Any]:
     """Return every batch of a source."""
-    return list(source.batches())
+    with put_back():
+        return list(source.batches())
 
 
 def first_of(given: Any, num_batches: int) -> Any:
@@ -78,7 +82,7 @@ def first_of(given: Any, num_batches: int) -> Any:
     source = source_of(given)
     if source is None:
         return given
-    with closing(_closable(source.batches())) as batches:
+    with put_back(), closing(_closable(source.batches())) as batches:
         return list(islice(batches, num_batches))
 
 
@@ -112,7 +116,7 @@ def gathered(
     found: list[Batch] = []
     pulled = held = 0
     ended = True
-    with closing(_closable(source.batches())) as batches:
+    with put_back(), closing(_closable(source.batches())) as batches:
         for entry in batches:
             new = read(entry)
             found += new
@@ -180,14 +184,13 @@ def _check_order(loader: DataLoader) -> None:
 
 
 def _loaded(loader: DataLoader) -> Iterator[Any]:
-    """The batches of a loader, with no random generator of torch moved."""
+    """The batches of a loader, whose own generator stays where it is."""
     state = None if loader.generator is None else loader.generator.get_state()
-    with torch.random.fork_rng(devices=[]):
-        try:
-            yield from loader
-        finally:
-            if state is not None:
-                loader.generator.set_state(state)
+    try:
+        yield from loader
+    finally:
+        if state is not None:
+            loader.generator.set_state(state)
 
 
 def is_hugging_face(given: Any) -> bool:

@@ -31,16 +31,15 @@ def check_not_mapped(what: str, tensors: Iterable[Tensor], *, instead: str) -> N
         raise RuntimeError(f"{what} looks at values, which there are none of under torch.func.vmap; {instead}")
 
 
-def check_not_transformed(what: str, tensors: Iterable[Tensor], *, instead: str) -> None:
-    """Raise where a transform of `torch.func` (vmap, grad, jacrev …) is around one of the tensors.
+def check_not_transformed(what: str, *, instead: str) -> None:
+    """Raise inside a transform of `torch.func` (vmap, grad, jacrev …), whatever it maps or differentiates.
 
     Args:
         what: What differentiates by itself.
-        tensors: The tensors.
         instead: What to do.
 
     Raises:
         RuntimeError: If so.
     """
-    if any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors)):
+    if torch._C._functorch.peek_interpreter_stack() is not None:
         raise RuntimeError(f"{what} differentiates by itself, and not inside a transform of torch.func; {instead}")

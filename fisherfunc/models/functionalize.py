@@ -8,17 +8,16 @@ backward hooks do not, for they cannot be.
 
 import glob
 import inspect
-import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fisherfunc.gradients.draws import ONE_AT_A_TIME, same_draws
 from fisherfunc.gradients.model_function import (
     Calls,
     ModelFunction,
@@ -31,9 +30,10 @@ from fisherfunc.gradients.model_function import (
 from fisherfunc.gradients.module_calls import Again, is_answered, watch_parts
 from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.linalg.full_precision import changeable
+from fisherfunc.linalg.mapped import check_not_transformed
 from fisherfunc.models.arguments import arguments, takes_targets, time_first
 from fisherfunc.models.batch_of_one import ContiguousCotangents
-from fisherfunc.models.isolation import Blueprint, evaluation_copy, fresh_copy, held_tensors, isolated
+from fisherfunc.models.isolation import Blueprint, Holdings, evaluation_copy, fresh_copy, held_tensors, isolated
 from fisherfunc.models.recomputation import kept_activations
 from fisherfunc.models.uncached import uncached
 from fisherfunc.models.writes import Guard
@@ -61,6 +61,7 @@ def functionalize(model: nn.Module, *, parameters: Selection = "trainable") -> M
     Raises:
         ValueError: If no parameter is left, a pattern matches none, or a parameter is not a materialised real float.
         TypeError: If the model is not a module, is one that torch.func cannot call, or cannot be copied.
+        RuntimeError: If it is called inside a transform of torch.func.
 
     Example:
         >>> fn = functionalize(nn.Linear(2, 3))
@@ -71,14 +72,14 @@ def functionalize(model: nn.Module, *, parameters: Selection = "trainable") -> M
     originals = dict(model.named_parameters())
     for name, parameter in originals.items():
         _check_materialised(name, parameter)
-    with _same_draws(next((p.device for p in originals.values()), torch.device("cpu"))):
+    with same_draws(next((p.device for p in originals.values()), torch.device("cpu"))):
         private = _private_copy(model)  # its own train(False) may make layers
     everything = {name: p for name, p in private.named_parameters() if p.numel()}
     names = _selected(originals, parameters)
     for name in names:
         _check_differentiable(name, everything[name])
     blueprint = Blueprint(private)
-    guard = Guard({name for name, _ in private.named_parameters()}, held_tensors(model))
+    guard = Guard({name for name, _ in private.named_parameters()}, held_tensors(model), Holdings(model).kept)
     call = _calls(blueprint, guard)
     with_targets = {"required": call, "optional": _calls(blueprint, guard, give_targets=True), "never": None}
     return ModelFunction(
@@ -95,8 +96,13 @@ def functionalize(model: nn.Module, *, parameters: Selection = "trainable") -> M
 def _check_kind(model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model expected a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError(f"{type(model).__name__} is TorchScript, which torch.func cannot call; pass the Python module")
+    check_not_transformed("functionalize", instead="call it before, and what it returns inside")
+    for name, part in model.named_modules():
+        if isinstance(part, torch.jit.ScriptModule) and any(p.requires_grad for p in part.parameters()):
+            raise TypeError(
+                f"{type(part).__name__}{f' at {name!r}' if name else ''} is TorchScript, whose parameters cannot be "
+                "replaced for a call; pass the Python module, or set requires_grad_(False) on each of them"
+            )
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise TypeError(f"{type(model).__name__} wraps the model; pass its .module")
 
@@ -149,13 +155,16 @@ def _name_of(value: Any, parameters: Mapping[str, nn.Parameter]) -> str:
 
 
 def _matching(names: list[str], patterns: list[str]) -> list[str]:
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
+    chosen: set[str] = set()
+    for pattern in patterns:  # a name may look like a pattern: it is meant as it is written
+        found = {pattern} & set(names) or {name for name in names if fnmatchcase(name, pattern)}
+        if not found:
             raise ValueError(
                 f"parameters={pattern!r} matches none of the {len(names)} parameters, such as {names[:3]}; "
                 "expected 'trainable', 'all', names or glob patterns (a tied tensor goes by its first name)"
             )
-    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+        chosen |= found
+    return [name for name in names if name in chosen]
 
 
 def _check_materialised(name: str, parameter: Tensor) -> None:
@@ -187,7 +196,7 @@ def _calls(blueprint: Blueprint, guard: Guard, *, give_targets: bool = False) ->
 
     def run(module: nn.Module, batch: Batch, device: torch.device) -> Any:
         positional, keywords = arguments(module, isolated(batch), accepted, give_targets=give_targets)
-        with _same_draws(device), uncached(), _plain_recurrence() if recurrent else nullcontext():
+        with same_draws(device), uncached(), _plain_recurrence() if recurrent else nullcontext():
             return module(*positional, **{**fixed, **keywords})
 
     def passes(tensors: dict[str, Tensor], batch: Batch) -> Any:
@@ -200,7 +209,7 @@ def _calls(blueprint: Blueprint, guard: Guard, *, give_targets: bool = False) ->
             if recorded:
                 watch_parts(module)
             sound = ContiguousCotangents() if guard.normalises else nullcontext()
-            with sdpa_kernel(SDPBackend.MATH), kept_activations(), sound:
+            with ONE_AT_A_TIME, sdpa_kernel(SDPBackend.MATH), kept_activations(), sound:
                 return run(module, batch, device)
 
         def in_graph() -> Any:
@@ -285,30 +294,6 @@ def _detached(leaf: Any) -> Any:
 
 def _shapes(batch: Batch) -> Any:
     return tuple((path, leaf.shape, leaf.dtype) for path, leaf in flattened(batch) if isinstance(leaf, Tensor))
-
-
-@contextmanager
-def _same_draws(device: torch.device) -> Iterator[None]:
-    """The same random numbers each time, and no global generator moves, of torch, NumPy or Python."""
-    on_cuda = device.type == "cuda"
-    python, numpy = random.getstate(), _GLOBAL.get_bit_generator()
-    try:
-        random.setstate(_PYTHON_DRAWS)
-        _NUMPY.state = _NUMPY_START
-        _GLOBAL.set_bit_generator(_NUMPY)  # to take the user's state, and to put it back, takes longer
-        with torch.random.fork_rng([device] if on_cuda else []):
-            torch.default_generator.manual_seed(0)
-            if on_cuda:
-                torch.cuda.manual_seed(0)
-            yield
-    finally:
-        random.setstate(python)
-        _GLOBAL.set_bit_generator(numpy)
-
-
-_GLOBAL: Any = np.random  # its types do not name all that it has
-_PYTHON_DRAWS, _NUMPY = random.Random(0).getstate(), np.random.MT19937(0)
-_NUMPY_START = _NUMPY.state
 
 
 @contextmanager

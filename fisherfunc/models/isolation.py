@@ -9,7 +9,7 @@ change; parameters are not (writes.py).
 import copy
 import enum
 import types
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -31,6 +31,7 @@ ATOMS = (
 MANY = 64
 """Entries of a table that is copied as one."""
 REGISTRIES = ("_parameters", "_buffers", "_modules")
+MAPPINGS = (dict, OrderedDict, defaultdict)
 
 
 class Blueprint:
@@ -119,6 +120,15 @@ def _tables(root: Any) -> Iterator[dict | list | set]:
 
     A copy of one is all of it: to look at each entry again at every call takes a hundred times as long.
     """
+    return (node for node, inside in _containers(root) if _is_table(node, inside) and len(node) >= MANY)
+
+
+def _is_table(node: Any, inside: list[Any]) -> bool:
+    return type(node) in (dict, list, set) and (set(map(type, inside)) <= set(ATOMS) or all(map(_is_fixed, inside)))
+
+
+def _containers(root: Any) -> Iterator[tuple[Any, list[Any]]]:
+    """Whatever holds others, wherever it is held, and what is in it; not modules, nor what is in tables."""
     seen: dict[int, Any] = {}
     waiting = [root]
     while waiting:
@@ -127,17 +137,56 @@ def _tables(root: Any) -> Iterator[dict | list | set]:
             continue
         seen[id(node)] = node
         inside: list[Any] = []
-        if type(node) is dict:
+        if type(node) in MAPPINGS:
             inside = [*node.keys(), *node.values()]
-        elif type(node) in (list, set, tuple):
+        elif type(node) in (list, set, tuple, deque):
             inside = list(node)
         elif not _copies_itself(type(node), object):
             inside = [getattr(node, "__dict__", None)]
-        if type(node) in (dict, list, set) and (set(map(type, inside)) <= set(ATOMS) or all(map(_is_fixed, inside))):
-            if len(node) >= MANY:
-                yield node
-        else:
+        yield node, inside
+        if not _is_table(node, inside):
             waiting += inside
+
+
+class Holdings:
+    """The containers of the user's module, put back where a call reaches past its copy and writes to them.
+
+    A hook or a lambda that has the module in its closure, and keeps activations in a dictionary of it, is not copied:
+    the copy of the module has it too. What is written to is looked for in the first call that ends.
+
+    Args:
+        module: The user's.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._held = [vars(part) for part in module.modules()]
+        self._written: list[Any] | None = None
+
+    def kept(self, run: Callable[[], Any]) -> Any:
+        """Run something, and put back what it wrote to."""
+        looked_at = self._written
+        if looked_at is None:
+            kinds = (*MAPPINGS, list, set, deque)
+            looked_at = [node for node, _ in _containers(self._held) if type(node) in kinds and node is not self._held]
+        before = [(node, copy.copy(node)) for node in looked_at]
+        try:
+            output = run()
+            if self._written is None:
+                self._written = [node for node, was in before if _differ(node, was)]
+            return output
+        finally:
+            for node, was in before:
+                if _differ(node, was):
+                    node.clear()
+                    (node.update if isinstance(node, dict | set) else node.extend)(was)
+
+
+def _differ(node: Any, was: Any) -> bool:
+    """Whether two containers hold other objects, or the same in another order."""
+    if isinstance(node, set):
+        return {*map(id, node)} != {*map(id, was)}
+    inside, before = ([*one, *one.values()] if isinstance(one, dict) else one for one in (node, was))
+    return len(inside) != len(before) or any(one is not other for one, other in zip(inside, before, strict=True))
 
 
 def _is_empty(value: Any) -> bool:
@@ -266,7 +315,8 @@ def structure_copy(model: nn.Module) -> nn.Module:
                 f"({type(part).__name__}) itself; look for a __deepcopy__ that shares it, and leave that out"
             )
     for (name, part), (_, its_copy) in zip(model.named_modules(), copied.named_modules(), strict=False):
-        copies_itself = "_orig_mod" not in part._modules and _copies_itself(type(part))
+        whole = "_orig_mod" in part._modules or isinstance(part, torch.jit.ScriptModule)  # methods come when asked for
+        copies_itself = not whole and _copies_itself(type(part))
         lost = _differing(part, its_copy) if copies_itself else []
         if lost:
             raise TypeError(

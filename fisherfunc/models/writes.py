@@ -156,13 +156,19 @@ class Guard:
     Args:
         protected: The names of the tensors that are not to be written to.
         users: What the user's module holds beside them, by name; calls have copies of it.
+        kept: Runs a call, and puts back what it wrote to containers of the user's module.
 
     Attributes:
         normalises: Whether a call that was watched had a batch or instance normalisation in it.
     """
 
-    def __init__(self, protected: set[str], users: Mapping[str, Tensor] = MappingProxyType({})) -> None:
-        self._protected, self._users = protected, users
+    def __init__(
+        self,
+        protected: set[str],
+        users: Mapping[str, Tensor] = MappingProxyType({}),
+        kept: Callable[[Callable[[], Any]], Any] = lambda run: run(),
+    ) -> None:
+        self._protected, self._users, self._kept = protected, users, kept
         self._copied: set[str] = set()
         self.normalises = False
 
@@ -227,7 +233,7 @@ class Guard:
                 parameters[name].data = users[name].clone()
             output = None
             with writes_refused({n: p for n, p in users.items() if n in self._protected - self._copied}) as guard:
-                output = run()
+                output = self._kept(run)
             if not guard.found:
                 return output
             self._copy(guard.found, parameters)
@@ -251,7 +257,7 @@ class Guard:
         with torch.no_grad():  # nothing that a recorder takes for a use
             before = {name: (t, t.detach(), address_of(t)) for name, t in mine.items()}
         try:
-            return run(given)
+            return self._kept(lambda: run(given))
         finally:
             replaced = [name for name, (t, _, address) in before.items() if address_of(t) != address]
             for name in replaced:

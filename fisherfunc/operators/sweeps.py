@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fisherfunc.gradients.directions.passes import Pass, Passes
 from fisherfunc.gradients.directions.products import by_forward_mode, gradient_of_derivatives, zeros_of
-from fisherfunc.gradients.pullback import strided
+from fisherfunc.gradients.pullback import no_other_gradients, strided
 from fisherfunc.linalg.trees import inner, stacked
 from fisherfunc.records.axes import Params
 
@@ -51,7 +51,8 @@ def weighted_gradient(passes: Passes, weights: Float[Tensor, " n"]) -> dict[str,
         with torch.enable_grad():
             losses = run()
             if losses.requires_grad:
-                losses.backward(weights[one.rows].to(losses))
+                with no_other_gradients(losses, leaves):
+                    losses.backward(weights[one.rows].to(losses))
         for name, leaf in leaves.items():
             if leaf.grad is not None:
                 totals[name] = leaf.grad if name in in_place else totals[name] + strided(leaf.grad)

@@ -147,6 +147,9 @@ def _check_estimable(grams: TokenGrams, what: str) -> None:
 def _numbered(labels: Iterable[Hashable] | Tensor) -> Int[Tensor, " s"]:
     """Labels as numbers, in the order in which they come."""
     given = labels.tolist() if isinstance(labels, Tensor) else list(labels)
+    unusable = next((label for label in given if not isinstance(label, Hashable)), None)
+    if unusable is not None:
+        raise TypeError(f"clusters expected one label per sequence, a number or a name, got {unusable!r} for one")
     numbers: dict[Hashable, int] = {}
     return torch.tensor([numbers.setdefault(label, len(numbers)) for label in given], dtype=torch.int64, device="cpu")
 

@@ -141,3 +141,23 @@ def test_the_hash_of_lists_and_arrays_is_that_of_their_entries(values):
 def test_samples_of_one_shape_that_are_taken_whole_are_not_joined():
     sequences = split([(torch.randn(3, 2), torch.tensor(1)) for _ in range(2)])
     assert not sequences.alike(0, 1)
+
+
+def test_a_matrix_and_its_transpose_are_not_one_that_samples_share():
+    """Graphs without an axis of samples, as a list of batches of one: the memory of both begins at the same place."""
+
+    class Convolved(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 3)
+
+        def forward(self, x, edges):
+            return (edges @ self.layer(x)).tanh().mean(1)
+
+    torch.manual_seed(0)
+    edges, model = torch.randn(4, 4), Convolved()
+    graphs = [(torch.randn(1, 4, 2), matrix, torch.tensor([k])) for k, matrix in enumerate([edges, edges.T, edges])]
+    copies = [(x, matrix.clone(), y) for x, matrix, y in graphs]
+    found = [ff.fisher_spectrum(model, batch).full.eigenvalues for batch in (graphs, copies)]
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-7)
+    assert split(graphs).alike(0, 2) and not split(graphs).alike(0, 1)

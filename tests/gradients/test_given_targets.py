@@ -160,3 +160,38 @@ def test_keyword_arguments_that_nothing_inside_takes_are_not_given():
 def test_predictions_from_the_targets_have_no_true_fisher(model, targets):
     with pytest.raises(ValueError, match="predicts from the targets that it is given"):
         ff.fisher_spectrum(model, samples(), targets=targets)
+
+
+class Reads(nn.Module):
+    """Each position sees the label before it, as far as that is one of `seen`."""
+
+    def __init__(self, seen, together=True):
+        super().__init__()
+        self.embed, self.out = nn.Embedding(7, 4).double(), nn.Linear(4, 7).double()
+        self.seen, self.together = seen, together
+
+    def forward(self, input_ids, labels=None):
+        if len(input_ids) > 1 and not self.together:
+            raise ValueError("one at a time")
+        hidden = self.embed(input_ids)
+        if labels is not None:
+            shown = torch.isin(labels, torch.tensor(self.seen)).roll(1, 1)
+            hidden = hidden + self.embed(labels.roll(1, 1).clamp(min=0)) * shown[..., None]
+        return self.out(hidden.sin())
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("seen", [[6], [1, 2, 3, 4, 5, 6]])
+def test_labels_that_are_used_in_the_middle_of_a_batch_alone_are_given(seen, together):
+    model, ids, labels = Reads(seen, together), torch.randint(7, (5, 4)), torch.randint(6, (5, 4))
+    labels[2, 1] = 6
+    labels[0], labels[-1, :3] = -100, -100  # no label of theirs is seen
+    losses = [
+        lambda b=b, s=s: functional.cross_entropy(
+            model(ids[b : b + 1], labels[b : b + 1])[0, s : s + 1], labels[b, s : s + 1]
+        )
+        for b in range(5)
+        for s in range(4)
+        if labels[b, s] != -100
+    ]
+    assert_grams(model, {"input_ids": ids, "labels": labels}, losses, ff.losses.masked_lm())

@@ -188,6 +188,26 @@ def test_an_impossible_option_is_a_value_error_that_quotes_it(options, message):
         ff.fisher_spectrum(perceptron(), samples(), **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_tokens": 2.0}, "num_tokens expected an integer of at least 1, got num_tokens=2.0"),
+        ({"chunk_size": "3"}, "chunk_size expected an integer of at least 1, got chunk_size='3'"),
+        ({"max_coordinates": 2.5}, "max_coordinates expected an integer of at least 1, got 2.5"),
+        ({"seed": None}, "seed expected an integer of 64 bits, got seed=None"),
+        ({"seed": 2**70}, "seed expected an integer of 64 bits, got seed=1180591620717411303424"),
+        ({"dtype": "float64"}, "expected a floating-point dtype .*, got 'float64'"),
+        ({"device": "gpu"}, "device='gpu' cannot be used: Expected one of cpu"),
+        ({"device": "meta"}, "device='meta' holds no values"),
+        ({"clusters": [[1], [2], [3], [4]]}, r"clusters expected one label per sequence.* got \[1\]"),
+        ({"memory_limit": 1e9}, "memory_limit expected a number of bytes, got 1000000000.0"),
+    ],
+)
+def test_an_option_of_another_kind_is_refused_in_our_words(options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        ff.fisher_spectrum(perceptron(), samples(), **options)
+
+
 def test_no_trainable_parameter_is_an_error_that_says_what_takes_all():
     with pytest.raises(ValueError, match="requires_grad is set on 0 of them; parameters='all' takes all"):
         ff.fisher_spectrum(perceptron().requires_grad_(False), samples())

@@ -264,14 +264,19 @@ def test_targets_are_not_passed_to_the_model_and_inputs_are():
     assert set(seen) == {"x", "extra"}
 
 
-def scripted() -> nn.Module:
+def scripted(module: nn.Module | None = None) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        return torch.jit.script(perceptron())
+        return torch.jit.script(module or perceptron())
 
 
 @pytest.mark.parametrize(
-    ("make", "message"), [(scripted, "is TorchScript"), (lambda: nn.DataParallel(perceptron()), r"pass its \.module")]
+    ("make", "message"),
+    [
+        (scripted, "RecursiveScriptModule is TorchScript"),
+        (lambda: nn.Sequential(nn.Linear(4, 4), scripted()), "RecursiveScriptModule at '1' is TorchScript"),
+        (lambda: nn.DataParallel(perceptron()), r"pass its \.module"),
+    ],
 )
 def test_wrappers_that_torch_func_cannot_call_are_a_type_error_with_a_way_out(make, message):
     with pytest.raises(TypeError, match=message):
@@ -289,3 +294,51 @@ def test_wrappers_that_torch_func_cannot_call_are_a_type_error_with_a_way_out(ma
 def test_parameters_that_cannot_be_differentiated_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         ff.functionalize(make())
+
+
+@pytest.mark.parametrize("make", [nn.Tanh, lambda: nn.Linear(3, 3), lambda: nn.BatchNorm1d(3)])
+def test_a_part_in_torchscript_without_a_parameter_to_train_runs(make):
+    part = make()
+    for parameter in part.parameters():
+        parameter.requires_grad_(False)
+    batch = (torch.randn(5, 4), torch.randint(2, (5,)))
+    first, last = nn.Linear(4, 3), nn.Linear(3, 2)
+    found = []
+    for middle in (part, scripted(part)):
+        result = ff.fisher_spectrum(nn.Sequential(first, middle, last), batch)
+        found.append(result.full.eigenvalues)
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("transform", ["vmap", "grad", "jacrev"])
+def test_what_differentiates_by_itself_says_so_inside_a_transform(transform):
+    model, batch = nn.Linear(4, 3), (torch.randn(5, 4), torch.randint(3, (5,)))
+    fn = ff.functionalize(model)
+    calls = [
+        lambda: ff.fisher_spectrum(model, batch).full.eigenvalues[0],
+        lambda: ff.token_grams(fn, fn.params, batch, ff.losses.classification())["bias"].matrix.sum(),
+    ]
+    for call in calls:
+        with pytest.raises(RuntimeError, match=r"differentiates by itself, and not inside a transform of torch\.func"):
+            getattr(torch.func, transform)(lambda x, call=call: x * call())(
+                torch.ones(2)[0 if transform == "grad" else slice(None)]
+            )
+
+
+def test_a_name_that_looks_like_a_pattern_is_that_parameter():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.ParameterDict({key: nn.Parameter(torch.ones(2)) for key in ("a[b]", "ab", "a*", "ac")})
+
+        def forward(self, x):
+            return x * sum(self.table.values())
+
+    def chosen(parameters):
+        return sorted(ff.functionalize(Named(), parameters=parameters).params)
+
+    assert chosen("table.a[b]") == ["table.a[b]"]
+    assert chosen(["table.a*", "table.ab"]) == ["table.a*", "table.ab"]
+    assert chosen("table.a[c]") == ["table.ac"]
+    model = Named()
+    assert list(ff.functionalize(model, parameters=[model.table["a[b]"]]).params) == ["table.a[b]"]

@@ -3,6 +3,9 @@
 The oracle runs a fresh deep copy of the module for every token, in float64.
 """
 
+import copy
+from collections import OrderedDict
+
 import pytest
 import torch
 from fresh_copies import errors_of, fresh_rows
@@ -10,6 +13,7 @@ from odd_modules import Body, samples
 from oracle import gram_errors
 from torch import nn
 from torch.nn import functional
+from watching import changes, snapshot
 
 import fisherfunc as ff
 from fisherfunc.gradients.prepare import ROUTES
@@ -167,3 +171,49 @@ def test_tensors_in_an_object_of_the_users_leave_the_factors_as_they_are(make):
     fn = ff.functionalize(model)
     found = ff.token_grams(fn, fn.params, samples(), ff.losses.classification())
     assert found.metadata["route"] == "factored" and not found.metadata["formed_parameters"]
+
+
+WRITES = {
+    "a dictionary": lambda model, h: model.kept.update(last=h),
+    "an ordered one": lambda model, h: model.ordered.update(first=0, other=h),
+    "a list": lambda model, h: model.seen.append(h),
+    "a set": lambda model, h: model.found.add(h.shape),
+    "an attribute": lambda model, h: setattr(model, "last", h),
+    "an object": lambda model, h: setattr(model.inner, "last", h),
+    "a layer": lambda model, h: setattr(model.layer, "last", h),
+    "a registry": lambda model, h: model.register_buffer("last", h.detach()),
+    "several": lambda model, h: (model.kept.clear(), model.seen.pop(), delattr(model, "number")),
+}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_a_hook_that_keeps_activations_in_the_users_module_leaves_nothing_there(write, route):
+    """It has the module in its closure, as hooks have that a loop adds; the number of calls counts from the module."""
+    model = Body().double()
+    model.kept, model.seen, model.found = {"first": 1}, ["first"], {"first"}
+    model.ordered = OrderedDict(other=1, first=2)
+    model.inner, model.number = Anything(), 2.0
+
+    def hook(module, args, output):
+        scale = model.number + len(model.seen)
+        write(model, output)
+        return output * scale
+
+    model.layer.register_forward_hook(hook)
+    batch = samples()
+    before = snapshot(model), {**vars(model)}, {**vars(model.inner)}, [*model.ordered]
+    rows = fresh_rows_of_closures(model, batch)
+    assert max(errors_of(model, batch, rows, route).values()) < 1e-10
+    assert changes(before[0], snapshot(model)) == []
+    assert before[1:] == ({**vars(model)}, {**vars(model.inner)}, [*model.ordered])
+    copy.deepcopy(model)  # nothing of a graph is left in it
+
+
+def fresh_rows_of_closures(model, batch):
+    """The gradients of samples of the module itself, as the hook is meant to find it, without what it writes."""
+    scale = model.number + len(model.seen)
+    plain = copy.deepcopy(model)
+    plain.layer._forward_hooks.clear()
+    plain.layer.register_forward_hook(lambda module, args, output: output * scale)
+    return fresh_rows(plain, batch)

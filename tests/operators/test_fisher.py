@@ -234,3 +234,21 @@ def test_half_precision_sums_in_float32_and_says_how_far_off_it_is():
     found = ff.kernels.lanczos(num_leading=3)(operator)
     assert bool(((found.eigenvalues[:, None] - true).abs().min(dim=1).values <= found.bounds).all())
     assert float(found.round_off) > 1e-4 * float(true[0])
+
+
+def test_a_product_adds_to_no_gradient_but_its_own():
+    torch.manual_seed(0)
+    scale = torch.ones(3, requires_grad=True)  # of the user's, and no parameter of the model
+
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * scale
+
+    fn = ff.functionalize(Scaled(2, 3))
+    batch = (torch.randn(5, 2), torch.tensor([0, 1, 2, 0, 1]))
+    operator = ff.operators.fisher(fn, fn.params, batch, ff.losses.classification())
+    for gradient in (None, torch.full((3,), 2.0)):
+        scale.grad = gradient
+        operator.token_product(weights(5))
+        operator.parameter_product(random_tree(fn.params))
+        assert scale.grad is gradient and (gradient is None or bool((gradient == 2).all()))

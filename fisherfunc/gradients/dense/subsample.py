@@ -43,6 +43,8 @@ def sample_coordinates(
     Raises:
         ValueError: If `max_coordinates` < 1.
     """
+    if not isinstance(max_coordinates, int):
+        raise TypeError(f"max_coordinates expected an integer of at least 1, got {max_coordinates!r}")
     if max_coordinates < 1:
         raise ValueError(f"max_coordinates expected at least 1, got {max_coordinates}")
     index: dict[str, Tensor] = {}

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from fisherfunc.gradients.draws import same_draws
 from fisherfunc.records.axes import Batch
-from fisherfunc.records.containers import mapped
+from fisherfunc.records.containers import flattened, mapped
 
 _RAISED = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError)
 _ALONE = (
@@ -33,8 +34,9 @@ def per_token(values: Callable[[Any, Batch], Tensor], name: str) -> Callable[[An
 
     def called(output: Any, batch: Batch) -> Tensor:
         try:
-            own = copy.deepcopy(values) if isinstance(values, nn.Module) else values  # it may keep what it saw
-            losses = own(output, mapped(_copied, batch))
+            with same_draws(_device_of(output)):
+                own = copy.deepcopy(values) if isinstance(values, nn.Module) else values  # it may keep what it saw
+                losses = own(output, mapped(_copied, batch))
         except (LossError, torch.OutOfMemoryError):
             raise
         except _RAISED as error:
@@ -45,6 +47,37 @@ def per_token(values: Callable[[Any, Batch], Tensor], name: str) -> Callable[[An
         return _checked(losses, name)
 
     return called
+
+
+def mask_per_token(valid: Callable[[Batch], Tensor], name: str) -> Callable[[Batch], Bool[Tensor, "b s"]]:
+    """The function with a boolean a token as `(b, s)`, and an error for what is no mask.
+
+    Args:
+        valid: batch → a mask, `(b,)` or `(b, s)`, of booleans or of 0 and 1.
+        name: What errors call the loss that it is of.
+    """
+
+    def called(batch: Batch) -> Tensor:
+        mask = valid(mapped(_copied, batch))
+        if not isinstance(mask, Tensor) or mask.ndim not in (1, 2):
+            shown = f"of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(
+                f"valid of loss {name!r} expected to return a tensor of booleans (b,) or (b, s), got {shown}"
+            )
+        chosen = mask != 0
+        if not torch.equal(chosen.to(mask.dtype), mask):
+            raise ValueError(
+                f"valid of loss {name!r} expected booleans, or 0 and 1, got {mask[chosen & (mask != 1)][0].item():g}; "
+                "positions go as a mask, and weights into the loss itself"
+            )
+        return chosen[:, None] if chosen.ndim == 1 else chosen
+
+    return called
+
+
+def _device_of(output: Any) -> torch.device:
+    """Where the predictions lie; the CPU where nothing is seen of that."""
+    return next((leaf.device for _, leaf in flattened(output) if isinstance(leaf, Tensor)), torch.device("cpu"))
 
 
 def _copied(leaf: Any) -> Any:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fisherfunc.gradients.losses.masks import attended
-from fisherfunc.gradients.losses.token_losses import TokenLoss, _entry, classification, logits_of
+from fisherfunc.gradients.losses.token_losses import TokenLoss, _entry, classification, half_square, logits_of
 from fisherfunc.records.axes import Batch
 
 
@@ -52,7 +52,7 @@ def position_regression() -> TokenLoss:
                 f"position_regression expected outputs and targets of one shape, got {tuple(means.shape)} and "
                 f"{tuple(y.shape)}; give a target for every position and value"
             )
-        return (means - y.to(means.dtype)).square().sum(dim=-1) / 2
+        return half_square(means, y)
 
     return TokenLoss(
         name="position_regression",

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fisherfunc.gradients.batches import by_name
-from fisherfunc.gradients.losses.calling import per_token
+from fisherfunc.gradients.losses.calling import mask_per_token, per_token
 from fisherfunc.gradients.losses.class_axis import classes_last
 from fisherfunc.gradients.losses.masks import attended
 from fisherfunc.records.axes import Batch
@@ -126,9 +126,6 @@ def regression() -> TokenLoss:
     def predictions(output: Any, batch: Batch) -> Tensor:
         return _one_row_a_sample(logits_of(output))
 
-    def negative_log_likelihood(means: Tensor, y: Tensor) -> Tensor:
-        return (means - y.to(means.dtype)).square().sum(dim=-1) / 2
-
     return TokenLoss(
         name="regression",
         shift=0,
@@ -136,7 +133,7 @@ def regression() -> TokenLoss:
         predictions=predictions,
         targets=targets,
         valid=lambda batch: torch.ones_like(targets(batch)[..., 0], dtype=torch.bool),
-        negative_log_likelihood=negative_log_likelihood,
+        negative_log_likelihood=half_square,
     )
 
 
@@ -150,7 +147,7 @@ def custom(
 
     Args:
         values: (output, batch) → losses `(b,)` or `(b, s)`, not reduced over tokens.
-        valid: batch → a mask of the same shape; every loss counts where None.
+        valid: batch → a mask of the same shape, booleans or 0 and 1; every loss counts where None.
         name: The name that results carry; the function's where None.
     """
     name = name or str(getattr(values, "__name__", type(values).__name__))
@@ -161,7 +158,7 @@ def custom(
         distribution="custom",
         predictions=per_token(values, name),
         targets=lambda batch: None,
-        valid=lambda batch: None if valid is None else _by_position(valid(batch)),
+        valid=lambda batch: None if valid is None else mask_per_token(valid, name)(batch),
         negative_log_likelihood=lambda losses, _: losses,
     )
 
@@ -211,10 +208,6 @@ def _is_number(part: Any) -> bool:
     return isinstance(part, Tensor) and part.ndim == 0
 
 
-def _by_position(values: Tensor) -> Tensor:
-    return values[:, None] if values.ndim == 1 else values
-
-
 def _categorical(
     name: str, targets: Callable[[Batch], Tensor], predictions: Callable[[Any, Batch], Tensor], shift: int = 0
 ) -> TokenLoss:
@@ -227,6 +220,12 @@ def _categorical(
         valid=lambda batch: targets(batch) != IGNORED,
         negative_log_likelihood=_cross_entropy,
     )
+
+
+def half_square(means: Float[Tensor, "b s v"], y: Float[Tensor, "b s v"]) -> Float[Tensor, "b s"]:
+    """½ ‖f − y‖², in float32 at least: of targets that are large beside their spread, a coarser dtype has none."""
+    at_least_float32 = means.to(torch.promote_types(means.dtype, torch.float32))
+    return (at_least_float32 - y.to(at_least_float32)).square().sum(dim=-1) / 2
 
 
 def _cross_entropy(logits: Float[Tensor, "b s v"], targets: Tensor) -> Float[Tensor, "b s"]:

@@ -196,3 +196,40 @@ def test_a_loss_that_torch_func_cannot_transform_is_still_taken_by_ordinary_pass
     got = ff.fisher_spectrum(model, batch, loss=loss, route="dense").full.eigenvalues
     want = ff.fisher_spectrum(model, batch, loss=lambda o, b: o.square().sum(1), route="dense").full.eigenvalues
     torch.testing.assert_close(got, want, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32])
+def test_a_mask_of_a_loss_of_ones_own_may_be_of_any_dtype(dtype):
+    keep = torch.tensor([[1, 0, 1], [0, 1, 1]])
+    loss = ff.losses.custom(lambda output, batch: output.square(), valid=lambda batch: batch[-1].to(dtype))
+    fn = ff.functionalize(nn.Linear(2, 3).double())
+    batch = (torch.randn(2, 2).double(), keep)
+    for one in (batch, tuple(column[:1] for column in batch)):
+        tokens = ff.token_grams(fn, fn.params, one, loss).tokens
+        assert torch.equal(torch.stack([tokens.sequence, tokens.position], dim=1), one[-1].nonzero())
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (lambda batch: [True], r"valid of loss .* expected to return a tensor of booleans .* got list"),
+        (lambda batch: torch.ones(1, 1, 1), r"tensor of booleans .* got of shape \(1, 1, 1\)"),
+        (
+            lambda batch: torch.tensor([[0.5]]),
+            "expected booleans, or 0 and 1, got 0.5; .* weights into the loss itself",
+        ),
+        (lambda batch: torch.tensor([[2]]), "expected booleans, or 0 and 1, got 2; positions go as a mask"),
+    ],
+)
+def test_what_is_no_mask_is_refused(mask, message):
+    loss = ff.losses.custom(lambda output, batch: output.square().sum(-1), valid=mask)
+    with pytest.raises((TypeError, ValueError), match=message):
+        ff.fisher_spectrum(nn.Linear(2, 3), (torch.randn(1, 2), torch.zeros(1)), loss=loss)
+
+
+def test_a_mask_of_a_loss_of_ones_own_cannot_write_to_the_batch():
+    batch = (torch.randn(4, 2), torch.tensor([0, 1, 2, -1]))
+    before = batch[1].clone()
+    loss = ff.losses.custom(lambda output, batch: output.square().sum(-1), valid=lambda batch: batch[1].add_(1) != 0)
+    assert ff.fisher_spectrum(nn.Linear(2, 3), batch, loss=loss).full.num_tokens == 3
+    assert torch.equal(batch[1], before)
