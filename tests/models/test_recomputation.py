@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 import fisherfunc as ff
 from fisherfunc.models import recomputation
 
-ORIGINAL = torch_checkpoint._checkpoint_without_reentrant_generator
+ORIGINALS = dict(vars(torch_checkpoint))
 
 
 class Checkpointed(nn.Module):
@@ -61,11 +61,11 @@ def test_gradients_at_other_weights_are_those_of_a_model_that_has_them(route):
 def test_torch_is_as_before_after_a_call_and_after_an_error():
     model, batch = drawn()
     ff.functionalize(model).apply({}, batch)
-    assert torch_checkpoint._checkpoint_without_reentrant_generator is ORIGINAL
+    assert all(vars(torch_checkpoint)[name] is value for name, value in ORIGINALS.items())
     model.fail = True
     with pytest.raises(KeyError, match="inside"):
         ff.functionalize(model).apply({}, batch)
-    assert torch_checkpoint._checkpoint_without_reentrant_generator is ORIGINAL
+    assert all(vars(torch_checkpoint)[name] is value for name, value in ORIGINALS.items())
     assert not recomputation._depth
 
 
