@@ -20,6 +20,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PYTHONS = ("3.11", "3.12", "3.13")
+NEWEST = "2.15.0"
+"""The newest PyTorch that the tests were run on. It needs the libraries of CUDA to be imported, also on a CPU."""
 OWN_OF_TORCH = ("torch", "torchvision", "sympy", "triton")
 """What constraints.txt pins for one version of PyTorch."""
 SMALL: tuple[str, ...] = ("filelock", "typing-extensions", "sympy", "networkx", "jinja2", "fsspec", "setuptools")
@@ -30,18 +32,18 @@ TESTS = tuple(
         *("laws/test_oracle", "laws/test_torch_func_inside", "linalg/test_gram", "linalg/test_kernels"),
         *("gradients/factored/test_misleading_models", "gradients/test_stacks", "gradients/test_certificate"),
         *("pipeline/test_fisher", "operators/test_fisher", "population/test_second_moments"),
-        *("models/test_quantised", "models/test_huggingface", "surface/test_cli"),
+        *("models/test_quantised", "models/test_huggingface", "models/test_recomputation", "surface/test_cli"),
     )
 )
 """Each layer, both routes, and what reaches into PyTorch's insides."""
 
 
-def bounds() -> tuple[str, str]:
-    """The oldest PyTorch of pyproject.toml, and the one of constraints.txt."""
+def torches() -> tuple[str, ...]:
+    """The oldest PyTorch of pyproject.toml, the one of constraints.txt, and the newest that was tried."""
     oldest = re.search(r'"torch>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
-    newest = re.search(r"^torch==([\d.]+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
-    assert oldest and newest
-    return f"{oldest[1]}.0" if oldest[1].count(".") == 1 else oldest[1], newest[1]
+    pinned = re.search(r"^torch==([\d.]+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert oldest and pinned
+    return f"{oldest[1]}.0" if oldest[1].count(".") == 1 else oldest[1], pinned[1], NEWEST
 
 
 def interpreter(version: str) -> str | None:
@@ -89,14 +91,15 @@ def row(python: str, torch: str, work: Path, tests: list[str], *, small: bool) -
             said = next((line for line in lines if line.startswith("ERROR")), lines[-1])
             return f"| {python} | {torch} | not run: {said} | |", False
     begin = time.monotonic()
-    ran = subprocess.run(
-        [str(place / "bin" / "python"), "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", *tests],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    (work / f"{place.name}.log").write_text(ran.stdout + ran.stderr)
-    lines = [line for line in ran.stdout.splitlines() if re.search(r"\d+ (passed|failed|error)", line)]
+    log = work / f"{place.name}.log"
+    with log.open("w") as file:  # written as it goes, so that a run that is stopped says how far it came
+        ran = subprocess.run(
+            [str(place / "bin" / "python"), "-m", "pytest", "-n0", "-v", "-p", "no:cacheprovider", *tests],
+            cwd=ROOT,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    lines = [line for line in log.read_text().splitlines() if re.search(r"^=+ .*\d+ (passed|failed|error)", line)]
     summary = re.sub(r" in .*", "", lines[-1]).strip("= ") if lines else f"no tests ran (exit {ran.returncode})"
     return f"| {python} | {torch} | {summary} | {time.monotonic() - begin:.0f} |", ran.returncode == 0
 
@@ -104,11 +107,11 @@ def row(python: str, torch: str, work: Path, tests: list[str], *, small: bool) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", nargs="+", default=PYTHONS, metavar="VERSION")
-    parser.add_argument("--torch", nargs="+", default=bounds(), metavar="VERSION")
+    parser.add_argument("--torch", nargs="+", default=torches(), metavar="VERSION")
     parser.add_argument("--tests", nargs="+", default=TESTS, metavar="PATH", help="'tests' runs all")
     parser.add_argument("--work", type=Path, help="where environments and logs go, and stay; else a temporary folder")
     parser.add_argument(
-        "--small", action="store_true", help="install PyTorch without the libraries of CUDA, which a CPU build lacks"
+        "--small", action="store_true", help="install PyTorch without the libraries of CUDA, where pip gets a CPU build"
     )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

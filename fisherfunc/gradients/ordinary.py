@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherfunc.gradients.dense.subsample import Coordinates
-from fisherfunc.gradients.pullback import strided
+from fisherfunc.gradients.pullback import no_other_gradients, strided
 from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.gradients.rows import runs
 from fisherfunc.gradients.sequences import Sequences
@@ -250,7 +250,8 @@ def gradients(
     if chosen.requires_grad:
         for leaf in leaves.values():
             leaf.grad = None  # what a backward pass inside the model has left there
-        (weights[rows].to(chosen) @ chosen).backward()
+        with no_other_gradients(chosen, leaves):
+            (weights[rows].to(chosen) @ chosen).backward()
     tree = {name: torch.zeros_like(p) if p.grad is None else strided(p.grad) for name, p in leaves.items()}
     return tree, chosen.detach()
 

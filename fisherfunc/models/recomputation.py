@@ -3,19 +3,28 @@
 What `torch.utils.checkpoint(use_reentrant=False)` leaves out of the graph, it computes again in the backward pass, from
 whatever the module holds then: its own weights, not those that the function was called with. Gradients at other weights
 would be wrong without a sign. In a call of ours the checkpointed part runs as any other does: it takes the memory that
-recomputation would save, and no second forward pass. The state here is torch's: a name that is replaced while any call
+recomputation would save, and no second forward pass. The state here is torch's: names that are replaced while any call
 runs, in whichever thread, and then put back.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import torch
 from torch.utils import checkpoint
 
-_NAME = "_checkpoint_without_reentrant_generator"  # checkpoint() runs it around the function that it is given
-_ORIGINAL = getattr(checkpoint, _NAME)  # where torch has no such name, no call is safe: fail at the import
+# What checkpoint() runs around the function that it is given: the first in torch 2.15, the second in 2.13, which has no
+# first. Whether it is among these shows in its work alone: tests/models/test_recomputation.py.
+_NAMES = ("_checkpoint_without_reentrant_generator_impl", "_checkpoint_without_reentrant_generator")
+_ORIGINALS = {name: getattr(checkpoint, name) for name in _NAMES if hasattr(checkpoint, name)}
+if not _ORIGINALS:
+    raise ImportError(
+        f"torch {torch.__version__} has neither of {_NAMES} in torch.utils.checkpoint, so that checkpoints would be "
+        "computed again at other weights; install an older torch, and report this one"
+    )
 _lock = threading.Lock()
 _depth: dict[int, int] = {}
 
@@ -26,7 +35,8 @@ def kept_activations() -> Iterator[None]:
     thread = threading.get_ident()
     with _lock:
         _depth[thread] = _depth.get(thread, 0) + 1
-        setattr(checkpoint, _NAME, _around)
+        for name, original in _ORIGINALS.items():
+            setattr(checkpoint, name, partial(_around, original))
     try:
         yield
     finally:
@@ -35,12 +45,13 @@ def kept_activations() -> Iterator[None]:
             if not _depth[thread]:
                 del _depth[thread]
             if not _depth:
-                setattr(checkpoint, _NAME, _ORIGINAL)
+                for name, original in _ORIGINALS.items():
+                    setattr(checkpoint, name, original)
 
 
-def _around(*args: Any, **kwargs: Any) -> Iterator[None]:
+def _around(original: Callable[..., Iterator[None]], *args: Any, **kwargs: Any) -> Iterator[None]:
     """Nothing around the function in a call of ours; what torch has in any other thread."""
     if threading.get_ident() in _depth:
         yield
     else:
-        yield from _ORIGINAL(*args, **kwargs)
+        yield from original(*args, **kwargs)

@@ -1,6 +1,8 @@
 """The benchmarks are honest: who is wrong gets no time, who cannot is named with the reason, the floor is counted."""
 
 import json
+import re
+import tomllib
 from dataclasses import replace
 from itertools import product
 
@@ -279,3 +281,13 @@ def test_every_workload_has_both_sizes_known_contenders_and_targets_that_name_th
 
 def test_the_tests_that_versions_are_tried_by_are_there():
     assert [path for path in versions.TESTS if not (versions.ROOT / path).exists()] == []
+
+
+def test_the_versions_that_pyproject_toml_allows_from_are_those_that_the_tests_were_run_on():
+    page = (versions.ROOT / "docs" / "how-to" / "reproduce.md").read_text(encoding="utf-8")
+    pairs = re.findall(r"^\| (3\.\d+) \| (\d+\.\d+\.\d+) \| .*(?:passed|gate) \|$", page, re.MULTILINE)
+    project = tomllib.loads((versions.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    oldest = project["requires-python"].removeprefix(">=")
+    named = [one.split()[-1] for one in project["classifiers"] if "Python :: 3." in one]
+    assert sorted({python for python, _ in pairs}) == named == list(versions.PYTHONS) and named[0] == oldest
+    assert [torch for python, torch in pairs if python == oldest] == list(versions.torches())
