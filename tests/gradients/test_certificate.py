@@ -278,6 +278,20 @@ def test_a_backward_pass_that_is_no_function_is_refused():
         ff.fisher_spectrum(BackwardDependsOnTheRun().double(), (x, y))
 
 
+@pytest.mark.parametrize("route", ROUTES)
+def test_gradients_of_tensors_that_are_no_parameters_stay_as_they_were(route):
+    """Of a scale in a closure, say, that the backward pass of the check reaches as well."""
+    scale, kept = (torch.full((4,), 1.5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    kept.grad = before = torch.ones_like(kept)
+
+    class Scaled(Grows):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.tanh(self.first(x)).mean(1) * scale * kept)
+
+    ff.fisher_spectrum(Scaled(), samples(3), route=route)
+    assert scale.grad is None and kept.grad is before and torch.equal(before, torch.ones_like(before))
+
+
 class _Failing(torch.autograd.Function):
     """A function without a backward pass."""
 

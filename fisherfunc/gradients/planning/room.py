@@ -23,5 +23,6 @@ def check_room(work: Workload, options: PassOptions, num_ranks: int = 1) -> None
         raise MemoryError(
             f"{num_grams} Gram(s) of {count:,} rows take {needed / 1e9:,.1f} GB{each}, and {free / 1e9:,.1f} GB are "
             "free: the exact spectrum needs fewer tokens or coarser blocks; leading eigenvalues need no Gram: take "
-            "--method lanczos of the command, or ff.kernels.lanczos()(ff.operators.fisher(fn, params, batch, loss))"
+            "--method lanczos of the command, or ff.kernels.lanczos()(ff.operators.fisher(fn, params, batch, loss)); "
+            "ff.operators.fisher_gram writes the Gram to a file, for as many products as are wanted"
         )
