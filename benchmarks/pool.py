@@ -116,7 +116,7 @@ def tables(grams: TokenGrams, sizes: list[int]) -> str:
         for name in COMPARED:
             pairs = [(of_population(each)[name], other[name]) for each, other in zip(found, others, strict=True)]
             count = sum(e.low <= (o.estimate or math.nan) <= e.high for e, o in pairs)
-            spread = " ".join(f"[{e.low:.3g}, {e.high:.3g}]" for e, _ in pairs[:2])
+            spread = "; ".join(f"{e.low:.3g} … {e.high:.3g}" for e, _ in pairs[:2])
             held[name].append(f"{count} of {len(pairs)}: {spread}")
     tokens = [grams.num_rows * size // everything for size in columns]
     head = "| embedded model | " + " | ".join(f"{count:,} tokens" for count in tokens) + " |"
