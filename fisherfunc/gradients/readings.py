@@ -72,8 +72,8 @@ def settled(
 ) -> tuple[ModelFunction, Sequences]:
     """The model and the sequences, with what can be read in two ways read as the model does.
 
-    Cost: nothing where nothing is unclear, or where it is known; where `forward` takes targets, two forward passes of
-    the sequences that have all targets between them.
+    Cost: nothing where nothing is unclear, or where it is known; where `forward` takes targets that it need not have,
+    two forward passes of the sequences that have all targets between them.
 
     Args:
         fn: The model.
@@ -88,8 +88,10 @@ def settled(
     if loss.distribution == "categorical":
         key = "decoder_attention_mask" if loss.name == "seq2seq_lm" else "attention_mask"
         check_masks([part.batch for part in sequences.parts], key)
-    if known is not None:
+    if known is not None and (known.given or fn.given_targets in (None, fn.call)):
         return _read_as(fn, known), sequences
+    if known is not None:  # other targets may change predictions, where those of the batch before changed none
+        return with_targets(fn, params, sequences, loss), sequences
     fn, sequences = _with_axis(fn, params, sequences, loss)
     sequences = _with_own_entries(fn, params, sequences, loss)
     fn = with_targets(fn, params, sequences, loss)

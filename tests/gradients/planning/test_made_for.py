@@ -46,7 +46,7 @@ def undiscovered(monkeypatch):
         raise AssertionError("discovered again")
 
     places = {factored: ["plan_factored", "tried"], fisher: ["inferred_loss"], survey: ["_looked_at", "_check_again"]}
-    places |= {readings: ["with_targets"]}
+    places |= {readings: ["_with_axis"]}
     for module, names in places.items():
         for name in names:
             monkeypatch.setattr(module, name, again)
@@ -82,6 +82,42 @@ def test_another_batch_of_the_same_shapes_has_its_own_spectrum_and_nothing_is_di
     assert found.metadata["self_check"]["held"] and found.metadata["plan_given"] and not want.metadata["plan_given"]
     assert found.metadata["route"] == want.metadata["route"] == plan.route
     assert found.metadata["loss"] == want.metadata["loss"] and found.metadata["tokens"] == want.metadata["tokens"]
+
+
+class SeesLargeLabels(nn.Module):
+    """Labels change its predictions where they are large, and nowhere else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(9, 6), nn.Linear(6, 9)
+        self.double()
+
+    def forward(self, input_ids, labels=None):
+        hidden = self.table(input_ids)
+        if labels is not None:
+            hidden = hidden + (labels > 5)[..., None] * self.table(labels.clamp(min=0)).tanh()
+        return self.head(hidden)
+
+
+class SeesNone(SeesLargeLabels):
+    """The same without labels."""
+
+    def forward(self, input_ids):
+        return super().forward(input_ids)
+
+
+@pytest.mark.parametrize("route", ["factored", "dense"])
+def test_labels_that_changed_nothing_in_the_batch_of_a_plan_may_in_another(route):
+    torch.manual_seed(0)
+    model, ids = SeesLargeLabels(), torch.randint(9, (5, 4))
+    plain, other = ({"input_ids": ids, "labels": ids % 9 if large else ids.clamp(max=5)} for large in (False, True))
+    how = {"loss": ff.losses.masked_lm(), "route": route}
+    plan = ff.plan(model, plain, calibrate=False, **how)
+    want = ff.fisher_spectrum(model, other, **how).full.eigenvalues
+    without = SeesNone()
+    without.load_state_dict(model.state_dict())
+    assert not torch.allclose(want, ff.fisher_spectrum(without, other, **how).full.eigenvalues, rtol=1e-3)
+    assert_close(ff.fisher_spectrum(model, other, plan=plan, **how).full.eigenvalues, want)
 
 
 def test_what_does_not_touch_the_pass_may_differ(tmp_path):
