@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherfunc.gradients.dense.subsample import Coordinates
-from fisherfunc.gradients.pullback import no_other_gradients, strided
+from fisherfunc.gradients.pullback import check_left_behind, no_other_gradients, strided
 from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.gradients.rows import runs
 from fisherfunc.gradients.sequences import Sequences
@@ -90,7 +90,7 @@ def check_losses_in_parts(work: Workload, *, limit: int) -> None:
     Raises:
         ValueError: See `check_losses`.
     """
-    members = work.tokens.sequence.unique_consecutive().tolist()
+    members = [] if work.tokens.draw is not None else work.tokens.sequence.unique_consecutive().tolist()
     for group in neighbours(members, work.sequences, _width(work, limit)):
         part = group[len(group) // 2 :]
         _, losses = _run(work, part, list(work.params)) if len(group) > 1 else ({}, None)
@@ -171,10 +171,14 @@ def _norms(tree: Mapping[str, Tensor]) -> Float[Tensor, " p"]:
 
 
 def _added(one: dict[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Their sum, name by name; the first is empty, or written to."""
-    if one:
-        torch._foreach_add_(list(one.values()), [other[name] for name in one])
-    return one or dict(other)
+    """Their sum, name by name; the first is empty, or written to.
+
+    The sum has memory of its own: gradients of two leaves that meet as views of one tensor may share theirs.
+    """
+    if not one:
+        return dict(zip(other, torch._foreach_add(list(other.values()), 0), strict=True))
+    torch._foreach_add_(list(one.values()), [other[name] for name in one])
+    return one
 
 
 def check_bytes(params: Mapping[str, Tensor], limit: int) -> int:
@@ -248,6 +252,7 @@ def gradients(
     place = torch.searchsorted(torch.tensor(company.members, device=sequence.device), sequence)
     chosen = losses[place, work.tokens.entry[rows]]
     if chosen.requires_grad:
+        check_left_behind(chosen, leaves)
         for leaf in leaves.values():
             leaf.grad = None  # what a backward pass inside the model has left there
         with no_other_gradients(chosen, leaves):

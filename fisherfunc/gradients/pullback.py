@@ -80,7 +80,7 @@ def choose(losses_of: LossesOf, params: Params) -> str:
     return "vmap" if _agree(gradients, expected) else "loop"
 
 
-def check_reach(losses: Tensor, leaves: Params, known: Params, *, others: bool = True) -> None:
+def check_reach(losses: Tensor, leaves: Params, known: Params) -> None:
     """Raise where gradients would silently miss something.
 
     A parameter that the forward pass reaches past the module's registry (through a Python list, a closure, a patched
@@ -90,29 +90,51 @@ def check_reach(losses: Tensor, leaves: Params, known: Params, *, others: bool =
         losses: In the graph.
         leaves: The parameters, as leaves of the graph.
         known: These and others of the model, as leaves of it.
-        others: Whether parameters that are none of the model's are looked for, beside ours of an earlier call.
 
     Raises:
         ValueError: If the losses do not depend on the parameters, or depend on one in such a way.
     """
-    reached = list(reached_leaves(losses.grad_fn)) if losses.requires_grad else []
-    ours = set(map(id, known.values()))
-    for leaf in reached:
-        if id(leaf) in ours or not leaf.numel():
-            continue
-        names = [repr(name) for name, p in leaves.items() if p.data_ptr() == leaf.data_ptr()]  # of an earlier call
-        if names or (others and isinstance(leaf, nn.Parameter)):
-            raise ValueError(
-                f"the forward pass reaches a parameter of shape {tuple(leaf.shape)}, "
-                f"{' or '.join(names) or 'not named'}, past the module's attributes (a Python list, a closure, a cache "
-                "of its class, a patched forward), so its gradient would be incomplete; read it as an attribute of a "
-                "module, or set requires_grad_(False) on it"
-            )
-    if not set(map(id, leaves.values())) & set(map(id, reached)):
+    reached = set(map(id, _reached(losses)))
+    if reached.isdisjoint(map(id, leaves.values())):
+        check_left_behind(losses, leaves)
         raise ValueError(
             f"no gradient reaches any of the {len(leaves)} parameters, such as {next(iter(leaves))!r}: the losses do "
             "not depend on them; look for torch.no_grad, detach or argmax in the model or the loss"
         )
+    check_left_behind(losses, leaves)
+    for leaf in _reached(losses):
+        if isinstance(leaf, nn.Parameter) and leaf.numel() and id(leaf) not in set(map(id, known.values())):
+            raise _past_attributes(leaf, [])
+
+
+def check_left_behind(losses: Tensor, leaves: Params) -> None:
+    """Raise where losses depend on a parameter as another call had it, as what that left in a cache does.
+
+    Args:
+        losses: In the graph.
+        leaves: The parameters, as leaves of the graph.
+
+    Raises:
+        ValueError: If they do.
+    """
+    ours = set(map(id, leaves.values()))
+    for leaf in _reached(losses):
+        names = [name for name, p in leaves.items() if id(leaf) not in ours and p.data_ptr() == leaf.data_ptr()]
+        if names and leaf.numel():
+            raise _past_attributes(leaf, names)
+
+
+def _reached(losses: Tensor) -> list[Tensor]:
+    return list(reached_leaves(losses.grad_fn)) if losses.requires_grad and losses.grad_fn is not None else []
+
+
+def _past_attributes(leaf: Tensor, names: Sequence[str]) -> ValueError:
+    return ValueError(
+        f"the forward pass reaches a parameter of shape {tuple(leaf.shape)}, "
+        f"{' or '.join(map(repr, names)) or 'not named'}, past the module's attributes (a Python list, a closure, a "
+        "cache of its class, a patched forward), so its gradient would be incomplete; read it as an attribute of a "
+        "module, or set requires_grad_(False) on it"
+    )
 
 
 def check_backward(losses: Tensor, leaves: Params) -> None:
@@ -194,7 +216,9 @@ def no_other_gradients(outputs: Tensor, leaves: Params) -> Iterator[None]:
 def _graph(losses_of: LossesOf, params: Params) -> tuple[Tensor, dict[str, Tensor]]:
     leaves = leaves_of(params)
     with torch.enable_grad():
-        return losses_of(leaves), leaves
+        losses = losses_of(leaves)
+    check_left_behind(losses, leaves)
+    return losses, leaves
 
 
 def gradients_by(leaves: Params, found: Sequence[Tensor | None], count: int) -> dict[str, Tensor]:

@@ -114,7 +114,7 @@ def round_off(
     together = max(1, min(stack_width, limit // 4 // max(2 * work.nature.saved_bytes, 1)))
     little = grain_of(rows.device).little if formed is None else formed
     run: Callable[[], Mapping[str, Tensor]] = partial(passed, chosen)
-    if num_bytes <= min(little, limit // 4):
+    if num_bytes <= min(little, limit // 8):  # those of a label are put side by side, a copy of them
         run = partial(_formed, chosen, coordinates, labels, together)
     reference = partial(_reference, run)
     exact, reason = reference() if agreed is None else agreed(reference)

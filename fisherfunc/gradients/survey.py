@@ -3,7 +3,7 @@
 Errors that a long run would meet late (no valid token, targets out of range, a loss that is not finite) are found here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from fisherfunc.gradients.losses import IGNORED, TokenLoss
 from fisherfunc.gradients.memory import SavedBytes
 from fisherfunc.gradients.model_function import ModelFunction, has_gradient
 from fisherfunc.gradients.nature import Nature, Observed, coarsest
-from fisherfunc.gradients.pullback import check_backward, check_reach, leaves_of
+from fisherfunc.gradients.pullback import check_backward, check_left_behind, check_reach, leaves_of
 from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.gradients.rows import losses_of
 from fisherfunc.gradients.sequences import Sequences
@@ -29,7 +29,7 @@ from fisherfunc.records.axes import Batch, Params
 
 MOST_TOGETHER = 2048
 FEWEST_TOGETHER = 16
-"""Of fewer sequences, each is run alone as well where no check follows; of so many, which tokens count is looked at."""
+"""Of fewer sequences, each is run alone as well where no check follows."""
 FEWEST = 2
 """What runs together at the least, to see whether its sequences reach each other."""
 BYTES_TOGETHER = 2**26
@@ -37,7 +37,7 @@ BYTES_TOGETHER = 2**26
 ROUNDING = 1024
 """In eps: what a loss may lose of its own, as it is a difference of logits, where little is left of these."""
 PARTS = 8
-"""How many random parts of a group run without each other, to see whether its sequences reach each other."""
+"""How many parts of a group run without each other, at most, to see whether its sequences reach each other."""
 
 _OFFSETS = (
     "; offsets into the ids of a whole batch mean nothing of one bag: pass padded ids, or a list of batches of one bag"
@@ -78,7 +78,8 @@ def survey(
 
     All of them have a graph, as in the pass: a model or a loss may compute something else without. Of one that is not
     known the largest sequence is run first, to see what its losses reach, and is to have the same ones in its batch. Of
-    all other sequences that is for the check to say (`check_losses`); the survey itself looks where none follows.
+    all other sequences that is for the check to say, in other company (`check_losses`); the survey itself looks where
+    none follows.
 
     Args:
         fn: The model.
@@ -106,16 +107,15 @@ def survey(
         holds: Holds = partial(_holds, nature, new=known is None)
         if checked:
             holds = partial(_holds_until_checked, sequences, loss, first, nature)
-        found = _surveyed(fn, params, sequences, loss, mine, first, nature, holds)
+        found = _surveyed(fn, params, sequences, loss, mine, first, nature, holds, in_parts=checked)
     tokens = _of_all(everyone, found, next(iter(params.values())).device)
     if tokens.loss.numel() == 0:
         raise ValueError(
             f"no valid token in {len(sequences)} sequences: a token counts if its target is not -100 and its position "
             "and its target's position are attended to; a causal model needs at least two tokens a sequence"
         )
-    ran_again = any(int(some.sequence[0]) < int(some.sequence[-1]) for some in found)
-    if first is not None and not (checked and ran_again):
-        _check_again(fn, params, sequences, loss, first, nature, backward=not checked)
+    if first is not None and not checked:
+        _check_again(fn, params, sequences, loss, first, nature)
     tokens, dropped = _finite(tokens, drop_nonfinite)
     return Surveyed(tokens=tokens, num_dropped=dropped, nature=nature)
 
@@ -161,8 +161,6 @@ def _check_again(
     loss: TokenLoss,
     first: _First,
     nature: Nature,
-    *,
-    backward: bool,
 ) -> None:
     """Raise where the first sequence, run again, has other losses, reaches what the call before left, or fails."""
     leaves = leaves_of(params)
@@ -170,9 +168,8 @@ def _check_again(
         again, losses = _tokens(fn, leaves, sequences[first.number], loss, first.number)
     if not _same(first.tokens.loss, again.loss, nature):
         raise ValueError(_goes_on(first.number))
-    check_reach(losses, leaves, leaves)
-    if backward:
-        check_backward(losses, leaves)
+    check_left_behind(losses, leaves)
+    check_backward(losses, leaves)
 
 
 def _goes_on(sequence: int) -> str:
@@ -192,6 +189,8 @@ def _surveyed(
     first: _First | None,
     nature: Nature,
     holds: "Holds",
+    *,
+    in_parts: bool,
 ) -> list[Tokens]:
     """Those of one shape together, where that gives the losses that each has alone, and sequence by sequence."""
     found: list[Tokens] = []
@@ -199,7 +198,7 @@ def _surveyed(
     for group in neighbours(mine, sequences, most_together(nature)):
         together = None
         if len(group) > 1 and not (loss.each_alone or nature.draws):
-            together = run(group)
+            together = _merged(map(run, _spread(group))) if in_parts else run(group)
         if together is not None and holds(run, group, together):
             found.append(together)
             continue
@@ -215,6 +214,23 @@ def _surveyed(
     return found
 
 
+def _spread(group: Sequence[int]) -> list[Sequence[int]]:
+    """A group in parts of every k-th member: those that are together here are in different companies of the check."""
+    count = min(PARTS, max(2, -(-len(group) // 2)))
+    return [group[first::count] for first in range(count)]
+
+
+def _merged(parts: Iterable[Tokens | None]) -> Tokens | None:
+    """The tokens of all parts in the order of their sequences; None where a part has none to give."""
+    found = []
+    for part in parts:
+        if part is None:
+            return None
+        found.append(part)
+    tokens = concatenated(found)
+    return tokens.select(tokens.sequence.argsort(stable=True))
+
+
 def most_together(nature: Nature) -> int:
     """Return how many sequences run together at most.
 
@@ -228,12 +244,10 @@ def _together(
     fn: ModelFunction, params: Params, sequences: Sequences, loss: TokenLoss, group: Sequence[int]
 ) -> Tokens | None:
     """The tokens of a group from one pass; None where the model refuses it."""
-    leaves = leaves_of(params)
     try:
-        values, valid, targets = _evaluated(fn, leaves, sequences.joined(group), loss, group[0])
+        values, valid, targets = _evaluated(fn, leaves_of(params), sequences.joined(group), loss, group[0])
     except REFUSALS:  # one at a time then, which finds what is wrong, and where
         return None
-    check_reach(values, leaves, leaves, others=False)  # a call before it may have left something
     if values.shape != valid.shape or len(values) != len(group):
         return None
     row, position = valid.nonzero().unbind(dim=1)
@@ -273,12 +287,17 @@ def _holds_until_checked(
     group: Sequence[int],
     together: Tokens,
 ) -> bool:
-    """Whether what no check of the losses will see is right: which tokens count, and the losses of one alone."""
+    """Whether what no check of the losses will see is right: which tokens count, and the losses of one alone.
+
+    Those that are not finite may have become so beside others, and no check sees them.
+    """
+    if not bool(together.loss.isfinite().all()):
+        return False
     if first is not None and first.number in group:
         own = together.loss[_of([first.number], together)]
         if not _same(first.tokens.loss, own, nature):
             return False
-    for member in group[:: -(-len(group) // FEWEST_TOGETHER)] if _of_a_user(loss) else ():
+    for member in group if _of_a_user(loss) else ():
         valid = loss.valid(sequences[member])
         if valid is not None and not torch.equal(
             valid[0].nonzero().squeeze(1), together.position[_of([member], together)]
@@ -314,7 +333,8 @@ def _check_apart(each: Tokens, together: Tokens, loss: TokenLoss, nature: Nature
             f"at sequence {int(each.sequence[row])}, position {int(each.position[row])} it is "
             f"{together.loss[row].item():.6g} in the batch and {each.loss[row].item():.6g} alone"
         )
-    raise ValueError(f"of sequences {group[0]} to {group[-1]}, {told}: {samples_meet(loss)}")
+    which = f"sequences {group[0]} to {group[-1]}" if len(group) > 1 else f"sequence {group[0]} beside others"
+    raise ValueError(f"of {which}, {told}: {samples_meet(loss)}")
 
 
 def check_losses(work: Workload, losses: Float[Tensor, " n"]) -> None:
@@ -337,15 +357,14 @@ def check_losses(work: Workload, losses: Float[Tensor, " n"]) -> None:
     agrees = off <= _allowed(sizes, counts, work.nature)  # NaN does not
     if bool(agrees.all()):
         return
-    wrong = (~agrees).nonzero().squeeze(-1).tolist()
-    rows = (tokens.sequence == wrong[0]).nonzero().squeeze(-1)
-    mine = tokens.select(rows)
-    alone, again = _alone(work, mine), _alone(work, mine)
-    if work.loss.each_alone or not _same(alone, again, work.nature):
-        raise ValueError(_goes_on(wrong[0]))
-    each, group = replace(mine, loss=alone), [wrong[0], wrong[-1]]
-    for together in (mine.loss, losses[rows]):
-        _check_apart(each, replace(mine, loss=together), work.loss, work.nature, group)
+    for number in (~agrees).nonzero().squeeze(-1).tolist():
+        rows = (tokens.sequence == number).nonzero().squeeze(-1)
+        mine = tokens.select(rows)
+        alone, again = _alone(work, mine), _alone(work, mine)
+        if work.loss.each_alone or not _same(alone, again, work.nature):
+            raise ValueError(_goes_on(number))
+        for together in (mine.loss, losses[rows]):
+            _check_apart(replace(mine, loss=alone), replace(mine, loss=together), work.loss, work.nature, [number])
 
 
 def _alone(work: Workload, tokens: Tokens) -> Tensor:

@@ -20,7 +20,7 @@ from torch.nn import functional
 from fisherfunc.records.record import record
 
 ENTRIES = 2**22
-"""So many are compared at a time."""
+"""So many of inputs are compared at a time."""
 
 
 @record(static=("axis",))

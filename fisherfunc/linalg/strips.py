@@ -148,14 +148,13 @@ def add_strips(
     if not strips:
         return
     assert len({strip.own.shape[::3] for strip in strips}) == 1, "strips meet block by block"
-    if small_alike(strips):
+    exact = bool(cancelling({"": strips})) if exact is None else exact
+    if small_alike(strips, torch.float64 if exact else strips[0].own.dtype):
         everyone = slice(strips[0].rows.start, strips[-1].rows.stop)
-        exact = bool(cancelling({"": strips})) if exact is None else exact
         gram[everyone, everyone].add_(_at_once(strips, torch.float64 if exact else strips[0].own.dtype))
         return
     pairs = [(one, others) for i, one in enumerate(strips) for others in ((), *_groups(strips[:i], one))]
     pairs.sort(key=lambda pair: sum(map(_num_rows, pair[1])), reverse=True)  # the longest first, themselves last
-    exact = bool(cancelling({"": strips})) if exact is None else exact
     way = _double if exact else _as_it_is
     tasks = [partial(_product, way, one, others) for one, others in pairs]
     largest = max(one.own[0, 0].numel() * _whole_tiles(sum(map(_num_rows, others or (one,)))) for one, others in pairs)
@@ -165,28 +164,27 @@ def add_strips(
         _add_block(gram, one, others, block)
 
 
-def small_alike(strips: Sequence[Strip]) -> bool:
+def small_alike(strips: Sequence[Strip], dtype: torch.dtype) -> bool:
     """Return whether strips are of neighbours of one shape, and both halves of K cost less than one pair by pair.
 
     Args:
         strips: In the order of their rows.
+        dtype: Of the products.
     """
     first, count, grain = strips[0], len(strips), grain_of(strips[0].own.device)
     blocks, rows, _, features = first.own.shape
-    places, size = len(first.shared), first.own.element_size()
-    if count < 2 or blocks > 1 or size < 4:
+    places = len(first.shared)
+    if count < 2 or blocks > 1 or dtype.itemsize < 4:
         return False
     for one, after in zip(strips, [*strips[1:], None], strict=True):
-        if one.reach != [(0, rows, places)] or (one.own.shape, one.shared.shape) != (
-            first.own.shape,
-            first.shared.shape,
-        ):
-            return False
-        if after is not None and one.rows.stop != after.rows.start:
+        shapes = (one.own.shape, one.shared.shape) == (first.own.shape, first.shared.shape)
+        adjacent = after is None or one.rows.stop == after.rows.start
+        if not (shapes and adjacent and one.reach == [(0, rows, places)]):
             return False
     middle = count * rows * count * places * features
+    inner = (count * places) ** 2 * (1 + rows)  # that of each row is a copy
     operations = middle * (places + rows)  # of one half: two for each product
-    return middle * size <= grain.middle_bytes and operations <= grain.call * count * (count + 1)
+    return dtype.itemsize * max(middle, inner) <= grain.middle_bytes and operations <= grain.call * count * (count + 1)
 
 
 def _at_once(strips: Sequence[Strip], dtype: torch.dtype) -> Float[Tensor, "n n"]:

@@ -241,7 +241,7 @@ def test_strips_of_one_shape_have_one_gram_however_they_are_multiplied(kind, cou
     gram, formed = torch.zeros(count * rows, count * rows, dtype=torch.float64), torch.cat([*map(gradients, parts)])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(strips_module, "grain_of", lambda device: replace(CPU, call=CPU.call * at_once))
-        assert strips_module.small_alike(strips) == (at_once and count > 1)
+        assert strips_module.small_alike(strips, torch.float64) == (at_once and count > 1)
         add_strips(gram, strips)
     assert_close(gram, formed.flatten(1) @ formed.flatten(1).T, atol=1e-10, rtol=0)
 
@@ -252,12 +252,12 @@ def test_strips_of_different_shapes_are_not_multiplied_at_once():
         parts = [factors("linear", n, rows=rows, places=places) for n, (rows, places) in enumerate(sizes)]
         return [whole_strip(slice(ends[n], ends[n + 1]), part) for n, part in enumerate(parts)]
 
-    assert strips_module.small_alike(made((3, 4), (3, 4)))
-    assert not strips_module.small_alike(made((3, 4), (2, 4)))
-    assert not strips_module.small_alike(made((3, 4), (3, 5)))
-    assert not strips_module.small_alike(made((3, 4)) + made((3, 4), start=4))  # a row between them
-    assert not strips_module.small_alike(2 * made((3, 4)))  # two uses of one sequence
-    assert not strips_module.small_alike([replace(one, own=one.own.bfloat16()) for one in made((3, 4), (3, 4))])
+    assert strips_module.small_alike(made((3, 4), (3, 4)), torch.float64)
+    assert not strips_module.small_alike(made((3, 4), (2, 4)), torch.float64)
+    assert not strips_module.small_alike(made((3, 4), (3, 5)), torch.float64)
+    assert not strips_module.small_alike(made((3, 4)) + made((3, 4), start=4), torch.float64)  # a row between them
+    assert not strips_module.small_alike(2 * made((3, 4)), torch.float64)  # two uses of one sequence
+    assert not strips_module.small_alike(made((3, 4), (3, 4)), torch.bfloat16)
 
 
 def test_formed_rows_of_one_label_are_one_product():

@@ -64,7 +64,7 @@ class Holder:
         elif isinstance(piece.part, SharedFactors):
             assert stack is not None
             self._put_shared(piece, piece.part, stack)
-        elif self._formed is None and len(piece.rows) == self._num_rows:
+        elif self._formed is None and len(piece.rows) == self._num_rows and _shows_all(piece.part):
             self._first = piece
         else:
             self._rows = self._with(piece.rows, piece.part)
@@ -141,7 +141,7 @@ class Holder:
             return
         first, last = stack.bounds[piece.sequence]
         key = (first, piece.use, id(part.shared))
-        full = stack.slots.everywhere  # or a view would keep more than it shows
+        full = stack.slots.everywhere and _shows_all(part.own, stack.width)
         whole = whole_strip(slice(first, last), part) if full and key not in self._strips else None
         if whole is not None:
             self._strips[key] = whole
@@ -306,6 +306,11 @@ def _empty(count: int, like: Tensor) -> Tensor:
     each = like.element_size()
     found = like.new_empty(count + PAGE // each)
     return found[-found.data_ptr() % PAGE // each :][:count]
+
+
+def _shows_all(view: Tensor, count: int = 1) -> bool:
+    """Whether so many views of this size are all that is kept in memory with one of them."""
+    return view.untyped_storage().nbytes() <= count * view.numel() * view.element_size()
 
 
 def _is_lookup(part: object) -> bool:
