@@ -297,13 +297,18 @@ def _holds_until_checked(
         own = together.loss[_of([first.number], together)]
         if not _same(first.tokens.loss, own, nature):
             return False
-    for member in group if _of_a_user(loss) else ():
-        valid = loss.valid(sequences[member])
-        if valid is not None and not torch.equal(
-            valid[0].nonzero().squeeze(1), together.position[_of([member], together)]
-        ):
-            return False
+    if _of_a_user(loss):
+        _check_valid(sequences, loss, group)
     return True
+
+
+def _check_valid(sequences: Sequences, loss: TokenLoss, group: Sequence[int]) -> None:
+    """Raise where other tokens count of a group than of each of its sequences."""
+    valid = loss.valid(sequences.joined(group))
+    for row, member in enumerate(group if valid is not None else ()):
+        alone = loss.valid(sequences[member])
+        if valid is None or alone is None or not torch.equal(alone[0], valid[row]):
+            raise ValueError(f"which tokens of sequence {member} count is another beside others: {samples_meet(loss)}")
 
 
 def _of_a_user(loss: TokenLoss) -> bool:

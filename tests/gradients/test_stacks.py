@@ -96,7 +96,14 @@ def test_samples_that_reach_each_other_are_refused_where_nothing_says_that_each_
 
 
 @pytest.mark.parametrize("self_check", [True, False])
-@pytest.mark.parametrize("counts", [lambda y: y == y.max(), lambda y: torch.arange(len(y)) < (y[-1] == 2)])
+@pytest.mark.parametrize(
+    "counts",
+    [
+        lambda y: y == y.max(),
+        lambda y: torch.arange(len(y)) < (y[-1] == 2),
+        lambda y: torch.tensor([not bool((y[:i] == one).any()) for i, one in enumerate(y)]),
+    ],
+)
 def test_which_samples_count_may_not_depend_on_the_others_either(counts, self_check):
     loss = ff.losses.custom(
         lambda output, batch: functional.cross_entropy(output, batch[-1], reduction="none"),
@@ -105,6 +112,74 @@ def test_which_samples_count_may_not_depend_on_the_others_either(counts, self_ch
     fn = ff.functionalize(Net())
     with pytest.raises(ValueError, match=r"tokens count in the batch and|samples of a batch depend on each other"):
         ff.token_grams(fn, fn.params, samples(), loss, self_check=self_check)
+
+
+class Mates(Net):
+    """Samples whose first input is the same number get the mean of theirs, in values alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.a(x[:, 1:]))
+        alike = (x[:, :1] == x[:, 0]).to(h.dtype)
+        return self.head(torch.tanh(self.b(h + (alike @ h / alike.sum(1, keepdim=True) - h).detach())))
+
+
+@pytest.mark.parametrize("route", ["factored", "dense"])
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 6, 9, 16])
+def test_two_samples_that_meet_in_values_alone_are_seen_wherever_they_are(count, route):
+    """The pass, the survey and the check each have a company of their own."""
+    y = torch.arange(count) % 3
+    for first in range(count):
+        for second in range(first + 1, count, max(1, count // 4)):
+            x = torch.randn(count, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+            x[:, 0] = torch.arange(count)
+            x[second, 0] = first
+            with pytest.raises(ValueError, match="samples of a batch depend on each other"):
+                grams(Mates(), (x, y), "classification", route=route, self_check=True)
+
+
+@pytest.mark.parametrize("drop_nonfinite", [True, False])
+def test_a_loss_that_is_not_finite_beside_others_alone_is_theirs(drop_nonfinite):
+    class Spreads(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + 0 * x.mean()
+
+    first, second = samples(), samples()
+    first, second = (first[0][:3], first[1][:3]), (second[0][3:8], second[1][3:8])
+    second[0][2] = torch.inf
+    fn = ff.functionalize(Spreads())
+    with pytest.raises(ValueError, match="samples of a batch depend on each other"):
+        ff.token_grams(fn, fn.params, [first, second], ff.losses.classification(), drop_nonfinite=drop_nonfinite)
+
+
+class Towers(nn.Module):
+    """Samples of three numbers go through one layer, those of four through another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.head = nn.Linear(3, 5), nn.Linear(4, 5), nn.Linear(5, 3)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh((self.a if x.shape[1] == 3 else self.b)(x)))
+
+
+@pytest.mark.parametrize("route", ["factored", "dense"])
+@pytest.mark.parametrize("self_check", [True, False])
+def test_parameters_that_one_group_of_samples_does_not_use_have_zeros_there(self_check, route):
+    generator, model = torch.Generator().manual_seed(0), Towers()
+    y = torch.tensor([0, 2, 1])
+    batches = [(torch.randn(3, size, generator=generator, dtype=torch.float64), y) for size in (3, 4)]
+    fn = ff.functionalize(model)
+    params = {name: p for name, p in fn.params.items() if name.startswith("b")}
+    got = ff.token_grams(fn, params, batches, ff.losses.classification(), route=route, self_check=self_check)
+    losses = [functional.cross_entropy(model(x[n : n + 1]), y[n : n + 1]) for x, y in batches for n in range(len(x))]
+    for name in params:
+        weight = model.get_parameter(name)
+        each = [torch.autograd.grad(one, weight, retain_graph=True, allow_unused=True)[0] for one in losses]
+        rows = torch.stack([torch.zeros_like(weight) if g is None else g for g in each]).flatten(1)
+        torch.testing.assert_close(got.grams[name], rows @ rows.mT, atol=1e-12, rtol=0)
+        assert not got.grams[name][:3].any()
 
 
 @pytest.mark.parametrize("mix", ["pair, gradient only", "mean, gradient only"])
