@@ -153,7 +153,7 @@ def test_the_pool_is_dealt_into_disjoint_subsets_and_compared():
     found = ff.population.summary(grams, kappas=[10.0])
     assert of_population(found).keys() <= of_sample(grams).keys()
     text = tables(grams, [5])
-    assert "| embedded model | 15 tokens | 36 tokens |" in text and "of 2: [" in text
+    assert "| embedded model | 15 tokens | 36 tokens |" in text and "2 of 2: " in text
 
 
 def test_second_moments_alone_are_those_of_the_whole_simulation():
