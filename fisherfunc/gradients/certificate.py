@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from fisherfunc.gradients.agreement import samples_meet
 from fisherfunc.gradients.dense.subsample import EVERY, Coordinates
 from fisherfunc.gradients.nature import coarsest
 from fisherfunc.gradients.ordinary import (
@@ -32,7 +33,6 @@ from fisherfunc.gradients.ordinary import (
     whole,
 )
 from fisherfunc.gradients.sound import SoundPass
-from fisherfunc.gradients.survey import samples_meet
 from fisherfunc.gradients.workload import Workload
 from fisherfunc.linalg.gram import raise_vanished, squares_vanish
 

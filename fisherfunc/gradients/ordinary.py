@@ -14,13 +14,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherfunc.gradients.agreement import check_losses
 from fisherfunc.gradients.dense.subsample import Coordinates
 from fisherfunc.gradients.pullback import check_left_behind, no_other_gradients, strided
 from fisherfunc.gradients.refusals import REFUSALS
 from fisherfunc.gradients.rows import runs
 from fisherfunc.gradients.sequences import Sequences
 from fisherfunc.gradients.stacks import neighbours
-from fisherfunc.gradients.survey import check_losses
 from fisherfunc.gradients.workload import Workload
 
 MOST = 32

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fisherfunc.distributed.collectives import Everyone, Ranks
+from fisherfunc.gradients.agreement import check_apart, goes_on, same_losses, samples_meet
 from fisherfunc.gradients.batches import others_than_tensors
 from fisherfunc.gradients.losses import IGNORED, TokenLoss
 from fisherfunc.gradients.memory import SavedBytes
@@ -20,22 +21,18 @@ from fisherfunc.gradients.model_function import ModelFunction, has_gradient
 from fisherfunc.gradients.nature import Nature, Observed, coarsest
 from fisherfunc.gradients.pullback import check_backward, check_left_behind, check_reach, leaves_of
 from fisherfunc.gradients.refusals import REFUSALS
-from fisherfunc.gradients.rows import losses_of
 from fisherfunc.gradients.sequences import Sequences
 from fisherfunc.gradients.stacks import neighbours
-from fisherfunc.gradients.workload import Workload
 from fisherfunc.linalg.tokens import Tokens, concatenated
 from fisherfunc.records.axes import Batch, Params
 
 MOST_TOGETHER = 2048
 FEWEST_TOGETHER = 16
-"""Of fewer sequences, each is run alone as well where no check follows."""
+"""Of fewer sequences, each is run alone."""
 FEWEST = 2
 """What runs together at the least, to see whether its sequences reach each other."""
 BYTES_TOGETHER = 2**26
 """What sequences that run together would save for a backward pass, at most, with their predictions."""
-ROUNDING = 1024
-"""In eps: what a loss may lose of its own, as it is a difference of logits, where little is left of these."""
 PARTS = 8
 """How many parts of a group run without each other, at most, to see whether its sequences reach each other."""
 
@@ -72,9 +69,9 @@ def survey(
 ) -> Surveyed:
     """Find the valid tokens and their losses.
 
-    Cost: a forward pass, and one of a sequence; where no check follows, another forward pass, or half of one where the
-    model is known, and a forward and a backward pass of a sequence. Of ranks each runs its share, of enough sequences
-    that they still meet in batches; rank 0 alone looks at the model.
+    Cost: a forward pass, of few sequences one by one, and one of a sequence; where no check follows, another forward
+    pass, or half of one where the model is known, and a forward and a backward pass of a sequence. Of ranks each runs
+    its share, of enough sequences that they still meet in batches; rank 0 alone looks at the model.
 
     All of them have a graph, as in the pass: a model or a loss may compute something else without. Of one that is not
     known the largest sequence is run first, to see what its losses reach, and is to have the same ones in its batch. Of
@@ -107,7 +104,8 @@ def survey(
         holds: Holds = partial(_holds, nature, new=known is None)
         if checked:
             holds = partial(_holds_until_checked, sequences, loss, first, nature)
-        found = _surveyed(fn, params, sequences, loss, mine, first, nature, holds, in_parts=checked)
+        few = FEWEST_TOGETHER if checked and known is None else 2  # a sum over a batch may show in each that is alone
+        found = _surveyed(fn, params, sequences, loss, mine, first, nature, holds, in_parts=checked, few=few)
     tokens = _of_all(everyone, found, next(iter(params.values())).device)
     if tokens.loss.numel() == 0:
         raise ValueError(
@@ -166,18 +164,10 @@ def _check_again(
     leaves = leaves_of(params)
     with torch.enable_grad():
         again, losses = _tokens(fn, leaves, sequences[first.number], loss, first.number)
-    if not _same(first.tokens.loss, again.loss, nature):
-        raise ValueError(_goes_on(first.number))
+    if not same_losses(first.tokens.loss, again.loss, nature):
+        raise ValueError(goes_on(first.number))
     check_left_behind(losses, leaves)
     check_backward(losses, leaves)
-
-
-def _goes_on(sequence: int) -> str:
-    return (
-        f"sequence {sequence} has other losses when it runs again, where each call starts from the module as it was "
-        "given: the model, or the loss, goes on from what it keeps elsewhere (in a class, a closure, a function); keep "
-        "that in attributes of the module, or start it afresh in forward"
-    )
 
 
 def _surveyed(
@@ -191,13 +181,15 @@ def _surveyed(
     holds: "Holds",
     *,
     in_parts: bool,
+    few: int,
 ) -> list[Tokens]:
-    """Those of one shape together, where that gives the losses that each has alone, and sequence by sequence."""
+    """Those of one shape together, where that gives the losses that each has alone, and fewer sequence by sequence."""
     found: list[Tokens] = []
     run = partial(_together, fn, params, sequences, loss)
     for group in neighbours(mine, sequences, most_together(nature)):
         together = None
-        if len(group) > 1 and not (loss.each_alone or nature.draws):
+        may_meet = len(group) > 1 and not (loss.each_alone or nature.draws)
+        if may_meet and len(group) >= few:
             together = _merged(map(run, _spread(group))) if in_parts else run(group)
         if together is not None and holds(run, group, together):
             found.append(together)
@@ -209,7 +201,9 @@ def _surveyed(
             for number in group
         ]
         if together is not None:
-            _check_apart(concatenated(each), together, loss, nature, group)
+            check_apart(concatenated(each), together, loss, nature, group)
+        elif may_meet and in_parts:
+            _check_few(run, sequences, loss, nature, group, concatenated(each))
         found += each
     return found
 
@@ -273,7 +267,7 @@ def _holds(nature: Nature, run: Run, group: Sequence[int], together: Tokens, *, 
         return False
     for part in [group[:1], *_random_parts(group, PARTS)] if new else _random_parts(group, 2)[-1:]:
         here = run(part)
-        if here is None or not _same(here.loss, together.loss[_of(part, together)], nature):
+        if here is None or not same_losses(here.loss, together.loss[_of(part, together)], nature):
             return False
     return True
 
@@ -295,11 +289,23 @@ def _holds_until_checked(
         return False
     if first is not None and first.number in group:
         own = together.loss[_of([first.number], together)]
-        if not _same(first.tokens.loss, own, nature):
+        if not same_losses(first.tokens.loss, own, nature):
             return False
     if _of_a_user(loss):
         _check_valid(sequences, loss, group)
     return True
+
+
+def _check_few(
+    run: Run, sequences: Sequences, loss: TokenLoss, nature: Nature, group: Sequence[int], each: Tokens
+) -> None:
+    """Raise where other tokens count, or other losses are finite, when sequences that ran alone run together."""
+    if _of_a_user(loss):
+        _check_valid(sequences, loss, group)
+    if not bool(each.loss.isfinite().all()):
+        together = run(group)
+        if together is not None:
+            check_apart(each, together, loss, nature, group)
 
 
 def _check_valid(sequences: Sequences, loss: TokenLoss, group: Sequence[int]) -> None:
@@ -324,85 +330,6 @@ def _random_parts(group: Sequence[int], count: int) -> list[list[int]]:
     """A group in parts at random, the smaller ones last, each in ascending order; the first member is the seed."""
     order = torch.randperm(len(group), generator=torch.Generator().manual_seed(group[0]), device="cpu")
     return [[group[i] for i in part.sort().values.tolist()] for part in order.tensor_split(count)]
-
-
-def _check_apart(each: Tokens, together: Tokens, loss: TokenLoss, nature: Nature, group: Sequence[int]) -> None:
-    """Raise where the losses of sequences that run together are not those that each has alone."""
-    if _same(each.loss, together.loss, nature):
-        return
-    if each.loss.shape != together.loss.shape:
-        told = f"{len(together.loss)} tokens count in the batch and {len(each.loss)} of each alone"
-    else:
-        row = int((each.loss - together.loss).abs().nan_to_num().argmax())
-        told = (
-            f"at sequence {int(each.sequence[row])}, position {int(each.position[row])} it is "
-            f"{together.loss[row].item():.6g} in the batch and {each.loss[row].item():.6g} alone"
-        )
-    which = f"sequences {group[0]} to {group[-1]}" if len(group) > 1 else f"sequence {group[0]} beside others"
-    raise ValueError(f"of {which}, {told}: {samples_meet(loss)}")
-
-
-def check_losses(work: Workload, losses: Float[Tensor, " n"]) -> None:
-    """Raise where ordinary calls have other losses than the survey found, sequence by sequence.
-
-    Args:
-        work: What was surveyed; of rows for drawn targets the losses are not known.
-        losses: Of its rows, by ordinary calls.
-
-    Raises:
-        ValueError: It says whether samples meet, or the model goes on from what it keeps elsewhere.
-    """
-    tokens = work.tokens
-    if tokens.draw is not None or not tokens.loss.numel():
-        return
-    known, here = tokens.loss.double(), losses.double()
-    columns = torch.stack([known, here, known - here, torch.ones_like(known)]).square()
-    sums = columns.new_zeros(len(columns), len(work.sequences)).index_add_(1, tokens.sequence, columns)
-    sizes, (off, counts) = sums[:2].amax(dim=0).sqrt(), sums[2:].sqrt()
-    agrees = off <= _allowed(sizes, counts, work.nature)  # NaN does not
-    if bool(agrees.all()):
-        return
-    for number in (~agrees).nonzero().squeeze(-1).tolist():
-        rows = (tokens.sequence == number).nonzero().squeeze(-1)
-        mine = tokens.select(rows)
-        alone, again = _alone(work, mine), _alone(work, mine)
-        if work.loss.each_alone or not _same(alone, again, work.nature):
-            raise ValueError(_goes_on(number))
-        for together in (mine.loss, losses[rows]):
-            _check_apart(replace(mine, loss=alone), replace(mine, loss=together), work.loss, work.nature, [number])
-
-
-def _alone(work: Workload, tokens: Tokens) -> Tensor:
-    """The losses of some tokens of one sequence when it runs by itself."""
-    losses = losses_of(work.fn, work.params, work.sequences, work.loss)(int(tokens.sequence[0]))
-    return losses(leaves_of(work.params)).detach()[tokens.entry]
-
-
-def samples_meet(loss: TokenLoss) -> str:
-    """Say what it means that a batch has other losses, or gradients, than each of its samples alone."""
-    return (
-        f"the samples of a batch depend on each other, in the model or in the loss {loss.name!r}, so that a token's "
-        "gradient in the batch is not that of its sample alone, which is what is computed; "
-        "loss=ff.losses.each_alone(loss) says that each sample alone is meant"
-    )
-
-
-def _same(alone: Tensor, here: Tensor, nature: Nature) -> bool:
-    """Whether losses agree within what rounding does, all together: a tie of a router may be decided otherwise."""
-    if alone.shape != here.shape:
-        return False
-    pair = torch.stack([alone, here]).double()
-    if not bool(pair.isfinite().all()):
-        finite = pair.isfinite().all(dim=0)
-        return torch.equal(alone.isfinite(), here.isfinite()) and _same(alone[finite], here[finite], nature)
-    size = torch.linalg.vector_norm(pair, dim=1).amax()
-    return bool(torch.linalg.vector_norm(pair[0] - pair[1]) <= _allowed(size, len(alone) ** 0.5, nature))
-
-
-def _allowed(size: Tensor, root: Tensor | float, nature: Nature) -> Tensor:
-    """By how much losses of a norm may differ, the root of their number given."""
-    eps = torch.finfo(nature.precision).eps
-    return eps**0.5 * size + ROUNDING * eps * root
 
 
 def _tokens(

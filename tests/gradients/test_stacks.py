@@ -137,6 +137,21 @@ def test_two_samples_that_meet_in_values_alone_are_seen_wherever_they_are(count,
                 grams(Mates(), (x, y), "classification", route=route, self_check=True)
 
 
+@pytest.mark.parametrize("route", ["factored", "dense"])
+@pytest.mark.parametrize("count", [2, 3, 5, 8, 15])
+def test_a_sample_that_is_another_in_any_company_is_seen_among_few(count, route):
+    """A sum over the batch decides, which is positive wherever the last sample is not alone."""
+
+    class Decides(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * (1 + (x.sum() > 0))
+
+    x = 2 + torch.rand(count, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[-1] = -1
+    with pytest.raises(ValueError, match="samples of a batch depend on each other"):
+        grams(Decides(), (x, torch.arange(count) % 3), "classification", route=route, self_check=True)
+
+
 @pytest.mark.parametrize("drop_nonfinite", [True, False])
 def test_a_loss_that_is_not_finite_beside_others_alone_is_theirs(drop_nonfinite):
     class Spreads(Net):
