@@ -89,7 +89,7 @@ def samples_meet(loss: TokenLoss) -> str:
 
 
 def same_losses(alone: Tensor, here: Tensor, nature: Nature) -> bool:
-    """Return whether losses agree within what rounding does, all together: of a router a tie may be decided otherwise."""
+    """Return whether losses agree within rounding, all together: of a router a tie may be decided otherwise."""
     if alone.shape != here.shape:
         return False
     pair = torch.stack([alone, here]).double()
