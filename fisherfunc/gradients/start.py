@@ -136,7 +136,7 @@ def started(
         seed=seed,
         drop_nonfinite=drop_nonfinite,
         seen=seen,
-        checked=self_check,
+        checked=self_check and num_tokens is None,  # sequences without a row are in no company of the check
         everyone=everyone,
     )
     if known is not None:

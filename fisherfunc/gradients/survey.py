@@ -299,13 +299,12 @@ def _holds_until_checked(
 def _check_few(
     run: Run, sequences: Sequences, loss: TokenLoss, nature: Nature, group: Sequence[int], each: Tokens
 ) -> None:
-    """Raise where other tokens count, or other losses are finite, when sequences that ran alone run together."""
+    """Raise where other tokens count, or losses are others, when sequences that ran alone run together."""
     if _of_a_user(loss):
         _check_valid(sequences, loss, group)
-    if not bool(each.loss.isfinite().all()):
-        together = run(group)
-        if together is not None:
-            check_apart(each, together, loss, nature, group)
+    together = run(group)
+    if together is not None:
+        check_apart(each, together, loss, nature, group)
 
 
 def _check_valid(sequences: Sequences, loss: TokenLoss, group: Sequence[int]) -> None:
