@@ -28,7 +28,7 @@ from fisherfunc.records.axes import Batch, Params
 
 MOST_TOGETHER = 2048
 FEWEST_TOGETHER = 16
-"""Of fewer sequences, each is run alone."""
+"""Of fewer sequences, each is run alone as well."""
 FEWEST = 2
 """What runs together at the least, to see whether its sequences reach each other."""
 BYTES_TOGETHER = 2**26
@@ -69,9 +69,9 @@ def survey(
 ) -> Surveyed:
     """Find the valid tokens and their losses.
 
-    Cost: a forward pass, of few sequences one by one, and one of a sequence; where no check follows, another forward
-    pass, or half of one where the model is known, and a forward and a backward pass of a sequence. Of ranks each runs
-    its share, of enough sequences that they still meet in batches; rank 0 alone looks at the model.
+    Cost: a forward pass, two of few sequences, and one of a sequence; where no check follows, two in any case, or one
+    and a half where the model is known, and a forward and a backward pass of a sequence. Of ranks each runs its share,
+    of enough sequences that they still meet in batches; rank 0 alone looks at the model.
 
     All of them have a graph, as in the pass: a model or a loss may compute something else without. Of one that is not
     known the largest sequence is run first, to see what its losses reach, and is to have the same ones in its batch. Of
@@ -101,11 +101,7 @@ def survey(
         nature = everyone.from_first("what was seen of the model", lambda: nature)
         assert nature is not None  # rank 0 has seen it, or it was known
         mine = _share(len(sequences), everyone)
-        holds: Holds = partial(_holds, nature, new=known is None)
-        if checked:
-            holds = partial(_holds_until_checked, sequences, loss, first, nature)
-        few = FEWEST_TOGETHER if checked and known is None else 2  # a sum over a batch may show in each that is alone
-        found = _surveyed(fn, params, sequences, loss, mine, first, nature, holds, in_parts=checked, few=few)
+        found = _surveyed(fn, params, sequences, loss, mine, first, nature, new=known is None, checked=checked)
     tokens = _of_all(everyone, found, next(iter(params.values())).device)
     if tokens.loss.numel() == 0:
         raise ValueError(
@@ -153,12 +149,7 @@ def _looked_at(fn: ModelFunction, params: Params, sequences: Sequences, loss: To
 
 
 def _check_again(
-    fn: ModelFunction,
-    params: Params,
-    sequences: Sequences,
-    loss: TokenLoss,
-    first: _First,
-    nature: Nature,
+    fn: ModelFunction, params: Params, sequences: Sequences, loss: TokenLoss, first: _First, nature: Nature
 ) -> None:
     """Raise where the first sequence, run again, has other losses, reaches what the call before left, or fails."""
     leaves = leaves_of(params)
@@ -178,20 +169,26 @@ def _surveyed(
     mine: range,
     first: _First | None,
     nature: Nature,
-    holds: "Holds",
     *,
-    in_parts: bool,
-    few: int,
+    new: bool,
+    checked: bool,
 ) -> list[Tokens]:
-    """Those of one shape together, where that gives the losses that each has alone, and fewer sequence by sequence."""
+    """Sequence by sequence; many of one shape, or any of a known model, together where each has the same losses alone.
+
+    Of few sequences of a new model each is held against all of them: what a sum over a batch decides may show in one
+    that is alone, and nowhere else.
+    """
     found: list[Tokens] = []
     run = partial(_together, fn, params, sequences, loss)
+    holds = partial(_holds_until_checked, first, nature) if checked else partial(_holds, run, nature, new=new)
     for group in neighbours(mine, sequences, most_together(nature)):
+        few = new and len(group) < FEWEST_TOGETHER
         together = None
-        may_meet = len(group) > 1 and not (loss.each_alone or nature.draws)
-        if may_meet and len(group) >= few:
-            together = _merged(map(run, _spread(group))) if in_parts else run(group)
-        if together is not None and holds(run, group, together):
+        if len(group) > 1 and not (loss.each_alone or nature.draws):
+            together = _merged(map(run, _spread(group) if checked and not few else [group]))
+            if checked and _of_a_user(loss):
+                _check_valid(sequences, loss, group)
+        if together is not None and not few and holds(group, together):
             found.append(together)
             continue
         each = [
@@ -202,8 +199,6 @@ def _surveyed(
         ]
         if together is not None:
             check_apart(concatenated(each), together, loss, nature, group)
-        elif may_meet and in_parts:
-            _check_few(run, sequences, loss, nature, group, concatenated(each))
         found += each
     return found
 
@@ -216,11 +211,13 @@ def _spread(group: Sequence[int]) -> list[Sequence[int]]:
 
 def _merged(parts: Iterable[Tokens | None]) -> Tokens | None:
     """The tokens of all parts in the order of their sequences; None where a part has none to give."""
-    found = []
+    found: list[Tokens] = []
     for part in parts:
         if part is None:
             return None
         found.append(part)
+    if len(found) == 1:
+        return found[0]
     tokens = concatenated(found)
     return tokens.select(tokens.sequence.argsort(stable=True))
 
@@ -254,17 +251,11 @@ Run = Callable[[Sequence[int]], Tokens | None]
 """Some sequences → their tokens, where they run together; None where the model refuses them."""
 
 
-Holds = Callable[[Run, Sequence[int], Tokens], bool]
-"""(what runs some, a group, its tokens) → whether these are those of each alone, as far as the survey is to say."""
+def _holds(run: Run, nature: Nature, group: Sequence[int], together: Tokens, *, new: bool) -> bool:
+    """Whether a group of a new model has the same losses in random parts, one of a known model in half of it.
 
-
-def _holds(nature: Nature, run: Run, group: Sequence[int], together: Tokens, *, new: bool) -> bool:
-    """Whether a group of a known model, where it may couple what others do not, has the same losses in half of it.
-
-    Of a new model random parts are run without the others; of few sequences each is to run alone.
+    Another batch may couple what the one before did not.
     """
-    if new and len(group) < FEWEST_TOGETHER:
-        return False
     for part in [group[:1], *_random_parts(group, PARTS)] if new else _random_parts(group, 2)[-1:]:
         here = run(part)
         if here is None or not same_losses(here.loss, together.loss[_of(part, together)], nature):
@@ -272,47 +263,26 @@ def _holds(nature: Nature, run: Run, group: Sequence[int], together: Tokens, *, 
     return True
 
 
-def _holds_until_checked(
-    sequences: Sequences,
-    loss: TokenLoss,
-    first: _First | None,
-    nature: Nature,
-    run: Run,
-    group: Sequence[int],
-    together: Tokens,
-) -> bool:
-    """Whether what no check of the losses will see is right: which tokens count, and the losses of one alone.
+def _holds_until_checked(first: _First | None, nature: Nature, group: Sequence[int], together: Tokens) -> bool:
+    """Whether the losses that no check will see are right: of the first sequence, and those that are not finite.
 
-    Those that are not finite may have become so beside others, and no check sees them.
+    These may have become so beside others.
     """
     if not bool(together.loss.isfinite().all()):
         return False
-    if first is not None and first.number in group:
-        own = together.loss[_of([first.number], together)]
-        if not same_losses(first.tokens.loss, own, nature):
-            return False
-    if _of_a_user(loss):
-        _check_valid(sequences, loss, group)
-    return True
-
-
-def _check_few(
-    run: Run, sequences: Sequences, loss: TokenLoss, nature: Nature, group: Sequence[int], each: Tokens
-) -> None:
-    """Raise where other tokens count, or losses are others, when sequences that ran alone run together."""
-    if _of_a_user(loss):
-        _check_valid(sequences, loss, group)
-    together = run(group)
-    if together is not None:
-        check_apart(each, together, loss, nature, group)
+    if first is None or first.number not in group:
+        return True
+    return same_losses(first.tokens.loss, together.loss[_of([first.number], together)], nature)
 
 
 def _check_valid(sequences: Sequences, loss: TokenLoss, group: Sequence[int]) -> None:
     """Raise where other tokens count of a group than of each of its sequences."""
     valid = loss.valid(sequences.joined(group))
-    for row, member in enumerate(group if valid is not None else ()):
+    if valid is None:
+        return
+    for row, member in zip(valid, group, strict=True):
         alone = loss.valid(sequences[member])
-        if valid is None or alone is None or not torch.equal(alone[0], valid[row]):
+        if alone is None or not torch.equal(alone[0], row):
             raise ValueError(f"which tokens of sequence {member} count is another beside others: {samples_meet(loss)}")
 
 
