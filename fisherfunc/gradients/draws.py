@@ -49,13 +49,22 @@ def same_draws(device: torch.device) -> Iterator[None]:
             _GLOBAL.set_bit_generator(numpy)
 
 
+DEVICES = (torch.cuda, torch.xpu)
+
+
 @contextmanager
 def put_back() -> Iterator[None]:
-    """Draw from the user's generators, and put their states back at the end."""
-    python, numpy = random.getstate(), np.random.get_state()
+    """Draw from the generators of the user, of every device in use, and put their states back, also on an error."""
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    devices = [(module, module.get_rng_state_all()) for module in DEVICES if module.is_initialized()]
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     try:
-        with torch.random.fork_rng(devices=[]):
-            yield
+        yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        for module, states in devices:
+            module.set_rng_state_all(states)
+        if mps is not None:
+            torch.mps.set_rng_state(mps)

@@ -1,13 +1,11 @@
 """A context that leaves what surrounds it as it was: the global random generators, and no autocast inside."""
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 
-DEVICES = (torch.cuda, torch.xpu)
+from fisherfunc.gradients.draws import put_back
 
 
 @contextmanager
@@ -20,17 +18,5 @@ def undisturbed(device: torch.device) -> Iterator[None]:
     Args:
         device: Where the model lies.
     """
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    devices = [(module, module.get_rng_state_all()) for module in DEVICES if module.is_initialized()]
-    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
-    try:
-        with torch.autocast("cpu", enabled=False), torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        for module, states in devices:
-            module.set_rng_state_all(states)
-        if mps is not None:
-            torch.mps.set_rng_state(mps)
+    with put_back(), torch.autocast("cpu", enabled=False), torch.autocast(device.type, enabled=False):
+        yield
