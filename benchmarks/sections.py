@@ -13,7 +13,7 @@ from typing import Any
 
 import fisherfunc as ff
 from benchmarks.stopwatch import Stopwatch
-from fisherfunc.gradients import alone, grams, start
+from fisherfunc.gradients import alone, by_route, grams, start
 from fisherfunc.gradients.factored import collect, contract, route, starts
 
 _END = object()
@@ -68,11 +68,11 @@ SECTIONS = (
     Section(owner=route, name="passed_grams", title="around these: room for Grams, stacks joined, memory let go"),
     Section(owner=route, name="plan_dense", title=_DENSE),
     Section(owner=route, name="dense_grams", title=_DENSE),
-    Section(owner=grams, name="dense_grams", title=_DENSE),
+    Section(owner=by_route, name="dense_grams", title=_DENSE),
     Section(owner=grams, name="certified", title=CHECK),
     Section(owner=grams, name="round_off", title=CHECK),
     Section(owner=grams, name="tokens_of", title=METADATA),
-    Section(owner=grams, name="factored_run", title=METADATA),
+    Section(owner=by_route, name="factored_run", title=METADATA),
     Section(owner=grams, name="versions", title=METADATA),
     Section(owner=ff, name="spectrum_of_grams", title="spectra"),
 )

@@ -14,13 +14,9 @@ from torch import Tensor
 
 from fisherfunc.distributed.collectives import Everyone, Ranks
 from fisherfunc.distributed.entering import with_ranks
-from fisherfunc.gradients.alone import ALONE, Alone
+from fisherfunc.gradients.by_route import passed_by_route
 from fisherfunc.gradients.certificate import certified
-from fisherfunc.gradients.checkpoint import NOWHERE, Checkpoint, folder_of, opened
-from fisherfunc.gradients.dense.route import dense_grams
-from fisherfunc.gradients.dense.slabs import DensePlan
-from fisherfunc.gradients.dense.subsample import Coordinates
-from fisherfunc.gradients.factored.route import NotFactorable, factored_grams
+from fisherfunc.gradients.checkpoint import NOWHERE, folder_of, opened
 from fisherfunc.gradients.fingerprint import fingerprint, tokens_of
 from fisherfunc.gradients.losses.asked import AnyLoss
 from fisherfunc.gradients.losses.identity import loss_id
@@ -28,7 +24,7 @@ from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.nature import coarsest
 from fisherfunc.gradients.planning.outcome import watched
 from fisherfunc.gradients.planning.room import check_room
-from fisherfunc.gradients.planning.run_plan import RunPlan, dense_run, factored_run
+from fisherfunc.gradients.planning.run_plan import RunPlan
 from fisherfunc.gradients.ranks.certificate import certify_over_ranks
 from fisherfunc.gradients.ranks.passes import facts_of_ranks, passed_over_ranks
 from fisherfunc.gradients.ranks.ring import common_limit
@@ -172,10 +168,10 @@ def token_grams(
         here = replace(within, refused=refused, plan=options.plan if first else None)
         marks = partial(fingerprint, options=options, route=way, coordinates=coordinates, targets=start.targets.name)
         if everyone is not None:
-            pass_of_rank = partial(_passed, route=way, coordinates=coordinates, note=note)
+            pass_of_rank = partial(passed_by_route, route=way, coordinates=coordinates, note=note)
             return passed_over_ranks(everyone, rows, here, pass_of_rank, folder, marks)
         kept = opened(None if folder is None else folder_of(folder), partial(marks, rows))
-        grams, how = _passed(rows, here, way, coordinates, kept, note)
+        grams, how = passed_by_route(rows, here, way, coordinates, kept, note)
         return grams, how | ({"resumed": kept.resumed} if kept.resumed else {})
 
     def done_by(way: str, note: str, refused: Mapping[str, str]) -> SoundPass:
@@ -194,7 +190,7 @@ def token_grams(
             done.grams,
             done.rows,
             checked.differences,
-            lambda rows: _passed(rows, again, done.how["route"], coordinates, NOWHERE, "")[0],
+            lambda rows: passed_by_route(rows, again, done.how["route"], coordinates, NOWHERE, "")[0],
             agreed=None if everyone is None else partial(everyone.from_first, "round-off"),
             **how,
             stack_width=done.how.get("stack_width", 1),
@@ -254,51 +250,3 @@ def _by_label(num_params: Mapping[str, int], options: PassOptions) -> dict[str, 
     for name, size in num_params.items():
         summed[options.label(name)] += size
     return dict(summed)
-
-
-def _passed(
-    work: Workload,
-    options: PassOptions,
-    route: str,
-    coordinates: Coordinates,
-    checkpoint: Checkpoint = NOWHERE,
-    note: str = "",
-    company: Alone = ALONE,
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The Grams by a route, and how they were computed; `note` says why the dense one, where nobody asked for it."""
-    reason = note or ("asked for" if route == "dense" else "coordinates are sampled")
-    limit = options.limit(next(iter(work.params.values())).device)
-    begun = company.agreed(lambda: checkpoint.note if isinstance(checkpoint.plan, DensePlan) else None)
-    if begun is not None:
-        reason = begun
-    elif route == "factored" and not coordinates.index and not isinstance(options.plan, DensePlan):
-        try:
-            grams, plan = factored_grams(work, options, checkpoint, company)
-        except NotFactorable as unfit:
-            reason = str(unfit)
-        else:
-            return grams, {
-                "route": "factored",
-                "plan": factored_run(plan, work, memory_limit=limit).to_dict(),
-                "passes": plan.num_passes,
-                "segments": plan.num_segments,
-                "chunk_size": plan.chunk_size,
-                "predicted_peak_bytes": plan.peak_bytes,
-                "causal_prefixes": plan.structure.causal,
-                "output_layer": plan.structure.head[0] if plan.structure.head else None,
-                "stack_width": plan.width,
-                "exploited": list(plan.exploited),
-                "given_up": plan.structure.refused,
-                "formed_parameters": plan.formed,
-                "slabbed_parameters": list(plan.slabbed),
-            }
-    outcome = dense_grams(work, options, coordinates=coordinates, checkpoint=checkpoint, note=reason, company=company)
-    return outcome.grams, {
-        "route": "dense",
-        "route_reason": reason,
-        "plan": dense_run(outcome.plan, work, reason=reason, memory_limit=limit).to_dict(),
-        "passes": len(outcome.plan.slabs),
-        "chunk_size": outcome.plan.chunk_size,
-        "predicted_peak_bytes": outcome.plan.peak_bytes,
-        "method": outcome.method,
-    }

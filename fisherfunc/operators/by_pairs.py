@@ -14,9 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherfunc.gradients.by_route import passed_by_route
 from fisherfunc.gradients.certificate import certified
-from fisherfunc.gradients.dense.route import dense_grams
-from fisherfunc.gradients.factored.route import NotFactorable, factored_grams
 from fisherfunc.gradients.losses.asked import AnyLoss
 from fisherfunc.gradients.memory import free_bytes
 from fisherfunc.gradients.model_function import ModelFunction
@@ -214,15 +213,7 @@ def _passed(work: Workload, options: PassOptions, unit: str, seed: int) -> Tenso
     """
 
     def done_by(route: str, why: str, refused: Mapping[str, str]) -> SoundPass:
-        how: dict[str, object] = {"route": "dense"}
-        here = replace(options, refused=refused)
-        try:
-            if route == "dense":
-                raise NotFactorable(why)
-            grams, plan = factored_grams(work, here)
-            how = {"route": route, "exploited": list(plan.exploited), "stack_width": plan.width}
-        except NotFactorable:
-            grams = dense_grams(work, here).grams
+        grams, how = passed_by_route(work, replace(options, refused=refused), route, note=why)
         raise_nonfinite(grams[ALL].diagonal().isfinite(), named(work, unit), ALL, of="block")
         return SoundPass(rows=work, grams=grams, how=how, num_tokens=work.num_tokens)
 

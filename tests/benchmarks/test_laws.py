@@ -90,14 +90,14 @@ def test_state_that_calls_share_is_seen(monkeypatch):
 
 @pytest.mark.parametrize("route", ["factored", "dense"])
 def test_one_row_of_one_gram_that_is_off_by_a_millionth_is_seen(monkeypatch, route):
-    recipe, passed = plain("attention", options={"route": route}), grams._passed
+    recipe, passed = plain("attention", options={"route": route}), grams.passed_by_route
 
     def off(*arguments):
         found, how = passed(*arguments)
         found["parts.0.mix.weight"][0] *= 1 + 1e-6
         return found, how
 
-    monkeypatch.setattr(grams, "_passed", off)
+    monkeypatch.setattr(grams, "passed_by_route", off)
     assert verdict(recipe)[0] == "wrong" and "parts.0.mix.weight" in verdict(recipe)[1]
     assert verdict(recipe, self_check=True)[0] == "refused"
 

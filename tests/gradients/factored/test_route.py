@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from zoo import CASES, VOCAB, build, causal_batch
 
 import fisherfunc as ff
-from fisherfunc.gradients import grams as doors
+from fisherfunc.gradients import by_route as doors
 from fisherfunc.gradients.factored import plan as plans
 from fisherfunc.gradients.factored import route as factored
 from fisherfunc.gradients.factored import rules
