@@ -163,7 +163,7 @@ def test_a_checkpoint_is_of_its_targets(gpt2, tmp_path):
 def test_a_vocabulary_too_large_is_an_error_that_states_its_cost(monkeypatch):
     model, batch = build("gpt2")[0], {"input_ids": token_ids(2, 9)}
 
-    monkeypatch.setattr(passes, "_passed", None)  # no pass
+    monkeypatch.setattr(passes, "passed_by_route", None)  # no pass
     rows = 16 * 37
     pattern = rf"has {rows} rows, 16 tokens of 37 classes: .* bytes .*memory_limit is 1000000; .*targets\.sampled"
     fn = ff.functionalize(model)
