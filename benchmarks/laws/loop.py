@@ -132,7 +132,7 @@ def expected(loop: Loop, pieces: Sequence[Piece], *, only: set[tuple[int, int]] 
     Args:
         loop: The module.
         pieces: The batches.
-        only: The (sequence, position) of those that gradients meet in; all where None.
+        only: The (sequence, position) of those whose batches are asked, and that gradients meet in; all where None.
     """
     every = terms(loop.task, pieces)
     found = [loop.row(term) for term in every]
@@ -153,9 +153,9 @@ def _meeting(
     largest = 0.0
     for piece in pieces:
         here = [n for n, term in enumerate(every) if term.piece is piece]
-        if not here or piece.count < 2:
-            continue
         asked = [only is None or (every[n].sequence, every[n].position) in only for n in here]
+        if not any(asked) or piece.count < 2:  # of a loader it may never have been pulled
+            continue
         weights = drawn[here] * torch.tensor(asked)
         try:
             losses, gradients = loop.together([every[n] for n in here], weights)

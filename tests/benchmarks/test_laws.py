@@ -121,6 +121,11 @@ def test_samples_that_meet_unseen_are_seen(monkeypatch):
     assert verdict(plain("mean of the batch"))[0] == "wrong"
 
 
+def test_a_batch_of_a_loader_that_was_never_pulled_is_not_asked_whether_its_samples_meet():
+    row = judged(drawn(1104145))  # one token, of the first batch; those of the second meet
+    assert (row.verdict, row.meets) == ("right", False), row
+
+
 def test_errors_that_are_not_ours_are_seen(monkeypatch):
     def fails(*arguments, **options):
         raise RuntimeError("of torch")
