@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from fisherfunc.linalg.kernels import lanczos, lanczos_quadrature
-from fisherfunc.linalg.lanczos import LeadingEigenvalues
-from fisherfunc.linalg.quadrature import SpectralQuadrature, probe_vector
-from fisherfunc.linalg.token_operator import TokenOperator, gram_operator
+from fisherfunc.linalg.krylov.lanczos import LeadingEigenvalues
+from fisherfunc.linalg.krylov.quadrature import SpectralQuadrature, probe_vector
+from fisherfunc.linalg.krylov.token_operator import TokenOperator, gram_operator
 
 EPS = torch.finfo(torch.float64).eps
 MOST_ROWS = 40

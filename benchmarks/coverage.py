@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from fisherfunc.linalg.gram import gram_of
-from fisherfunc.linalg.token_grams import TokenGrams, Tokens
+from fisherfunc.linalg.grams.token_grams import TokenGrams, Tokens
 from fisherfunc.population import Estimate, summary
 from fisherfunc.population.clusters import clusters_of
 from fisherfunc.population.dimension import dimension_of

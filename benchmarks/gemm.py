@@ -2,7 +2,7 @@
 
 import torch
 
-from fisherfunc.gradients.clock import clock
+from fisherfunc.runtime.clock import clock
 
 DTYPES = ("float32", "bfloat16", "float64")
 

@@ -32,10 +32,10 @@ from benchmarks.stopwatch import Stopwatch
 from benchmarks.table import grid
 from benchmarks.tasks import Described, Task, build
 from benchmarks.workloads import WORKLOADS
-from fisherfunc.gradients.model_function import Calls, ModelFunction
-from fisherfunc.gradients.module_calls import watch_parts
+from fisherfunc.gradients.autodiff.model_function import Calls, ModelFunction
+from fisherfunc.gradients.autodiff.module_calls import watch_parts
 from fisherfunc.models import functionalize as models
-from fisherfunc.models.isolation import Blueprint
+from fisherfunc.models.calls.isolation import Blueprint
 
 MEMORY_LIMIT = 4 * 10**9
 """Of every run: what is free would make the numbers those of a machine."""

@@ -1,7 +1,7 @@
 """How many kernels a run of fisherfunc dispatches, and where: `python -m benchmarks.kernels`, `--help` for options.
 
 A kernel is an operation of torch that is no view. Unlike seconds, their number does not depend on the machine, and on a
-GPU it is the time of small work. Each workload is divided as on a CPU, as on a GPU (linalg/grain.py), and as on a GPU
+GPU it is the time of small work. Each workload is divided as on a CPU, as on a GPU (runtime/grain.py), and as on a GPU
 with a plan that was made before (`ff.plan`); all run on a CPU in one thread. A read is an operation that hands a value
 to Python, for which a GPU has to finish all it was given.
 """
@@ -26,9 +26,11 @@ from benchmarks.stopwatch import Stopwatch
 from benchmarks.table import grid
 from benchmarks.tasks import Described, Task, build
 from benchmarks.workloads import WORKLOADS
-from fisherfunc.gradients import round_off
-from fisherfunc.gradients.factored import contract, loads
-from fisherfunc.linalg import grain, strips, triangle
+from fisherfunc.gradients.checks import round_off
+from fisherfunc.gradients.factored import loads
+from fisherfunc.gradients.factors import contract
+from fisherfunc.linalg.factors import strips, triangle
+from fisherfunc.runtime import grain
 
 GRAINS = {"CPU": grain.CPU, "GPU": grain.GPU}
 PLANNED = "GPU, with a plan"

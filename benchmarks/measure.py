@@ -13,7 +13,7 @@ from benchmarks.contenders.common import CannotError, Options, Work, on_cpu
 from benchmarks.oracle import TOLERANCE, Oracle, check, oracle, summary
 from benchmarks.process import peak_memory, settled_memory
 from benchmarks.tasks import Described, Task, build
-from fisherfunc.gradients.clock import clock
+from fisherfunc.runtime.clock import clock
 
 OK, WRONG, CANNOT = "ok", "wrong", "cannot"
 

@@ -21,7 +21,7 @@ from benchmarks.process import peak_memory, settled_memory
 from benchmarks.table import grid
 from fisherfunc import assets
 from fisherfunc.gradients.directions.passes import Passes, passes_of
-from fisherfunc.gradients.prepare import prepared
+from fisherfunc.gradients.survey.prepare import prepared
 from fisherfunc.models.huggingface import load, text_batches
 from fisherfunc.operators import FisherOperator
 from fisherfunc.operators.sweeps import weighted_gradient

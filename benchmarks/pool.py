@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 
 from fisherfunc import functionalize, token_grams
-from fisherfunc.linalg.token_grams import TokenGrams
+from fisherfunc.linalg.grams.token_grams import TokenGrams
 from fisherfunc.models.huggingface import text_windows
 from fisherfunc.partitioning import by_layer
 from fisherfunc.population import Estimate, PopulationSummary, summary
 from fisherfunc.statistics import block_coupling
-from fisherfunc.surface.job import EMBEDDED_CONTEXT, Job, loaded_model, pass_options
-from fisherfunc.surface.texts import read_documents
+from fisherfunc.surface.jobs.job import EMBEDDED_CONTEXT, Job, loaded_model, pass_options
+from fisherfunc.surface.jobs.texts import read_documents
 
 KAPPA = 10.0
 LEAST = 5

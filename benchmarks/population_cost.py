@@ -15,7 +15,7 @@ import torch
 from benchmarks.coverage import population, sample
 from benchmarks.pool import pool
 from fisherfunc import spectrum_of_grams
-from fisherfunc.linalg.token_grams import TokenGrams
+from fisherfunc.linalg.grams.token_grams import TokenGrams
 from fisherfunc.population.clusters import clusters_of
 from fisherfunc.population.summary import summary_of
 

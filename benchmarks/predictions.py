@@ -16,7 +16,7 @@ import fisherfunc as ff
 from benchmarks.contenders.ours import loss_of
 from benchmarks.process import DiedError, in_fresh_process, peak_memory, settled_memory
 from benchmarks.tasks import Task, build, on_device
-from fisherfunc.gradients.clock import clock
+from fisherfunc.runtime.clock import clock
 
 FACTOR = 2.0
 MORE_MEMORY = 1.2

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fisherfunc.gradients.memory import give_back
+from fisherfunc.runtime.memory import give_back
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")

@@ -25,7 +25,7 @@ from benchmarks.stopwatch import Stopwatch
 from benchmarks.table import DASH, described, grid, in_seconds
 from benchmarks.tasks import Described, build
 from benchmarks.workloads import WORKLOADS, Entry, Workload
-from fisherfunc.gradients.clock import clock
+from fisherfunc.runtime.clock import clock
 
 REST = "rest"
 _NOTE = (

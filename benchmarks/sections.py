@@ -14,7 +14,8 @@ from typing import Any
 import fisherfunc as ff
 from benchmarks.stopwatch import Stopwatch
 from fisherfunc.gradients import alone, by_route, grams, start
-from fisherfunc.gradients.factored import collect, contract, route, starts
+from fisherfunc.gradients.factored import collect, route, starts
+from fisherfunc.gradients.factors import contract
 
 _END = object()
 

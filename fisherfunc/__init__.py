@@ -4,7 +4,7 @@
     result = ff.fisher_spectrum(model, batch)
     result.full.eigenvalues
 
-Layers, each importing only those before it: records, distributed, linalg, partitioning, statistics, population,
+Layers, each importing only those before it: records, runtime, distributed, linalg, partitioning, statistics, population,
 gradients, operators, models, pipeline, surface.
 
 What a name stands for is imported when the name is first used: the command line has to answer an interrupt from its
@@ -16,30 +16,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fisherfunc import distributed, operators, population, statistics
-    from fisherfunc.gradients import directions, losses, targets, tokens
+    from fisherfunc.gradients import directions, losses
+    from fisherfunc.gradients.autodiff.model_function import ModelFunction
     from fisherfunc.gradients.dense.norms import gradient_norms
     from fisherfunc.gradients.dense.route import per_token_gradients
     from fisherfunc.gradients.grams import token_grams
-    from fisherfunc.gradients.model_function import ModelFunction
     from fisherfunc.gradients.planning.run_plan import RunPlan
+    from fisherfunc.gradients.rows import targets, tokens
     from fisherfunc.linalg import gram, kernels, metrics
     from fisherfunc.linalg.gram import Gram
+    from fisherfunc.linalg.grams.token_grams import TokenGrams, Tokens
     from fisherfunc.linalg.spectrum import Spectrum
-    from fisherfunc.linalg.token_grams import TokenGrams, Tokens
     from fisherfunc.models.functionalize import functionalize
     from fisherfunc.models.heads import divide_heads
     from fisherfunc.partitioning import by_head, by_layer, by_module, by_parameter, partition, whole
-    from fisherfunc.pipeline import sketches
-    from fisherfunc.pipeline.compare import compare
-    from fisherfunc.pipeline.comparison import Comparison
-    from fisherfunc.pipeline.determinism import deterministic
+    from fisherfunc.pipeline.comparing.compare import compare
+    from fisherfunc.pipeline.comparing.comparison import Comparison
     from fisherfunc.pipeline.eigenvectors import fisher_eigenvectors
     from fisherfunc.pipeline.fisher import fisher_spectrum
+    from fisherfunc.pipeline.methods import sketches
     from fisherfunc.pipeline.needed import tokens_needed
     from fisherfunc.pipeline.plan import plan
     from fisherfunc.pipeline.result import FisherSpectrum
     from fisherfunc.pipeline.solve import spectrum_of_gradients, spectrum_of_grams
-    from fisherfunc.surface import panels as plots
+    from fisherfunc.runtime.determinism import deterministic
+    from fisherfunc.surface.plots import panels as plots
     from fisherfunc.surface.progress import progress_bar
     from fisherfunc.surface.recorder import SpectrumRecorder
     from fisherfunc.surface.trainer_callback import trainer_callback
@@ -98,31 +99,31 @@ _MODULES = {
     "losses": "fisherfunc.gradients.losses",
     "metrics": "fisherfunc.linalg.metrics",
     "operators": "fisherfunc.operators",
-    "plots": "fisherfunc.surface.panels",
+    "plots": "fisherfunc.surface.plots.panels",
     "population": "fisherfunc.population",
-    "sketches": "fisherfunc.pipeline.sketches",
+    "sketches": "fisherfunc.pipeline.methods.sketches",
     "statistics": "fisherfunc.statistics",
-    "targets": "fisherfunc.gradients.targets",
+    "targets": "fisherfunc.gradients.rows.targets",
     "testing": "fisherfunc.testing",
-    "tokens": "fisherfunc.gradients.tokens",
+    "tokens": "fisherfunc.gradients.rows.tokens",
 }
-_LAYERS = ("records", "linalg", "partitioning", "gradients", "models", "pipeline", "surface")
+_LAYERS = ("records", "runtime", "linalg", "partitioning", "gradients", "models", "pipeline", "surface")
 _PLACES = {
-    "Comparison": "fisherfunc.pipeline.comparison",
+    "Comparison": "fisherfunc.pipeline.comparing.comparison",
     "FisherSpectrum": "fisherfunc.pipeline.result",
     "Gram": "fisherfunc.linalg.gram",
-    "ModelFunction": "fisherfunc.gradients.model_function",
+    "ModelFunction": "fisherfunc.gradients.autodiff.model_function",
     "RunPlan": "fisherfunc.gradients.planning.run_plan",
     "Spectrum": "fisherfunc.linalg.spectrum",
     "SpectrumRecorder": "fisherfunc.surface.recorder",
-    "TokenGrams": "fisherfunc.linalg.token_grams",
-    "Tokens": "fisherfunc.linalg.token_grams",
+    "TokenGrams": "fisherfunc.linalg.grams.token_grams",
+    "Tokens": "fisherfunc.linalg.grams.token_grams",
     "by_head": "fisherfunc.partitioning",
     "by_layer": "fisherfunc.partitioning",
     "by_module": "fisherfunc.partitioning",
     "by_parameter": "fisherfunc.partitioning",
-    "compare": "fisherfunc.pipeline.compare",
-    "deterministic": "fisherfunc.pipeline.determinism",
+    "compare": "fisherfunc.pipeline.comparing.compare",
+    "deterministic": "fisherfunc.runtime.determinism",
     "divide_heads": "fisherfunc.models.heads",
     "fisher_eigenvectors": "fisherfunc.pipeline.eigenvectors",
     "fisher_spectrum": "fisherfunc.pipeline.fisher",

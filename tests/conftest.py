@@ -60,7 +60,7 @@ if DEVICE != "cpu":
 torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
 
 # Checking shapes and types of every call takes much of the processor time of a test of small models (some 8 s instead
-# of 3 of gpt2's in gradients/factored/test_segments.py): one test in so many does it, picked by its name and that of
+# of 3 of gpt2's in gradients/capture/test_segments.py): one test in so many does it, picked by its name and that of
 # its file, wherever the file lies; with TEST_TYPES_EVERY=1 all do.
 TYPES_EVERY = int(os.environ.get("TEST_TYPES_EVERY", "5"))
 

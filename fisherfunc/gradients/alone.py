@@ -6,8 +6,8 @@ from typing import TypeVar
 from torch import Tensor
 
 from fisherfunc.gradients.checkpoint import Checkpoint, finished_grams
-from fisherfunc.gradients.factored.contract import Holder, add_all
-from fisherfunc.gradients.workload import Workload
+from fisherfunc.gradients.factors.contract import Holder, add_all
+from fisherfunc.gradients.rows.workload import Workload
 from fisherfunc.linalg.gram import accumulate_rows
 
 T = TypeVar("T")

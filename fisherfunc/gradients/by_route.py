@@ -8,10 +8,10 @@ from fisherfunc.gradients.alone import ALONE, Alone
 from fisherfunc.gradients.checkpoint import NOWHERE, Checkpoint
 from fisherfunc.gradients.dense.route import dense_grams
 from fisherfunc.gradients.dense.slabs import DensePlan
-from fisherfunc.gradients.dense.subsample import EVERY, Coordinates
 from fisherfunc.gradients.factored.route import NotFactorable, factored_grams
 from fisherfunc.gradients.planning.run_plan import dense_run, factored_run
-from fisherfunc.gradients.workload import PassOptions, Workload
+from fisherfunc.gradients.rows.subsample import EVERY, Coordinates
+from fisherfunc.gradients.rows.workload import PassOptions, Workload
 
 
 def passed_by_route(

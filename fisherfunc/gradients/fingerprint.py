@@ -4,13 +4,13 @@ from collections.abc import Mapping
 
 import torch
 
-from fisherfunc.gradients.dense.subsample import Coordinates
 from fisherfunc.gradients.losses.identity import loss_id
-from fisherfunc.gradients.workload import PassOptions, Workload
-from fisherfunc.linalg.which_tokens import which_tokens
+from fisherfunc.gradients.rows.subsample import Coordinates
+from fisherfunc.gradients.rows.workload import PassOptions, Workload
+from fisherfunc.linalg.grams.which_tokens import which_tokens
 from fisherfunc.records.dtypes import dtype_name
 from fisherfunc.records.hashing import SHORT, hash_of
-from fisherfunc.records.versions import versions
+from fisherfunc.runtime.versions import versions
 
 MAY_CHANGE = ("memory_limit",)
 """What decides about the plan alone: a pass that was killed for its memory goes on with less."""

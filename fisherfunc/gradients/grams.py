@@ -14,33 +14,33 @@ from torch import Tensor
 
 from fisherfunc.distributed.collectives import Everyone, Ranks
 from fisherfunc.distributed.entering import with_ranks
+from fisherfunc.gradients.autodiff.model_function import ModelFunction
+from fisherfunc.gradients.autodiff.nature import coarsest
 from fisherfunc.gradients.by_route import passed_by_route
-from fisherfunc.gradients.certificate import certified
 from fisherfunc.gradients.checkpoint import NOWHERE, folder_of, opened
+from fisherfunc.gradients.checks.certificate import certified
+from fisherfunc.gradients.checks.round_off import RoundOff, round_off
+from fisherfunc.gradients.checks.sound import SoundPass, named, sound_pass
 from fisherfunc.gradients.fingerprint import fingerprint, tokens_of
 from fisherfunc.gradients.losses.asked import AnyLoss
 from fisherfunc.gradients.losses.identity import loss_id
-from fisherfunc.gradients.model_function import ModelFunction
-from fisherfunc.gradients.nature import coarsest
 from fisherfunc.gradients.planning.outcome import watched
 from fisherfunc.gradients.planning.room import check_room
 from fisherfunc.gradients.planning.run_plan import RunPlan
 from fisherfunc.gradients.ranks.certificate import certify_over_ranks
 from fisherfunc.gradients.ranks.passes import facts_of_ranks, passed_over_ranks
 from fisherfunc.gradients.ranks.ring import common_limit
-from fisherfunc.gradients.round_off import RoundOff, round_off
-from fisherfunc.gradients.sound import SoundPass, named, sound_pass
+from fisherfunc.gradients.rows.targets import Targets
+from fisherfunc.gradients.rows.workload import PassOptions, Workload
 from fisherfunc.gradients.start import started
-from fisherfunc.gradients.targets import Targets
-from fisherfunc.gradients.workload import PassOptions, Workload
-from fisherfunc.linalg.divided import AnyGram, DividedGrams, whole
-from fisherfunc.linalg.full_precision import full_precision
-from fisherfunc.linalg.token_grams import TokenGrams
+from fisherfunc.linalg.grams.divided import AnyGram, DividedGrams, whole
+from fisherfunc.linalg.grams.token_grams import TokenGrams
 from fisherfunc.partitioning import rule_name
 from fisherfunc.population.clusters import coded
 from fisherfunc.records.axes import Batch, Params, Progress
 from fisherfunc.records.dtypes import dtype_name
-from fisherfunc.records.versions import versions
+from fisherfunc.runtime.precision import full_precision
+from fisherfunc.runtime.versions import versions
 
 
 @with_ranks(after=whole)

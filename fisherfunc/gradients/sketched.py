@@ -12,36 +12,36 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherfunc.gradients import pullback
+from fisherfunc.gradients.autodiff import pullback
+from fisherfunc.gradients.autodiff.model_function import ModelFunction
+from fisherfunc.gradients.autodiff.nature import coarsest
+from fisherfunc.gradients.capture.structure import Unsettled
 from fisherfunc.gradients.checkpoint import NOWHERE
+from fisherfunc.gradients.checks.ordinary import signed_sizes
+from fisherfunc.gradients.checks.sound import named
 from fisherfunc.gradients.dense.norms import chunk_size_of
 from fisherfunc.gradients.directions.passes import passes_of, weighted
 from fisherfunc.gradients.factored.descent import Descent
 from fisherfunc.gradients.factored.passes import Passes
-from fisherfunc.gradients.factored.pieces import Piece
 from fisherfunc.gradients.factored.plan import FactoredPlan
 from fisherfunc.gradients.factored.route import NotFactorable, planned, slab_pass
-from fisherfunc.gradients.factored.structure import Unsettled
+from fisherfunc.gradients.factors.pieces import Piece
 from fisherfunc.gradients.fingerprint import tokens_of
 from fisherfunc.gradients.losses.asked import AnyLoss
 from fisherfunc.gradients.losses.identity import loss_id
-from fisherfunc.gradients.model_function import ModelFunction
-from fisherfunc.gradients.nature import coarsest
-from fisherfunc.gradients.ordinary import signed_sizes
-from fisherfunc.gradients.rows import gradient_chunks, losses_of
-from fisherfunc.gradients.sound import named
-from fisherfunc.gradients.stacks import stacks_of
+from fisherfunc.gradients.rows.gradient_rows import gradient_chunks, losses_of
+from fisherfunc.gradients.rows.stacks import stacks_of
+from fisherfunc.gradients.rows.summed import summed
+from fisherfunc.gradients.rows.targets import Targets
+from fisherfunc.gradients.rows.workload import PassOptions, Workload
 from fisherfunc.gradients.start import started
-from fisherfunc.gradients.summed import summed
-from fisherfunc.gradients.targets import Targets
-from fisherfunc.gradients.workload import PassOptions, Workload
-from fisherfunc.linalg.full_precision import full_precision
-from fisherfunc.linalg.sketched_rows import SketchedRows
-from fisherfunc.linalg.sketches import Kronecker, Projection, projections
+from fisherfunc.linalg.grams.sketched_rows import SketchedRows
+from fisherfunc.linalg.grams.sketches import Kronecker, Projection, projections
 from fisherfunc.records.axes import Batch, Params, Progress
 from fisherfunc.records.dtypes import dtype_name
 from fisherfunc.records.hashing import SHORT, hash_of
-from fisherfunc.records.versions import versions
+from fisherfunc.runtime.precision import full_precision
+from fisherfunc.runtime.versions import versions
 
 Halves = tuple[Projection, Projection]
 Rows = dict[str, Float[Tensor, "2 n _k"]]

@@ -7,15 +7,15 @@ from typing import Any
 import torch
 
 from fisherfunc.distributed.collectives import Everyone
-from fisherfunc.gradients.dense.subsample import EVERY, Coordinates, sample_coordinates
+from fisherfunc.gradients.autodiff.model_function import ModelFunction
+from fisherfunc.gradients.data.sequences import split
 from fisherfunc.gradients.losses.asked import AnyLoss, token_loss_of
-from fisherfunc.gradients.model_function import ModelFunction
 from fisherfunc.gradients.planning.made_for import MadeFor, facts_of, made_for
 from fisherfunc.gradients.planning.run_plan import RunPlan
-from fisherfunc.gradients.prepare import Prepared, check_options, prepared, pulled
-from fisherfunc.gradients.sequences import split
-from fisherfunc.gradients.targets import Targets, chosen
-from fisherfunc.gradients.workload import PassOptions, Workload
+from fisherfunc.gradients.rows.subsample import EVERY, Coordinates, sample_coordinates
+from fisherfunc.gradients.rows.targets import Targets, chosen
+from fisherfunc.gradients.rows.workload import PassOptions, Workload
+from fisherfunc.gradients.survey.prepare import Prepared, check_options, prepared, pulled
 from fisherfunc.partitioning import labels_of, partition
 from fisherfunc.records.axes import Batch, Params, Progress
 

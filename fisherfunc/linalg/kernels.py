@@ -15,10 +15,10 @@ from torch import Tensor
 
 from fisherfunc.linalg import gram as algebra
 from fisherfunc.linalg.gram import Gram, as_gram, gram_of
-from fisherfunc.linalg.lanczos import lanczos
+from fisherfunc.linalg.krylov.lanczos import lanczos
+from fisherfunc.linalg.krylov.quadrature import lanczos_quadrature
 from fisherfunc.linalg.lifting import After, Dtype, GramKernel, RowKernel, gram_kernel, rounding_floor, row_kernel
 from fisherfunc.linalg.mapped import is_mapped
-from fisherfunc.linalg.quadrature import lanczos_quadrature
 from fisherfunc.linalg.sound_spectrum import asked, moments_of_gram
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.records.dtypes import dtype_name

@@ -14,7 +14,7 @@ class Spectrum:
     Attributes:
         eigenvalues: The min(n, P) leading eigenvalues of F, in descending order, none negative.
         resolution: Eigenvalues below this are not told from zero. Of a pass whose round-off was measured, no eigenvalue
-            is off by more, as far as eight rows and the check of all show (gradients/round_off.py). Else it is
+            is off by more, as far as eight rows and the check of all show (gradients/checks/round_off.py). Else it is
             (n · eps + √P · eps') · λ_max, with eps that of the dtype in which the gradients were computed and eps' that
             of the sums over P, which neither bounds nor estimates an error; where rows were centred or summed, with the
             norm before that in place of λ_max. Of rows as given: what rounding them makes of zero (linalg/lifting.py).

@@ -3,7 +3,7 @@
 Of a mapping, everything but the targets is a keyword argument; of a tuple, everything but the last element is
 positional, unless its fields have the names of arguments. The targets themselves are given to a model that requires
 them, and, if asked for, to one that takes them: whether it makes a difference is seen by running it
-(gradients/readings.py).
+(gradients/survey/readings.py).
 """
 
 import inspect
@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from fisherfunc.gradients.batches import TARGET_KEYS, by_name, targets_of
+from fisherfunc.gradients.data.batches import TARGET_KEYS, by_name, targets_of
 from fisherfunc.records.axes import Batch
 
 OF_TARGETS = (*TARGET_KEYS, "label", "target", "y")

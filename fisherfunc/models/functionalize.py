@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fisherfunc.gradients.draws import ONE_AT_A_TIME, same_draws
-from fisherfunc.gradients.model_function import (
+from fisherfunc.gradients.autodiff.model_function import (
     Calls,
     ModelFunction,
     has_gradient,
@@ -27,18 +26,19 @@ from fisherfunc.gradients.model_function import (
     packs_integers,
     same_memory,
 )
-from fisherfunc.gradients.module_calls import Again, is_answered, watch_parts
-from fisherfunc.gradients.refusals import REFUSALS
-from fisherfunc.linalg.full_precision import changeable
+from fisherfunc.gradients.autodiff.module_calls import Again, is_answered, watch_parts
+from fisherfunc.gradients.autodiff.refusals import REFUSALS
 from fisherfunc.linalg.mapped import check_not_transformed
 from fisherfunc.models.arguments import arguments, takes_targets, time_first
-from fisherfunc.models.batch_of_one import ContiguousCotangents
-from fisherfunc.models.isolation import Blueprint, Holdings, evaluation_copy, fresh_copy, held_tensors, isolated
-from fisherfunc.models.recomputation import kept_activations
-from fisherfunc.models.uncached import uncached
-from fisherfunc.models.writes import Guard
+from fisherfunc.models.calls.batch_of_one import ContiguousCotangents
+from fisherfunc.models.calls.isolation import Blueprint, Holdings, evaluation_copy, fresh_copy, held_tensors, isolated
+from fisherfunc.models.calls.recomputation import kept_activations
+from fisherfunc.models.calls.uncached import uncached
+from fisherfunc.models.calls.writes import Guard
 from fisherfunc.records.axes import Batch
 from fisherfunc.records.containers import flattened, mapped
+from fisherfunc.runtime.draws import ONE_AT_A_TIME, same_draws
+from fisherfunc.runtime.precision import changeable
 
 Selection = str | Callable[[str], bool] | Iterable[str] | Iterable[Tensor] | nn.Module
 _SELECTIONS = "expected 'trainable', 'all', names or glob patterns, parameters or a part of the model, or a predicate"

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fisherfunc.models.isolation import structure_copy
+from fisherfunc.models.calls.isolation import structure_copy
 from fisherfunc.partitioning.architectures import ATTENTION_OUTPUTS, FUSED_PROJECTIONS, SEPARATE_PROJECTIONS
 
 Pieces = Mapping[str, slice]

@@ -1,9 +1,9 @@
 """The Fisher as a linear operator, over tokens and over parameters: products, without any Gram."""
 
-from fisherfunc.linalg.lanczos import LeadingEigenvalues
-from fisherfunc.linalg.quadrature import Estimate, SpectralQuadrature
-from fisherfunc.linalg.stored import StoredGram, stored_gram
-from fisherfunc.linalg.token_operator import TokenOperator, gram_operator
+from fisherfunc.linalg.krylov.lanczos import LeadingEigenvalues
+from fisherfunc.linalg.krylov.quadrature import Estimate, SpectralQuadrature
+from fisherfunc.linalg.krylov.stored import StoredGram, stored_gram
+from fisherfunc.linalg.krylov.token_operator import TokenOperator, gram_operator
 from fisherfunc.operators.by_pairs import fisher_gram
 from fisherfunc.operators.fisher import FisherOperator, fisher
 from fisherfunc.operators.ranks import over_ranks

@@ -14,20 +14,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherfunc.gradients.autodiff.model_function import ModelFunction
 from fisherfunc.gradients.by_route import passed_by_route
-from fisherfunc.gradients.certificate import certified
+from fisherfunc.gradients.checks.certificate import certified
+from fisherfunc.gradients.checks.sound import SoundPass, named
 from fisherfunc.gradients.losses.asked import AnyLoss
-from fisherfunc.gradients.memory import free_bytes
-from fisherfunc.gradients.model_function import ModelFunction
-from fisherfunc.gradients.rows import raise_nonfinite, runs
-from fisherfunc.gradients.sound import SoundPass, named
-from fisherfunc.gradients.targets import Targets
-from fisherfunc.gradients.workload import PassOptions, Workload
-from fisherfunc.linalg.full_precision import full_precision
-from fisherfunc.linalg.stored import StoredGram, stored_gram
+from fisherfunc.gradients.rows.gradient_rows import raise_nonfinite, runs
+from fisherfunc.gradients.rows.targets import Targets
+from fisherfunc.gradients.rows.workload import PassOptions, Workload
+from fisherfunc.linalg.krylov.stored import StoredGram, stored_gram
 from fisherfunc.operators.fisher import rows_of
 from fisherfunc.partitioning import by_layer
 from fisherfunc.records.axes import Batch, Params, Progress
+from fisherfunc.runtime.memory import free_bytes
+from fisherfunc.runtime.precision import full_precision
 
 ALL = "all"
 """The label of the one Gram."""

@@ -8,23 +8,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherfunc.gradients.dense.subsample import EVERY
+from fisherfunc.gradients.autodiff.model_function import ModelFunction
+from fisherfunc.gradients.autodiff.refusals import REFUSALS
+from fisherfunc.gradients.data.sequences import Sequences
 from fisherfunc.gradients.directions.matching import names_of_block, restricted
 from fisherfunc.gradients.directions.passes import Passes, groups_of, passes_over
 from fisherfunc.gradients.directions.products import gradient_of_derivatives
 from fisherfunc.gradients.fingerprint import fingerprint, tokens_of
 from fisherfunc.gradients.losses.asked import AnyLoss
 from fisherfunc.gradients.losses.identity import loss_id
-from fisherfunc.gradients.model_function import ModelFunction
-from fisherfunc.gradients.prepare import Prepared, check_options, prepared
-from fisherfunc.gradients.refusals import REFUSALS
-from fisherfunc.gradients.sequences import Sequences
-from fisherfunc.gradients.summed import summed
-from fisherfunc.gradients.targets import Targets, chosen
-from fisherfunc.gradients.workload import PassOptions, Workload
-from fisherfunc.linalg.full_precision import full_precision
-from fisherfunc.linalg.token_operator import TokenOperator
-from fisherfunc.linalg.tokens import Tokens
+from fisherfunc.gradients.rows.subsample import EVERY
+from fisherfunc.gradients.rows.summed import summed
+from fisherfunc.gradients.rows.targets import Targets, chosen
+from fisherfunc.gradients.rows.workload import PassOptions, Workload
+from fisherfunc.gradients.survey.prepare import Prepared, check_options, prepared
+from fisherfunc.linalg.grams.tokens import Tokens
+from fisherfunc.linalg.krylov.token_operator import TokenOperator
 from fisherfunc.linalg.trees import check_alike
 from fisherfunc.operators.sweeps import (
     CENTRAL_DIFFERENCE,
@@ -42,7 +41,8 @@ from fisherfunc.partitioning import by_layer
 from fisherfunc.records.axes import Batch, Params
 from fisherfunc.records.containers import mapped
 from fisherfunc.records.dtypes import dtype_name
-from fisherfunc.records.versions import versions
+from fisherfunc.runtime.precision import full_precision
+from fisherfunc.runtime.versions import versions
 
 ANYTHING = 2**62
 """No limit of memory: rows are never held here."""

@@ -13,7 +13,7 @@ from torch import distributed as dist
 
 from fisherfunc.distributed.collectives import Everyone, ranks
 from fisherfunc.distributed.entering import standing
-from fisherfunc.linalg.tokens import concatenated
+from fisherfunc.linalg.grams.tokens import concatenated
 from fisherfunc.operators.fisher import FisherOperator, Sides, token_product_of
 from fisherfunc.records.axes import Params
 from fisherfunc.records.hashing import hash_of

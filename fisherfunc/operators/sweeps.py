@@ -19,9 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherfunc.gradients.autodiff.pullback import no_other_gradients, strided
 from fisherfunc.gradients.directions.passes import Pass, Passes
 from fisherfunc.gradients.directions.products import by_forward_mode, gradient_of_derivatives, zeros_of
-from fisherfunc.gradients.pullback import no_other_gradients, strided
 from fisherfunc.linalg.trees import inner, stacked
 from fisherfunc.records.axes import Params
 

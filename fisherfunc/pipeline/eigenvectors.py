@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fisherfunc.gradients.autodiff.model_function import ModelFunction
 from fisherfunc.gradients.directions import Eigenpairs, Eigenvectors, eigenpairs, eigenvectors
 from fisherfunc.gradients.directions.matching import names_of_block, restricted
 from fisherfunc.gradients.grams import token_grams
 from fisherfunc.gradients.losses import TokenLoss
-from fisherfunc.gradients.model_function import ModelFunction
-from fisherfunc.linalg.full_precision import full_precision
-from fisherfunc.linalg.token_grams import TokenGrams
+from fisherfunc.linalg.grams.token_grams import TokenGrams
 from fisherfunc.models.functionalize import Selection, functionalize
 from fisherfunc.partitioning import by_layer, whole
 from fisherfunc.pipeline.fisher import token_loss
 from fisherfunc.pipeline.inputs import inputs_of
 from fisherfunc.records.axes import Batch
+from fisherfunc.runtime.precision import full_precision
 
 Loss = TokenLoss | Callable[[Any, Batch], Tensor] | None
 

@@ -11,29 +11,29 @@ from torch import nn
 
 from fisherfunc.distributed.collectives import Everyone, Ranks
 from fisherfunc.distributed.entering import with_ranks
+from fisherfunc.gradients.data.sequences import split
 from fisherfunc.gradients.grams import token_grams
 from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.losses.asked import token_loss_of
 from fisherfunc.gradients.planning.run_plan import RunPlan, eigensolve_operations, solver_bytes
-from fisherfunc.gradients.sequences import split
+from fisherfunc.gradients.rows.targets import Targets, chosen
 from fisherfunc.gradients.sketched import rows
-from fisherfunc.gradients.targets import Targets, chosen
-from fisherfunc.linalg.divided import DividedGrams
-from fisherfunc.linalg.full_precision import full_precision
+from fisherfunc.linalg.grams.divided import DividedGrams
+from fisherfunc.linalg.grams.sketches import Kronecker
 from fisherfunc.linalg.kernels import robust_eigh
 from fisherfunc.linalg.lifting import GramKernel
-from fisherfunc.linalg.sketches import Kronecker
 from fisherfunc.linalg.sound_spectrum import check_kernel
 from fisherfunc.models.functionalize import Selection, functionalize
 from fisherfunc.partitioning import by_layer, partition
 from fisherfunc.pipeline.inferred_loss import inferred_loss
 from fisherfunc.pipeline.inputs import inputs_of
-from fisherfunc.pipeline.over_ranks import spectrum_of_divided
+from fisherfunc.pipeline.methods.over_ranks import spectrum_of_divided
+from fisherfunc.pipeline.methods.sketches import spectrum as sketched_spectrum
 from fisherfunc.pipeline.result import FisherSpectrum
-from fisherfunc.pipeline.sketches import spectrum as sketched_spectrum
 from fisherfunc.pipeline.solve import IntervalMethod, interval_method, spectrum_of_grams
 from fisherfunc.records.axes import Batch, Progress
 from fisherfunc.records.dtypes import dtype_name
+from fisherfunc.runtime.precision import full_precision
 
 
 @with_ranks()

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fisherfunc.gradients import losses
-from fisherfunc.gradients.batches import TARGET_KEYS, cast
+from fisherfunc.gradients.autodiff.model_function import has_gradient
+from fisherfunc.gradients.autodiff.refusals import REFUSALS
+from fisherfunc.gradients.data.batches import TARGET_KEYS, cast
+from fisherfunc.gradients.data.sequences import Sequences, split
 from fisherfunc.gradients.losses import IGNORED, TokenLoss, infer
 from fisherfunc.gradients.losses.infer import targets_of, zero_or_one
-from fisherfunc.gradients.model_function import has_gradient
-from fisherfunc.gradients.refusals import REFUSALS
-from fisherfunc.gradients.sequences import Sequences, split
 from fisherfunc.models.functionalize import functionalize
 from fisherfunc.pipeline.inputs import input_dtype
 from fisherfunc.records.axes import Batch

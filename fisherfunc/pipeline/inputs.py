@@ -6,13 +6,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fisherfunc.gradients.batches import cast, targets_of
+from fisherfunc.gradients.autodiff.model_function import ModelFunction, has_gradient
+from fisherfunc.gradients.autodiff.refusals import REFUSALS
+from fisherfunc.gradients.data.batches import cast, targets_of
+from fisherfunc.gradients.data.sequences import split
+from fisherfunc.gradients.data.sources import Gathered
 from fisherfunc.gradients.losses import TokenLoss
-from fisherfunc.gradients.model_function import ModelFunction, has_gradient
-from fisherfunc.gradients.prepare import pulled
-from fisherfunc.gradients.refusals import REFUSALS
-from fisherfunc.gradients.sequences import split
-from fisherfunc.gradients.sources import Gathered
+from fisherfunc.gradients.survey.prepare import pulled
 from fisherfunc.records.axes import Batch
 from fisherfunc.records.containers import flattened
 

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from fisherfunc.gradients.checkpoint import Checkpoint, opened
 from fisherfunc.gradients.dense.norms import gradient_norms
 from fisherfunc.gradients.losses import TokenLoss
-from fisherfunc.gradients.targets import Targets
+from fisherfunc.gradients.rows.targets import Targets
 from fisherfunc.linalg import metrics
-from fisherfunc.linalg.full_precision import full_precision
 from fisherfunc.linalg.kernels import lanczos, lanczos_quadrature
-from fisherfunc.linalg.krylov import Step
-from fisherfunc.linalg.lanczos import LeadingEigenvalues
-from fisherfunc.linalg.quadrature import SpectralQuadrature
+from fisherfunc.linalg.krylov.krylov import Step
+from fisherfunc.linalg.krylov.lanczos import LeadingEigenvalues
+from fisherfunc.linalg.krylov.quadrature import SpectralQuadrature
 from fisherfunc.models.functionalize import Selection, functionalize
 from fisherfunc.operators.fisher import fisher
 from fisherfunc.pipeline.fisher import token_loss
@@ -26,6 +25,7 @@ from fisherfunc.pipeline.inputs import inputs_of
 from fisherfunc.pipeline.solve import NORMALIZATION
 from fisherfunc.records.axes import Batch, Progress
 from fisherfunc.records.record import record
+from fisherfunc.runtime.precision import full_precision
 
 ESTIMATES = ("trace", "effective_rank", "participation_ratio")
 PARTS_OF_LAMBDA_MAX = (1e-1, 1e-2, 1e-3)

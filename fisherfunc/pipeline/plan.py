@@ -14,12 +14,11 @@ from fisherfunc.gradients.planning.calibrate import least_seconds
 from fisherfunc.gradients.planning.forecast import forecast
 from fisherfunc.gradients.planning.over_ranks import check_rates, over_ranks
 from fisherfunc.gradients.planning.run_plan import RunPlan, timed, with_eigensolve
-from fisherfunc.gradients.prepare import check_options
 from fisherfunc.gradients.ranks.deal import dealt
+from fisherfunc.gradients.rows.summed import summed
+from fisherfunc.gradients.rows.targets import Targets, chosen
 from fisherfunc.gradients.start import started
-from fisherfunc.gradients.summed import summed
-from fisherfunc.gradients.targets import Targets, chosen
-from fisherfunc.linalg.full_precision import full_precision
+from fisherfunc.gradients.survey.prepare import check_options
 from fisherfunc.linalg.gram import of_rows
 from fisherfunc.linalg.kernels import robust_eigh
 from fisherfunc.linalg.lifting import GramKernel
@@ -32,6 +31,7 @@ from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.pipeline.solve import IntervalMethod
 from fisherfunc.population.clusters import ClusterLabels
 from fisherfunc.records.axes import Batch, Progress
+from fisherfunc.runtime.precision import full_precision
 
 SOLVED = 768
 """The largest matrix that the calibration solves."""

@@ -12,7 +12,7 @@ from fisherfunc.population.summary import PopulationSummary
 from fisherfunc.records.record import record
 from fisherfunc.records.sheet import Sheet, as_html, as_text
 from fisherfunc.statistics.coupling import BlockCoupling
-from fisherfunc.statistics.interval import Intervals
+from fisherfunc.statistics.resampling.interval import Intervals
 from fisherfunc.statistics.sample_limits import SampleLimits, sample_limits
 
 
@@ -92,7 +92,7 @@ class FisherSpectrum:
             ImportError: If Jinja2 is not installed.
             OSError: If the file cannot be written.
         """
-        import_module("fisherfunc.surface.html_report").save_html({"": self}, path)
+        import_module("fisherfunc.surface.reports.html_report").save_html({"": self}, path)
 
     def _sheet(self) -> Sheet:
         return result_sheet(self.matrices, self.metadata, self.population)

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from fisherfunc.gradients.sources import told as told_of_data
+from fisherfunc.gradients.data.sources import told as told_of_data
 from fisherfunc.linalg import metrics
-from fisherfunc.linalg.sketched_rows import error_lines
+from fisherfunc.linalg.grams.sketched_rows import error_lines
+from fisherfunc.linalg.grams.which_fisher import EMPIRICAL, matrix
 from fisherfunc.linalg.spectrum import Spectrum
-from fisherfunc.linalg.which_fisher import EMPIRICAL, matrix
 from fisherfunc.population.estimate import Estimate
 from fisherfunc.population.summary import PopulationSummary
 from fisherfunc.records.sheet import NOTHING, Sheet, figure, number_of

@@ -11,26 +11,26 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from fisherfunc.linalg.full_precision import full_precision
 from fisherfunc.linalg.gram import gram_norm, raise_vanished, squares_vanish
+from fisherfunc.linalg.grams.token_grams import TokenGrams
 from fisherfunc.linalg.kernels import cheapest, checked, robust_eigh
 from fisherfunc.linalg.lifting import GramKernel, RowKernel, gram_kernel, solved
 from fisherfunc.linalg.mapped import check_not_mapped
 from fisherfunc.linalg.sound_spectrum import asked, moments_of_rows
 from fisherfunc.linalg.spectrum import Spectrum
-from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.linalg.union import union
 from fisherfunc.partitioning import by_layer, partition, rule_name
 from fisherfunc.pipeline.result import FisherSpectrum, apart_from
 from fisherfunc.population.clusters import ClusterLabels, Clusters, cluster_id, clustered, clusters_of
 from fisherfunc.population.summary import summary_of
 from fisherfunc.records.dtypes import dtype_name
-from fisherfunc.records.versions import versions
+from fisherfunc.runtime.precision import full_precision
+from fisherfunc.runtime.versions import versions
 from fisherfunc.statistics.block_grams import gathered
-from fisherfunc.statistics.bootstrap import bootstrap
 from fisherfunc.statistics.coupling import block_coupling
-from fisherfunc.statistics.interval import Intervals
-from fisherfunc.statistics.jackknife import jackknife
+from fisherfunc.statistics.resampling.bootstrap import bootstrap
+from fisherfunc.statistics.resampling.interval import Intervals
+from fisherfunc.statistics.resampling.jackknife import jackknife
 
 IntervalMethod = str | Callable[..., Intervals] | None
 _INTERVALS: dict[str, Callable[..., Intervals]] = {"bootstrap": bootstrap, "jackknife": jackknife}

@@ -27,12 +27,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherfunc.linalg.token_grams import TokenGrams
-from fisherfunc.linalg.triangle import add_rows
+from fisherfunc.linalg.factors.triangle import add_rows
+from fisherfunc.linalg.grams.token_grams import TokenGrams
 from fisherfunc.population.clusters import ClusterLabels, Clusters, clusters_of
 from fisherfunc.population.estimate import Estimate, check_level, half_width
 from fisherfunc.records.record import record
-from fisherfunc.statistics.heavy_tail import heavy_tail
+from fisherfunc.statistics.resampling.heavy_tail import heavy_tail
 
 METHOD = "clusters left out in closed form, jackknife"
 PER_DECADE = 2

@@ -23,12 +23,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fisherfunc.linalg.token_grams import TokenGrams
+from fisherfunc.linalg.grams.token_grams import TokenGrams
 from fisherfunc.population.clusters import ClusterLabels, Clusters, clusters_of
 from fisherfunc.population.estimate import Estimate, check_level, jackknifed
 from fisherfunc.population.moments import Moments, moments_of
 from fisherfunc.records.record import record
-from fisherfunc.statistics.heavy_tail import heavy_moment
+from fisherfunc.statistics.resampling.heavy_tail import heavy_moment
 
 GUARD = 3
 DEPTH = 4

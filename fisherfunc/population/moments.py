@@ -16,13 +16,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fisherfunc.linalg.token_grams import TokenGrams
-from fisherfunc.linalg.triangle import add_rows
+from fisherfunc.linalg.factors.triangle import add_rows
+from fisherfunc.linalg.grams.token_grams import TokenGrams
 from fisherfunc.population.clusters import ClusterLabels, Clusters, clusters_of
 from fisherfunc.population.estimate import Estimate, check_level, jackknifed
 from fisherfunc.population.second_moments import trace_estimate
 from fisherfunc.records.record import record
-from fisherfunc.statistics.heavy_tail import heavy_moment
+from fisherfunc.statistics.resampling.heavy_tail import heavy_moment
 
 ROWS = 256
 """Of temporaries, which stay in the cache."""

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherfunc.linalg.token_grams import TokenGrams
+from fisherfunc.linalg.grams.token_grams import TokenGrams
 from fisherfunc.population.clusters import Clusters
 from fisherfunc.population.dimension import METHOD as OF_DIMENSIONS
 from fisherfunc.population.dimension import Curve, EffectiveDimension

@@ -10,8 +10,8 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherfunc.linalg.divided import rows_here, total
-from fisherfunc.linalg.token_grams import TokenGrams
+from fisherfunc.linalg.grams.divided import rows_here, total
+from fisherfunc.linalg.grams.token_grams import TokenGrams
 from fisherfunc.population.clusters import Clusters
 from fisherfunc.records.record import record
 from fisherfunc.statistics.block_grams import num_params

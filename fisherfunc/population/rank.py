@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherfunc.linalg.token_grams import TokenGrams
+from fisherfunc.linalg.grams.token_grams import TokenGrams
 from fisherfunc.population.clusters import ClusterLabels, clusters_of
 from fisherfunc.population.dimension import Curve, dimension_of, slope_of
 from fisherfunc.population.estimate import Estimate, check_level, half_width, jackknifed

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherfunc.linalg.token_grams import TokenGrams
+from fisherfunc.linalg.grams.token_grams import TokenGrams
 from fisherfunc.partitioning import by_layer
 from fisherfunc.population.clusters import ClusterLabels, clusters_of
 from fisherfunc.population.estimate import (
@@ -40,7 +40,7 @@ from fisherfunc.population.pairs import (
     summed,
 )
 from fisherfunc.statistics.block_grams import BlockRule, gathered
-from fisherfunc.statistics.heavy_tail import heavy_moment, heavy_tail
+from fisherfunc.statistics.resampling.heavy_tail import heavy_moment, heavy_tail
 
 PAIRS = "pairs of distinct clusters, jackknife"
 Matrix = tuple[tuple[Estimate, ...], ...]

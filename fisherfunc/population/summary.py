@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherfunc.linalg.token_grams import TokenGrams
+from fisherfunc.linalg.grams.token_grams import TokenGrams
 from fisherfunc.partitioning import by_layer
 from fisherfunc.population.clusters import ClusterLabels, Clusters, clusters_of
 from fisherfunc.population.dimension import EffectiveDimension, dimension_of

@@ -3,7 +3,6 @@
 Pure functions of `TokenGrams` and `Spectrum`; no model, and no further pass.
 """
 
-from fisherfunc.statistics.bootstrap import bootstrap
 from fisherfunc.statistics.coupling import BlockCoupling, block_coupling, block_diagonal_error
 from fisherfunc.statistics.density import (
     DimensionCurve,
@@ -11,9 +10,10 @@ from fisherfunc.statistics.density import (
     effective_dimension_curve,
     spectral_density,
 )
-from fisherfunc.statistics.interval import Interval, Intervals
-from fisherfunc.statistics.jackknife import jackknife
 from fisherfunc.statistics.noise import GradientNoise, gradient_noise_scale, gradient_norms, mean_gradient_norm
+from fisherfunc.statistics.resampling.bootstrap import bootstrap
+from fisherfunc.statistics.resampling.interval import Interval, Intervals
+from fisherfunc.statistics.resampling.jackknife import jackknife
 from fisherfunc.statistics.sample_limits import SampleLimits, sample_limits
 from fisherfunc.statistics.stability import Halves, SplitHalves, split_halves
 from fisherfunc.statistics.tail import TailExponent, tail_exponent

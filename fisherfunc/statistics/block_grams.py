@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fisherfunc.linalg.token_grams import TokenGrams
+from fisherfunc.linalg.grams.token_grams import TokenGrams
 from fisherfunc.partitioning import by_layer, partition, rule_name
 from fisherfunc.records.record import record
 

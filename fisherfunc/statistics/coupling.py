@@ -12,8 +12,8 @@ import torch
 from einops import einsum
 from torch import Tensor
 
-from fisherfunc.linalg.divided import rows_here, total
-from fisherfunc.linalg.token_grams import TokenGrams
+from fisherfunc.linalg.grams.divided import rows_here, total
+from fisherfunc.linalg.grams.token_grams import TokenGrams
 from fisherfunc.statistics.block_grams import BlockRule, gathered
 
 TILE = 256

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherfunc.linalg.gram import regrouped_matrix
-from fisherfunc.linalg.token_grams import TokenGrams
-from fisherfunc.linalg.which_fisher import EMPIRICAL, matrix
+from fisherfunc.linalg.grams.token_grams import TokenGrams
+from fisherfunc.linalg.grams.which_fisher import EMPIRICAL, matrix
 from fisherfunc.statistics.block_grams import several_sequences
 
 

@@ -8,10 +8,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fisherfunc.linalg.gram import Gram, selected
+from fisherfunc.linalg.grams.token_grams import TokenGrams
 from fisherfunc.linalg.lifting import GramKernel, gram_kernel, solved
 from fisherfunc.linalg.metrics import numerical_rank
 from fisherfunc.linalg.spectrum import Spectrum
-from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.records.record import record
 from fisherfunc.statistics.block_grams import BlockRule, Sequences, gathered, several_sequences
 

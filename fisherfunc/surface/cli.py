@@ -8,12 +8,12 @@ from typing import Any
 import click
 
 from fisherfunc.surface.boundary import Group, Interrupted, guarded
-from fisherfunc.surface.check_command import check
-from fisherfunc.surface.compare_command import compare
-from fisherfunc.surface.format_options import FORMAT, as_options
-from fisherfunc.surface.help_texts import PLAN_HELP, SPECTRUM_HELP, TOKENS_HELP
-from fisherfunc.surface.report_command import report
-from fisherfunc.surface.run_command import options_of, run
+from fisherfunc.surface.commands.check_command import check
+from fisherfunc.surface.commands.compare_command import compare
+from fisherfunc.surface.commands.format_options import FORMAT, as_options
+from fisherfunc.surface.commands.help_texts import PLAN_HELP, SPECTRUM_HELP, TOKENS_HELP
+from fisherfunc.surface.commands.report_command import report
+from fisherfunc.surface.commands.run_command import options_of, run
 from fisherfunc.surface.terminal import console as _console
 from fisherfunc.surface.terminal import hush as _hush
 from fisherfunc.surface.terminal import written
@@ -32,7 +32,7 @@ def cli(context: click.Context) -> None:
 def _memory(_context: click.Context, _option: click.Parameter, value: str | None) -> int | None:
     if value is None:
         return None
-    from fisherfunc.surface.sizes import parse_bytes
+    from fisherfunc.surface.commands.sizes import parse_bytes
 
     try:
         return parse_bytes(value)
@@ -207,14 +207,14 @@ def spectrum(
 def plan(form: str, checkpoint: str | None, pilot: str | None, ranks: int | None, **options: Any) -> None:
     """Predict the main job."""
     _check_checkpoint(checkpoint, options)
-    from fisherfunc.surface import job
+    from fisherfunc.surface.jobs import job
 
     _hush()
     found, facts = job.predict(job.Job(checkpoint=checkpoint or "final", **options), pilot=pilot, ranks=ranks)
     if form == "json":
         click.echo(json.dumps({"metadata": facts, **found.to_dict()}, allow_nan=False, indent=1))
         return
-    from fisherfunc.surface.plan_report import plan_report
+    from fisherfunc.surface.reports.plan_report import plan_report
 
     console = _console()
     console.print(plan_report(found, facts, width=console.width))
@@ -226,7 +226,7 @@ def plan(form: str, checkpoint: str | None, pilot: str | None, ranks: int | None
 def tokens(form: str, checkpoint: str | None, block: str | None, vectors: int, top: int, **options: Any) -> None:
     """Print tokens."""
     _check_checkpoint(checkpoint, options)
-    from fisherfunc.surface import job, token_job
+    from fisherfunc.surface.jobs import job, token_job
     from fisherfunc.surface.progress import progress_bar
 
     _hush()
@@ -237,7 +237,7 @@ def tokens(form: str, checkpoint: str | None, block: str | None, vectors: int, t
         found = {"metadata": facts, "tokens": [asdict(row) for row in rows]}
         click.echo(escaped_json(json.dumps(found, allow_nan=False, indent=1, ensure_ascii=False)))
         return
-    from fisherfunc.surface.token_report import token_report
+    from fisherfunc.surface.reports.token_report import token_report
 
     console = _console()
     console.print(token_report(rows, facts, width=console.width))
@@ -254,7 +254,7 @@ def _spectrum(
     everyone: Any,
 ) -> None:
     """Run the main job, as one rank of all where there are several; rank 0 alone prints and writes."""
-    from fisherfunc.surface import job, leading, results
+    from fisherfunc.surface.jobs import job, leading, results
     from fisherfunc.surface.progress import progress_bar
 
     _hush()
@@ -334,8 +334,8 @@ def _show(result: Any, form: str) -> None:
         click.echo(json.dumps(result.to_dict(), allow_nan=False, indent=1))
         return
     from fisherfunc.pipeline.result import FisherSpectrum
-    from fisherfunc.surface import leading
-    from fisherfunc.surface.report import report as table_of
+    from fisherfunc.surface.jobs import leading
+    from fisherfunc.surface.reports.report import report as table_of
 
     console = _console()
     shown = table_of if isinstance(result, FisherSpectrum) else leading.report

@@ -24,7 +24,7 @@ from fisherfunc.population.summary import PopulationSummary
 from fisherfunc.records.dtypes import dtype_name
 from fisherfunc.records.storage import replacing
 from fisherfunc.statistics.coupling import BlockCoupling
-from fisherfunc.statistics.interval import Intervals
+from fisherfunc.statistics.resampling.interval import Intervals
 
 FORMAT = "fisherfunc.spectrum.1"
 LEADING_FORMAT = "fisherfunc.leading.1"

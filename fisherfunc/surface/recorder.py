@@ -24,10 +24,10 @@ from fisherfunc.models.unwrap import unwrapped
 from fisherfunc.pipeline.fisher import fisher_spectrum
 from fisherfunc.pipeline.plan import plan
 from fisherfunc.pipeline.result import FisherSpectrum
-from fisherfunc.pipeline.undisturbed import undisturbed
 from fisherfunc.records.axes import Batch
+from fisherfunc.runtime.undisturbed import undisturbed
 from fisherfunc.surface.files import JSON_NAME, check_writable, read_spectrum, to_json, write_files
-from fisherfunc.surface.run_file import RUN_NAME, run_toml
+from fisherfunc.surface.jobs.run_file import RUN_NAME, run_toml
 
 EXPECTED = (ValueError, TypeError, KeyError, RuntimeError, OSError)
 FOLDER_OF_A_STEP = re.compile(r"step-(\d+)")

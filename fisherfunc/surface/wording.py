@@ -6,9 +6,9 @@ Every function takes the metadata of a result; a key that is absent is passed ov
 from collections.abc import Mapping
 from typing import Any
 
-from fisherfunc.gradients.sources import told
-from fisherfunc.linalg.sketched_rows import error_lines
-from fisherfunc.linalg.which_fisher import EMPIRICAL, matrix
+from fisherfunc.gradients.data.sources import told
+from fisherfunc.linalg.grams.sketched_rows import error_lines
+from fisherfunc.linalg.grams.which_fisher import EMPIRICAL, matrix
 from fisherfunc.surface.visible import visible
 
 NOTHING = "–"

@@ -7,10 +7,10 @@ from functools import partial
 import torch
 
 from fisherfunc.linalg.gram import gram_of
+from fisherfunc.linalg.grams.token_grams import TokenGrams, Tokens
 from fisherfunc.linalg.metrics import SUMMARY
 from fisherfunc.linalg.spectrum import Spectrum
-from fisherfunc.linalg.token_grams import TokenGrams, Tokens
-from fisherfunc.statistics.interval import Interval, Intervals
+from fisherfunc.statistics.resampling.interval import Interval, Intervals
 
 
 @dataclass(frozen=True, kw_only=True)

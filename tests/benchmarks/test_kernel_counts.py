@@ -7,7 +7,7 @@ from tasks import LANGUAGE, samples
 from benchmarks.kernels import GRAINS, PARTS, Kernels, by_part, counted, divided_as, table
 from benchmarks.sections import BEFORE, CHECK, CONTRACTION
 from benchmarks.tasks import gpt2
-from fisherfunc.linalg import strips
+from fisherfunc.linalg.factors import strips
 
 MOST = {"before the pass": 500, "pass": 160, "contraction": 30, "check": 400, "rest": 40}
 """Of a network of two linear maps on a few samples, whose forward and backward pass are some twenty kernels: a quarter

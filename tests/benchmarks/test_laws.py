@@ -20,7 +20,7 @@ from benchmarks.laws.picture import changes, picture
 from benchmarks.laws.recipe import Recipe, drawn
 from fisherfunc.gradients import grams, losses
 from fisherfunc.gradients.losses import classification
-from fisherfunc.models import isolation, writes
+from fisherfunc.models.calls import isolation, writes
 
 SEEDS, SHARDS = 200, 4
 LEAST_RIGHT = 0.8

@@ -18,9 +18,9 @@ from started import ranks_started
 import fisherfunc as ff
 from fisherfunc.distributed import RanksError, entering
 from fisherfunc.distributed.collectives import Everyone
-from fisherfunc.gradients.dense.subsample import sample_coordinates
-from fisherfunc.gradients.prepare import prepared
 from fisherfunc.gradients.ranks.certificate import _take_part
+from fisherfunc.gradients.rows.subsample import sample_coordinates
+from fisherfunc.gradients.survey.prepare import prepared
 from fisherfunc.surface.ranks import _say
 
 

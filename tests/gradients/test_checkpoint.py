@@ -15,12 +15,12 @@ from token_models import SometimesUnbatched
 from zoo import build, two_batches
 
 import fisherfunc as ff
+from fisherfunc.gradients.capture.segments import WHOLE
 from fisherfunc.gradients.checkpoint import INDEX
 from fisherfunc.gradients.factored import descent, divide
 from fisherfunc.gradients.factored import plan as plans
 from fisherfunc.gradients.factored import route as factored
 from fisherfunc.gradients.factored.groups import everything
-from fisherfunc.gradients.factored.segments import WHOLE
 
 
 class Stop:

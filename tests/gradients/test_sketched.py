@@ -9,12 +9,12 @@ from rich.console import Console
 from torch import nn
 
 import fisherfunc as ff
+from fisherfunc.gradients.rows.workload import PassOptions
 from fisherfunc.gradients.sketched import _difference, _formed
 from fisherfunc.gradients.start import started
-from fisherfunc.gradients.workload import PassOptions
-from fisherfunc.linalg.sketches import projections, variance
+from fisherfunc.linalg.grams.sketches import projections, variance
 from fisherfunc.surface.files import read_spectrum, to_json
-from fisherfunc.surface.report import report
+from fisherfunc.surface.reports.report import report
 
 SKETCH = ff.sketches.kronecker(rank=3, seed=5)
 

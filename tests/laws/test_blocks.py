@@ -8,11 +8,11 @@ from oracle import gradient_rows
 from zoo import CASES, build, token_ids
 
 import fisherfunc as ff
-from fisherfunc.gradients.certificate import certify
-from fisherfunc.gradients.nature import Nature
-from fisherfunc.gradients.sequences import split
-from fisherfunc.gradients.workload import Workload
-from fisherfunc.linalg.token_grams import TokenGrams
+from fisherfunc.gradients.autodiff.nature import Nature
+from fisherfunc.gradients.checks.certificate import certify
+from fisherfunc.gradients.data.sequences import split
+from fisherfunc.gradients.rows.workload import Workload
+from fisherfunc.linalg.grams.token_grams import TokenGrams
 from fisherfunc.pipeline import fisher
 
 single_of = cache(lambda name: grams_of(name))

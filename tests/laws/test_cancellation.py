@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 import fisherfunc as ff
-from fisherfunc.linalg import strips as of_strips
+from fisherfunc.linalg.factors import strips as of_strips
 
 WIDTH = 64
 

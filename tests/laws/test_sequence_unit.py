@@ -9,8 +9,8 @@ from oracle import forward, gram_errors, terms, token_loss
 from zoo import CASES, build, token_ids
 
 import fisherfunc as ff
-from fisherfunc.gradients import rows as rows_module
 from fisherfunc.gradients.factored import collect
+from fisherfunc.gradients.rows import gradient_rows as rows_module
 
 
 def grams_of(model, kind, batch, **options):

@@ -12,7 +12,7 @@ from true_fisher import assert_unbiased, by_draw, drawn_rows, exact_rows, grams_
 from zoo import CASES, Shifted, build, token_ids
 
 import fisherfunc as ff
-from fisherfunc.gradients.predictive import predictive
+from fisherfunc.gradients.losses.predictive import predictive
 
 ROUTES = ["factored", "dense"]
 

@@ -11,7 +11,7 @@ from zoo import build, token_ids
 
 import fisherfunc as ff
 from fisherfunc.gradients import grams as passes
-from fisherfunc.gradients.targets import chosen
+from fisherfunc.gradients.rows.targets import chosen
 
 CAUSAL = ff.losses.causal_lm()
 SAMPLED, EXACT = ff.targets.sampled(2, seed=1), ff.targets.all_classes()

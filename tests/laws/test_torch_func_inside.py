@@ -6,7 +6,7 @@ from oracle import gram_errors
 from torch import nn
 
 import fisherfunc as ff
-from fisherfunc.gradients.prepare import ROUTES
+from fisherfunc.gradients.survey.prepare import ROUTES
 
 
 class Slope(nn.Module):

@@ -14,7 +14,7 @@ from watching import changes, snapshot
 from zoo import build
 
 import fisherfunc as ff
-from fisherfunc.gradients.prepare import ROUTES
+from fisherfunc.gradients.survey.prepare import ROUTES
 
 
 def grams(model, batch, **options):

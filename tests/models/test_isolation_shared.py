@@ -16,7 +16,7 @@ from torch.nn import functional
 from watching import changes, snapshot
 
 import fisherfunc as ff
-from fisherfunc.gradients.prepare import ROUTES
+from fisherfunc.gradients.survey.prepare import ROUTES
 
 
 class Anything:

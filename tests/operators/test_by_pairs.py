@@ -7,7 +7,7 @@ from torch import nn
 from zoo import CASES
 
 import fisherfunc as ff
-from fisherfunc.linalg import stored
+from fisherfunc.linalg.krylov import stored
 from fisherfunc.operators.by_pairs import Joined, made_by_pairs, parts_of
 
 

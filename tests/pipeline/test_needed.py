@@ -14,8 +14,8 @@ import fisherfunc as ff
 from fisherfunc.pipeline.needed import tokens_needed
 from fisherfunc.surface.cli import cli
 from fisherfunc.surface.files import read_spectrum
-from fisherfunc.surface.plan_report import summary
-from fisherfunc.surface.report import report
+from fisherfunc.surface.reports.plan_report import summary
+from fisherfunc.surface.reports.report import report
 from fisherfunc.testing import clustered_grams
 
 

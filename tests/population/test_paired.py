@@ -12,8 +12,8 @@ from scipy.stats import t as student
 import fisherfunc as ff
 from fisherfunc.partitioning import by_parameter
 from fisherfunc.population.paired import LeftOut, paired_dimension, paired_ratio
-from fisherfunc.surface.compare_report import compare_report
 from fisherfunc.surface.files import read_spectrum, to_json
+from fisherfunc.surface.reports.compare_report import compare_report
 
 SEQUENCE = torch.arange(8).repeat_interleave(4)
 FACTS = {"batch": "one", "loss": "causal_lm", "fisher": "empirical"}

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from fisherfunc.linalg.gram import gram_of
 from fisherfunc.records.record import record
 from fisherfunc.records.storage import replacing
-from fisherfunc.records.versions import versions
+from fisherfunc.runtime.versions import versions
 
 
 @record(static=("name",))

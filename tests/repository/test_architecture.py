@@ -21,6 +21,7 @@ import fisherfunc as ff
 PACKAGE = Path(ff.__file__).parent
 LAYERS = (
     "records",
+    "runtime",
     "distributed",
     "linalg",
     "partitioning",
@@ -37,6 +38,8 @@ WITH_EXTRAS = ("surface", "testing", "assets")
 WITH_EFFECTS = ("surface.", "records.storage.", "__main__.")
 WITH_EFFECTS += ("records.tensor_files.",)
 LINES = 500
+FILES = 12
+"""Of a folder, its `__init__.py` among them."""
 MAKERS = {f"torch.{function.__name__}" for function in _device_constructors()}
 SPACES = (
     ff.directions,
@@ -171,6 +174,27 @@ def test_no_import_cycles():
         pytest.fail(f"import cycle: {' -> '.join(error.args[1])}")
 
 
+def folder_of(module: str) -> str:
+    """The layer that a module is of, and the folder or file within it."""
+    return ".".join(module.split(".")[:2])
+
+
+def test_folders_import_one_way():
+    graph: dict[str, set[str]] = {}
+    for name, source in sources().items():
+        below = {folder_of(target) for target in imported(source, sources())}
+        graph.setdefault(folder_of(name), set()).update(below - {folder_of(name)})
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"folders import each other: {' -> '.join(error.args[1])}")
+
+
+def test_folders_have_at_most_a_dozen_files():
+    counts = {str(path): len(list(path.glob("*.py"))) for path in PACKAGE.rglob("**/")}
+    assert {path: count for path, count in counts.items() if count > FILES} == {}
+
+
 def at_import(tree: ast.AST) -> Iterator[ast.AST]:
     """The nodes that run when a module is imported: not the bodies of functions."""
     for node in ast.iter_child_nodes(tree):
@@ -280,18 +304,18 @@ def test_tensors_are_made_on_a_device_that_is_named(tmp_path):
     assert without_device(tmp_path) == ["one:3 torch.zeros(2)"]
 
 
-def test_only_the_taps_intercept_a_model():
+def test_only_these_intercept_a_model():
     intercepting = re.compile(
         r"Torch(Function|Dispatch)Mode|register_\w*hook|__torch_(function|dispatch)__|_call_impl|\.forward = "
     )
     found = {name for name, source in sources().items() if intercepting.search(source.text)}
     assert found <= {
-        "gradients.factored._taps",
-        "gradients.memory",
-        "gradients.module_calls",
-        "gradients.nature",
-        "models.batch_of_one",
-        "models.writes",
+        "gradients.autodiff.module_calls",
+        "gradients.autodiff.nature",
+        "gradients.capture.recorder",
+        "models.calls.batch_of_one",
+        "models.calls.writes",
+        "runtime.memory",
     }
 
 

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 import fisherfunc as ff
 from fisherfunc.linalg.metrics import SUMMARY
-from fisherfunc.statistics import Intervals, bootstrap, jackknife
-from fisherfunc.statistics.interval import OUTSIDE
-from fisherfunc.surface.compare_plots import plot_comparison
-from fisherfunc.surface.compare_report import compare_report
+from fisherfunc.statistics import Intervals
+from fisherfunc.statistics.resampling import bootstrap, jackknife
+from fisherfunc.statistics.resampling.interval import OUTSIDE
 from fisherfunc.surface.files import read_spectrum, to_json
-from fisherfunc.surface.report import report
+from fisherfunc.surface.plots.compare_plots import plot_comparison
+from fisherfunc.surface.reports.compare_report import compare_report
+from fisherfunc.surface.reports.report import report
 from fisherfunc.testing import gradient_trees
 
 METHODS = {"jackknife": jackknife, "bootstrap": lambda grams, **o: bootstrap(grams, num_replicates=30, **o)}

@@ -15,11 +15,12 @@ from fisherfunc.linalg.kernels import svd
 from fisherfunc.linalg.metrics import SUMMARY
 from fisherfunc.linalg.union import union
 from fisherfunc.partitioning import by_parameter
-from fisherfunc.statistics import Intervals, bootstrap, jackknife
-from fisherfunc.statistics import replicates as module
+from fisherfunc.statistics import Intervals
 from fisherfunc.statistics.block_grams import gathered, sequences_of
-from fisherfunc.statistics.bootstrap import draws
-from fisherfunc.statistics.interval import student_quantile
+from fisherfunc.statistics.resampling import bootstrap, jackknife
+from fisherfunc.statistics.resampling import replicates as module
+from fisherfunc.statistics.resampling.bootstrap import draws
+from fisherfunc.statistics.resampling.interval import student_quantile
 from fisherfunc.testing import gradient_trees
 
 SEQUENCE = torch.tensor([7, 3, 3, 9, 7, 7, 4, 9])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fisherfunc.linalg.gram import gram_of
-from fisherfunc.linalg.token_grams import TokenGrams, Tokens
+from fisherfunc.linalg.grams.token_grams import TokenGrams, Tokens
 
 
 def matrices(tree: Mapping[str, Tensor]) -> dict[str, Tensor]:

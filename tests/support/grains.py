@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 
-from fisherfunc.gradients.factored import contract, loads
-from fisherfunc.linalg import grain, strips, triangle
+from fisherfunc.gradients.factored import loads
+from fisherfunc.gradients.factors import contract
+from fisherfunc.linalg.factors import strips, triangle
+from fisherfunc.runtime import grain
 
 TINY = replace(grain.GPU, features=4, middle_bytes=2**11, rows=5)
 """Several blocks of features, groups of strips and tiles."""

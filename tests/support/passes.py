@@ -4,9 +4,9 @@ from oracle import gradient_rows, gram_errors
 from torch import nn
 
 import fisherfunc as ff
-from fisherfunc.gradients.sequences import split
-from fisherfunc.gradients.survey import survey
-from fisherfunc.gradients.workload import Workload
+from fisherfunc.gradients.data.sequences import split
+from fisherfunc.gradients.rows.workload import Workload
+from fisherfunc.gradients.survey.survey import survey
 
 
 def workload(model: nn.Module, batch, kind: str | ff.losses.TokenLoss) -> Workload:

@@ -1,10 +1,10 @@
 """Memory that has no room for all factors at once, whatever the machine has."""
 
+from fisherfunc.gradients.capture.segments import WHOLE
 from fisherfunc.gradients.factored import divide
 from fisherfunc.gradients.factored import plan as plans
 from fisherfunc.gradients.factored import route as factored
 from fisherfunc.gradients.factored.groups import grouped
-from fisherfunc.gradients.factored.segments import WHOLE
 
 
 def tighten(monkeypatch, *, share):

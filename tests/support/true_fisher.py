@@ -4,11 +4,11 @@ import torch
 from oracle import forward, terms
 
 import fisherfunc as ff
-from fisherfunc.gradients.prepare import prepared
-from fisherfunc.gradients.pullback import leaves_of
-from fisherfunc.gradients.rows import losses_of
-from fisherfunc.gradients.summed import summed
-from fisherfunc.gradients.workload import PassOptions
+from fisherfunc.gradients.autodiff.pullback import leaves_of
+from fisherfunc.gradients.rows.gradient_rows import losses_of
+from fisherfunc.gradients.rows.summed import summed
+from fisherfunc.gradients.rows.workload import PassOptions
+from fisherfunc.gradients.survey.prepare import prepared
 
 
 def grams_of(model, batch, loss, **options):

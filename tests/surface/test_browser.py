@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import fisherfunc as ff
-from fisherfunc.surface.html_report import save_html
+from fisherfunc.surface.reports.html_report import save_html
 
 pytestmark = pytest.mark.browser
 PHONE, DESKTOP = 390, 1280

@@ -15,10 +15,10 @@ from commands import process as start
 import fisherfunc as ff
 from fisherfunc.assets import CHECKPOINTS
 from fisherfunc.models.huggingface import load, text_batches, text_windows
-from fisherfunc.surface import job
 from fisherfunc.surface.cli import cli
+from fisherfunc.surface.commands.sizes import parse_bytes
 from fisherfunc.surface.files import read_spectrum
-from fisherfunc.surface.sizes import parse_bytes
+from fisherfunc.surface.jobs import job
 
 ORDER = [
     "spectrum.json",

@@ -15,8 +15,9 @@ from commands import run, tiny
 
 import fisherfunc
 from fisherfunc.__main__ import main
-from fisherfunc.surface import boundary, job
+from fisherfunc.surface import boundary
 from fisherfunc.surface.cli import cli
+from fisherfunc.surface.jobs import job
 from fisherfunc.surface.terminal import console
 
 QUICK = ["--tokens", 9]

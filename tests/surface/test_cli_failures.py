@@ -11,7 +11,7 @@ from commands import FILES, run, tiny
 from commands import process as start
 
 from fisherfunc.__main__ import main
-from fisherfunc.surface import job, results
+from fisherfunc.surface.jobs import job, results
 
 PREFIX = "fisherfunc: error: "
 
@@ -152,7 +152,7 @@ def test_an_interrupt_while_printing_says_that_the_files_are_there(hub, here, mo
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fisherfunc.surface.report.report", stop)
+    monkeypatch.setattr("fisherfunc.surface.reports.report.report", stop)
     ran = run(*tiny(hub), "--tokens", 9)
     assert ran.exit_code == 130
     assert ran.stderr.strip() == "fisherfunc: interrupted; the files are in gpt2"

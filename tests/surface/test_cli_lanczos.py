@@ -13,8 +13,8 @@ from forward_modes import By, NoForwardMode
 import fisherfunc as ff
 from fisherfunc.gradients.planning import room
 from fisherfunc.pipeline.leading import leading_spectrum
-from fisherfunc.surface import leading
 from fisherfunc.surface.cli import cli
+from fisherfunc.surface.jobs import leading
 
 FILES = ["eigenvalues.csv", "run.toml", "spectrum.json", "spectrum.png", "spectrum.svg"]
 LANCZOS = ["--method", "lanczos", "--leading", 6]

@@ -12,8 +12,8 @@ import torch
 from commands import FILES, run, tiny
 from commands import process as start
 
-from fisherfunc.surface import job
 from fisherfunc.surface.files import read_spectrum
+from fisherfunc.surface.jobs import job
 
 TASK = ["--tokens", 70, "--context", 8]
 TWO_GROUPS = ["--memory", "2MB"]  # more have room for the Grams of 70 tokens and all factors

@@ -8,10 +8,10 @@ from click.testing import CliRunner
 from matplotlib.figure import Figure
 from spectra import spectrum
 
-from fisherfunc.surface import compare_job
-from fisherfunc.surface.axis import varying_number
 from fisherfunc.surface.cli import cli
 from fisherfunc.surface.files import to_json, write_files
+from fisherfunc.surface.jobs import compare_job
+from fisherfunc.surface.plots.axis import varying_number
 
 
 def compared(here, monkeypatch, names):

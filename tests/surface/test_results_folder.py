@@ -8,8 +8,8 @@ import hf_folders
 import pytest
 from commands import FILES, run, tiny
 
-from fisherfunc.surface import job, results
 from fisherfunc.surface.files import read_spectrum
+from fisherfunc.surface.jobs import job, results
 
 QUICK = ["--tokens", 9]
 

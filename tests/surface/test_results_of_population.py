@@ -13,9 +13,9 @@ import fisherfunc as ff
 from fisherfunc.partitioning import by_parameter
 from fisherfunc.pipeline.sheets import short, told
 from fisherfunc.population import summary
-from fisherfunc.surface import html_report
 from fisherfunc.surface.files import read_spectrum, to_json
-from fisherfunc.surface.report import report
+from fisherfunc.surface.reports import html_report
+from fisherfunc.surface.reports.report import report
 
 SEQUENCE = torch.arange(5).repeat_interleave(6)
 

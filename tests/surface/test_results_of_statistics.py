@@ -15,11 +15,12 @@ from spectra import spectrum as result_of_rows
 import fisherfunc as ff
 from fisherfunc.partitioning import by_parameter, whole
 from fisherfunc.pipeline.result import limits_of
-from fisherfunc.statistics import block_coupling, bootstrap, jackknife, sample_limits
-from fisherfunc.surface.coupling_plot import WRITTEN_LIMIT, plot_couplings
+from fisherfunc.statistics import block_coupling, sample_limits
+from fisherfunc.statistics.resampling import bootstrap, jackknife
 from fisherfunc.surface.files import read_spectrum, to_json
-from fisherfunc.surface.plots import rendered
-from fisherfunc.surface.report import report
+from fisherfunc.surface.plots.coupling_plot import WRITTEN_LIMIT, plot_couplings
+from fisherfunc.surface.plots.plots import rendered
+from fisherfunc.surface.reports.report import report
 
 SEQUENCE = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
 
@@ -144,7 +145,7 @@ def test_the_heat_map_is_the_alignment(count, name):
 
 
 def test_the_population_stands_beside_the_sample_in_the_pictures():
-    from fisherfunc.surface.plots import plot_spectrum
+    from fisherfunc.surface.plots.plots import plot_spectrum
 
     tree = {f"layer.{index}.w": 1 + gaussian(40, 3, seed=index) for index in range(3)}
     result = ff.spectrum_of_grams(grams_of(tree), blocks=by_parameter, population=True)

@@ -13,9 +13,9 @@ from torch import nn
 import fisherfunc as ff
 from fisherfunc.surface.cli import cli
 from fisherfunc.surface.files import read_spectrum, to_json
-from fisherfunc.surface.plan_report import plan_report
-from fisherfunc.surface.plots import plot_spectrum
-from fisherfunc.surface.report import report
+from fisherfunc.surface.plots.plots import plot_spectrum
+from fisherfunc.surface.reports.plan_report import plan_report
+from fisherfunc.surface.reports.report import report
 
 NAMES = {
     "observed": ("empirical", "Empirical Fisher"),

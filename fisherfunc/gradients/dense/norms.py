@@ -4,17 +4,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherfunc.gradients import pullback
+from fisherfunc.gradients.autodiff import pullback
+from fisherfunc.gradients.autodiff.model_function import ModelFunction
 from fisherfunc.gradients.losses.asked import AnyLoss
-from fisherfunc.gradients.memory import SavedBytes
-from fisherfunc.gradients.model_function import ModelFunction
-from fisherfunc.gradients.prepare import check_options, prepared
-from fisherfunc.gradients.rows import gradient_chunks, losses_of
-from fisherfunc.gradients.summed import summed
-from fisherfunc.gradients.targets import Targets, chosen
-from fisherfunc.gradients.workload import PassOptions, Workload
-from fisherfunc.linalg.full_precision import full_precision
+from fisherfunc.gradients.rows.gradient_rows import gradient_chunks, losses_of
+from fisherfunc.gradients.rows.summed import summed
+from fisherfunc.gradients.rows.targets import Targets, chosen
+from fisherfunc.gradients.rows.workload import PassOptions, Workload
+from fisherfunc.gradients.survey.prepare import check_options, prepared
 from fisherfunc.records.axes import Batch, Params, Progress
+from fisherfunc.runtime.memory import SavedBytes
+from fisherfunc.runtime.precision import full_precision
 
 ANYTHING = 2**62
 MOST_TOGETHER = 64

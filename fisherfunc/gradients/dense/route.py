@@ -10,22 +10,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fisherfunc.gradients import pullback
 from fisherfunc.gradients.alone import ALONE, Alone
-from fisherfunc.gradients.certificate import certified
+from fisherfunc.gradients.autodiff import pullback
+from fisherfunc.gradients.autodiff.model_function import ModelFunction
 from fisherfunc.gradients.checkpoint import NOWHERE, Checkpoint, stage_of
+from fisherfunc.gradients.checks.certificate import certified
+from fisherfunc.gradients.checks.sound import SoundPass
 from fisherfunc.gradients.dense.slabs import DEFAULT_CHUNK, Columns, DensePlan, Footprint, cut
-from fisherfunc.gradients.dense.subsample import EVERY, Coordinates
 from fisherfunc.gradients.losses.asked import AnyLoss
-from fisherfunc.gradients.memory import SavedBytes
-from fisherfunc.gradients.model_function import ModelFunction
-from fisherfunc.gradients.prepare import prepared
-from fisherfunc.gradients.rows import gradient_chunks, losses_of, raise_nonfinite
-from fisherfunc.gradients.sound import SoundPass
-from fisherfunc.gradients.workload import PassOptions, Workload
-from fisherfunc.linalg.full_precision import full_precision
+from fisherfunc.gradients.rows.gradient_rows import gradient_chunks, losses_of, raise_nonfinite
+from fisherfunc.gradients.rows.subsample import EVERY, Coordinates
+from fisherfunc.gradients.rows.workload import PassOptions, Workload
+from fisherfunc.gradients.survey.prepare import prepared
 from fisherfunc.linalg.gram import gram_of
 from fisherfunc.records.axes import Batch, Params
+from fisherfunc.runtime.memory import SavedBytes
+from fisherfunc.runtime.precision import full_precision
 
 
 @full_precision()

@@ -3,7 +3,7 @@
 from fisherfunc.gradients.directions.operators import damped_inverse, fisher_vector_product
 from fisherfunc.gradients.directions.token_table import LeadingToken, leading_tokens
 from fisherfunc.gradients.directions.vectors import Eigenvectors, eigenpairs, eigenvectors
-from fisherfunc.linalg.eigenpairs import Eigenpairs
+from fisherfunc.linalg.grams.eigenpairs import Eigenpairs
 from fisherfunc.linalg.subspaces import Overlap, Projection, project, subspace_overlap
 
 __all__ = [

@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
+from fisherfunc.gradients.autodiff.model_function import ModelFunction
+from fisherfunc.gradients.data.sources import first_of
 from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.losses.asked import AnyLoss, token_loss_of
-from fisherfunc.gradients.model_function import ModelFunction
-from fisherfunc.gradients.prepare import prepared
-from fisherfunc.gradients.sources import first_of
-from fisherfunc.gradients.summed import summed
-from fisherfunc.gradients.workload import Workload
-from fisherfunc.linalg.token_grams import TokenGrams
+from fisherfunc.gradients.rows.summed import summed
+from fisherfunc.gradients.rows.workload import Workload
+from fisherfunc.gradients.survey.prepare import prepared
+from fisherfunc.linalg.grams.token_grams import TokenGrams
 from fisherfunc.partitioning import by_layer, partition
 from fisherfunc.records.axes import Batch, Params
 

@@ -8,19 +8,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fisherfunc.gradients.autodiff.model_function import ModelFunction
 from fisherfunc.gradients.directions.matching import grams_of_parameters, rows_of
 from fisherfunc.gradients.directions.passes import Passes, passes_of
 from fisherfunc.gradients.directions.products import derivatives_along, weighted_gradients
 from fisherfunc.gradients.losses.asked import AnyLoss
-from fisherfunc.gradients.model_function import ModelFunction
-from fisherfunc.gradients.prepare import check_options, prepared
-from fisherfunc.gradients.summed import summed
-from fisherfunc.linalg.full_precision import full_precision
+from fisherfunc.gradients.rows.summed import summed
+from fisherfunc.gradients.survey.prepare import check_options, prepared
+from fisherfunc.linalg.grams.token_grams import TokenGrams
 from fisherfunc.linalg.kernels import gram_eigh
 from fisherfunc.linalg.lifting import solved
-from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.linalg.trees import check_alike
 from fisherfunc.records.axes import Batch, Params
+from fisherfunc.runtime.precision import full_precision
 
 Product = Callable[[Params], dict[str, Tensor]]
 """x → A x, on trees of the shape of the parameters."""

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fisherfunc.gradients.pullback import LossesOf, leaves_of, strided
-from fisherfunc.gradients.refusals import REFUSALS
-from fisherfunc.gradients.rows import runs
-from fisherfunc.gradients.stacks import neighbours
-from fisherfunc.gradients.workload import Workload
+from fisherfunc.gradients.autodiff.pullback import LossesOf, leaves_of, strided
+from fisherfunc.gradients.autodiff.refusals import REFUSALS
+from fisherfunc.gradients.rows.gradient_rows import runs
+from fisherfunc.gradients.rows.stacks import neighbours
+from fisherfunc.gradients.rows.workload import Workload
 from fisherfunc.linalg.trees import inner, stacked
 from fisherfunc.records.axes import Params
 

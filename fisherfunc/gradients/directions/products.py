@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from fisherfunc.gradients.autodiff.model_function import ordinary
+from fisherfunc.gradients.autodiff.pullback import leaves_of
 from fisherfunc.gradients.directions.passes import Pass, Passes, pulled, weighted
-from fisherfunc.gradients.model_function import ordinary
-from fisherfunc.gradients.pullback import leaves_of
 from fisherfunc.linalg.trees import inner, stacked
 from fisherfunc.records.axes import Params
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fisherfunc.gradients.data.sequences import split
 from fisherfunc.gradients.losses import IGNORED, TokenLoss
-from fisherfunc.gradients.sequences import split
-from fisherfunc.gradients.tokens import target_row, targets
-from fisherfunc.linalg.eigenpairs import Eigenpairs
+from fisherfunc.gradients.rows.tokens import target_row, targets
+from fisherfunc.linalg.grams.eigenpairs import Eigenpairs
 from fisherfunc.records.axes import Batch
 
 Decode = Callable[[list[int]], str]

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherfunc.gradients.autodiff.model_function import ModelFunction
 from fisherfunc.gradients.directions.matching import (
     WHOLE,
     grams_of_parameters,
@@ -21,16 +22,15 @@ from fisherfunc.gradients.directions.operators import Product, product_with, pro
 from fisherfunc.gradients.directions.passes import passes_of
 from fisherfunc.gradients.directions.products import weighted_gradients
 from fisherfunc.gradients.losses.asked import AnyLoss
-from fisherfunc.gradients.model_function import ModelFunction
-from fisherfunc.linalg.eigenpairs import Eigenpairs, leading_pairs
-from fisherfunc.linalg.full_precision import full_precision
+from fisherfunc.linalg.grams.eigenpairs import Eigenpairs, leading_pairs
+from fisherfunc.linalg.grams.token_grams import TokenGrams
 from fisherfunc.linalg.subspaces import departure, orthonormalised
-from fisherfunc.linalg.token_grams import TokenGrams
 from fisherfunc.linalg.trees import inner, stacked
 from fisherfunc.population.clusters import clusters_of
 from fisherfunc.population.leading import held_out
 from fisherfunc.records.axes import Batch, Params
 from fisherfunc.records.record import record
+from fisherfunc.runtime.precision import full_precision
 
 _FACTS = ("fisher", "targets", "loss", "seed", "dtype")
 

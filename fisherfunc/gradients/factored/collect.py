@@ -11,9 +11,16 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from fisherfunc.gradients.factored.calls import Output, Way
+from fisherfunc.gradients.autodiff.pullback import pulled_back, strided
+from fisherfunc.gradients.autodiff.refusals import REFUSALS
+from fisherfunc.gradients.capture.calls import Output, Way
+from fisherfunc.gradients.capture.recording import Use, state_of
+from fisherfunc.gradients.capture.rules import Convolution, Map, Scale, Shift
+from fisherfunc.gradients.capture.segments import Key, Segments, strays
+from fisherfunc.gradients.capture.structure import Structure, Traced, Unsettled, apart, close, settled, trace
 from fisherfunc.gradients.factored.groups import Recorded, Taken
-from fisherfunc.gradients.factored.pieces import (
+from fisherfunc.gradients.factored.starts import Start, starts
+from fisherfunc.gradients.factors.pieces import (
     Inputs,
     Piece,
     at_one_place,
@@ -21,15 +28,8 @@ from fisherfunc.gradients.factored.pieces import (
     is_lookup,
     pieces_of,
 )
-from fisherfunc.gradients.factored.recording import Use, state_of
-from fisherfunc.gradients.factored.rules import Convolution, Map, Scale, Shift
-from fisherfunc.gradients.factored.segments import Key, Segments, strays
-from fisherfunc.gradients.factored.starts import Start, starts
-from fisherfunc.gradients.factored.structure import Structure, Traced, Unsettled, apart, close, settled, trace
-from fisherfunc.gradients.pullback import pulled_back, strided
-from fisherfunc.gradients.refusals import REFUSALS
-from fisherfunc.gradients.stacks import Stack
-from fisherfunc.gradients.workload import Workload
+from fisherfunc.gradients.rows.stacks import Stack
+from fisherfunc.gradients.rows.workload import Workload
 
 
 def recorded_of(work: Workload, stack: Stack, structure: Structure, segments: Segments) -> Recorded:

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from fisherfunc.gradients.capture.calls import Output
 from fisherfunc.gradients.checkpoint import Checkpoint
-from fisherfunc.gradients.factored.calls import Output
 from fisherfunc.gradients.factored.collect import recorded_of, stack_pieces
 from fisherfunc.gradients.factored.groups import Group, Recorded, Taken, names_of, passed_by
-from fisherfunc.gradients.factored.pieces import Piece
 from fisherfunc.gradients.factored.plan import FactoredPlan
-from fisherfunc.gradients.stacks import Stack
-from fisherfunc.gradients.workload import Workload
+from fisherfunc.gradients.factors.pieces import Piece
+from fisherfunc.gradients.rows.stacks import Stack
+from fisherfunc.gradients.rows.workload import Workload
 
 Cotangents = list[Mapping[Output, Tensor]]
 """Of one stack, chunk by chunk."""

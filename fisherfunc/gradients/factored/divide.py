@@ -8,10 +8,10 @@ alone: it takes more slots at a time, as the forward passes of prefixes are what
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from fisherfunc.gradients.capture.segments import WHOLE, Carried, Segments
 from fisherfunc.gradients.factored.groups import Group, grouped, held_by
 from fisherfunc.gradients.factored.loads import Tally, chunk_of, prefix_share, stack_width, strip_share
-from fisherfunc.gradients.factored.segments import WHOLE, Carried, Segments
-from fisherfunc.linalg.grain import Grain
+from fisherfunc.runtime.grain import Grain
 
 UNLIMITED = 2**62
 SHARES = (0.5, 0.35, 0.3, 0.25, 0.21, 0.18, 0.14, 0.1)

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
+from fisherfunc.gradients.capture.recording import Use
+from fisherfunc.gradients.capture.rules import Convolution, Map, Scale, Shift
+from fisherfunc.gradients.capture.structure import Structure, Traced, apart
 from fisherfunc.gradients.factored.loads import Tally, hardly_shorter, strip_operations
-from fisherfunc.gradients.factored.pieces import features_of, num_places
-from fisherfunc.gradients.factored.recording import Use
-from fisherfunc.gradients.factored.rules import Convolution, Map, Scale, Shift
-from fisherfunc.gradients.factored.structure import Structure, Traced, apart
-from fisherfunc.linalg.token_grams import Tokens
+from fisherfunc.gradients.factors.pieces import features_of, num_places
+from fisherfunc.linalg.grams.token_grams import Tokens
 
 REASONS = {
     "output layer": "one place a token, and a closed form",

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from fisherfunc.gradients.factored.calls import Output, Way
-from fisherfunc.gradients.factored.segments import WHOLE, Key, Segments
+from fisherfunc.gradients.capture.calls import Output, Way
+from fisherfunc.gradients.capture.segments import WHOLE, Key, Segments
 
 Item = tuple[str, int]
 """A parameter and a segment in which it is used."""

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from fisherfunc.gradients.factored.pieces import factor_dtype, features_of, is_lookup, num_places
-from fisherfunc.gradients.factored.recording import Use
-from fisherfunc.gradients.factored.rules import Convolution, Scale, Shift
-from fisherfunc.gradients.factored.segments import Carried
-from fisherfunc.gradients.factored.structure import Structure, Traced, apart
-from fisherfunc.gradients.workload import Workload
-from fisherfunc.linalg.grain import CPU, Grain, grain_of
-from fisherfunc.linalg.strips import held_places
+from fisherfunc.gradients.capture.recording import Use
+from fisherfunc.gradients.capture.rules import Convolution, Scale, Shift
+from fisherfunc.gradients.capture.segments import Carried
+from fisherfunc.gradients.capture.structure import Structure, Traced, apart
+from fisherfunc.gradients.factors.pieces import factor_dtype, features_of, is_lookup, num_places
+from fisherfunc.gradients.rows.workload import Workload
+from fisherfunc.linalg.factors.strips import held_places
+from fisherfunc.runtime.grain import CPU, Grain, grain_of
 
 SLOWER = 2.0
 """How much slower an operation of a pairwise contraction is than one of a large matrix product."""

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from fisherfunc.gradients.alone import ALONE, Alone
+from fisherfunc.gradients.capture.structure import Unsettled
 from fisherfunc.gradients.checkpoint import NOWHERE, Checkpoint, stage_of
-from fisherfunc.gradients.factored.contract import Holder, NotLookedUp
 from fisherfunc.gradients.factored.descent import Descent
 from fisherfunc.gradients.factored.groups import names_of
 from fisherfunc.gradients.factored.plan import FactoredPlan
-from fisherfunc.gradients.factored.structure import Unsettled
-from fisherfunc.gradients.memory import give_back
-from fisherfunc.gradients.stacks import stacks_of
-from fisherfunc.gradients.workload import PassOptions, Workload
+from fisherfunc.gradients.factors.contract import Holder, NotLookedUp
+from fisherfunc.gradients.rows.stacks import stacks_of
+from fisherfunc.gradients.rows.workload import PassOptions, Workload
 from fisherfunc.records.axes import Progress
+from fisherfunc.runtime.memory import give_back
 
 
 def passed_grams(

@@ -7,8 +7,21 @@ from functools import cache, partial
 
 import torch
 
+from fisherfunc.gradients.capture.calls import ModuleCall, outline_of
+from fisherfunc.gradients.capture.probe import is_causal, probe
+from fisherfunc.gradients.capture.rules import Shift
+from fisherfunc.gradients.capture.segments import WHOLE, Segments, segments_of
+from fisherfunc.gradients.capture.structure import (
+    EXPLOITS,
+    Structure,
+    Traced,
+    head_of,
+    refusing,
+    trace,
+    vectors,
+)
+from fisherfunc.gradients.checks.ordinary import check_bytes
 from fisherfunc.gradients.dense.slabs import DensePlan
-from fisherfunc.gradients.factored.calls import ModuleCall, outline_of
 from fisherfunc.gradients.factored.divide import Division, Needs, divided, from_the_losses
 from fisherfunc.gradients.factored.estimate import Cost, costs, spans_of
 from fisherfunc.gradients.factored.groups import Group
@@ -22,27 +35,14 @@ from fisherfunc.gradients.factored.loads import (
     slot_bytes,
     tally_of,
 )
-from fisherfunc.gradients.factored.pieces import num_places
-from fisherfunc.gradients.factored.probe import is_causal, probe
-from fisherfunc.gradients.factored.rules import Shift
-from fisherfunc.gradients.factored.segments import WHOLE, Segments, segments_of
-from fisherfunc.gradients.factored.structure import (
-    EXPLOITS,
-    Structure,
-    Traced,
-    head_of,
-    refusing,
-    trace,
-    vectors,
-)
-from fisherfunc.gradients.memory import SavedBytes
-from fisherfunc.gradients.ordinary import check_bytes
-from fisherfunc.gradients.workload import PassOptions, Workload
+from fisherfunc.gradients.factors.pieces import num_places
+from fisherfunc.gradients.rows.workload import PassOptions, Workload
+from fisherfunc.runtime.memory import SavedBytes
 
 LIBRARIES = 2**26
 """Bytes that libraries of matrix products keep for themselves, measured; for a small model what it saves, if less."""
 PARTS = 8
-"""A group holds at most this part of all factors, or as much as all Grams take, or little (linalg/grain.py)."""
+"""A group holds at most this part of all factors, or as much as all Grams take, or little (runtime/grain.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)

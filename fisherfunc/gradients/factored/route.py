@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from fisherfunc.gradients.alone import ALONE, Alone
-from fisherfunc.gradients.certificate import refused_then
+from fisherfunc.gradients.capture.structure import Structure, Unsettled, refusing
 from fisherfunc.gradients.checkpoint import NOWHERE, Checkpoint
+from fisherfunc.gradients.checks.certificate import refused_then
 from fisherfunc.gradients.dense.route import dense_grams, plan_dense
 from fisherfunc.gradients.factored.passes import passed_grams
 from fisherfunc.gradients.factored.plan import FactoredPlan, plan_factored
-from fisherfunc.gradients.factored.structure import Structure, Unsettled, refusing
 from fisherfunc.gradients.factored.trial import is_its_own_trial, tried
-from fisherfunc.gradients.workload import PassOptions, Workload
+from fisherfunc.gradients.rows.workload import PassOptions, Workload
 
 
 class NotFactorable(Exception):  # noqa: N818 (no error: the dense route takes the model; the reason is recorded)

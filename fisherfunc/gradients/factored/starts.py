@@ -12,13 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fisherfunc.gradients.factored.calls import Output
-from fisherfunc.gradients.factored.groups import Taken
-from fisherfunc.gradients.factored.loads import hardly_shorter
-from fisherfunc.gradients.factored.pieces import Piece, factor_dtype
-from fisherfunc.gradients.factored.places import own_cotangents
-from fisherfunc.gradients.factored.rules import Map
-from fisherfunc.gradients.factored.structure import (
+from fisherfunc.gradients.capture.calls import Output
+from fisherfunc.gradients.capture.places import own_cotangents
+from fisherfunc.gradients.capture.rules import Map
+from fisherfunc.gradients.capture.structure import (
     Structure,
     Traced,
     Unsettled,
@@ -29,10 +26,13 @@ from fisherfunc.gradients.factored.structure import (
     trace_prefix,
     vectors,
 )
-from fisherfunc.gradients.slots import Slots
-from fisherfunc.gradients.stacks import Stack
-from fisherfunc.gradients.workload import Workload
-from fisherfunc.linalg.factors import PointFactors
+from fisherfunc.gradients.data.slots import Slots
+from fisherfunc.gradients.factored.groups import Taken
+from fisherfunc.gradients.factored.loads import hardly_shorter
+from fisherfunc.gradients.factors.pieces import Piece, factor_dtype
+from fisherfunc.gradients.rows.stacks import Stack
+from fisherfunc.gradients.rows.workload import Workload
+from fisherfunc.linalg.factors.factors import PointFactors
 
 
 @dataclass(frozen=True, kw_only=True)

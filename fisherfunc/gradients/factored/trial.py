@@ -9,13 +9,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fisherfunc.gradients.certificate import Certificate, certify
+from fisherfunc.gradients.capture.segments import WHOLE
+from fisherfunc.gradients.checks.certificate import Certificate, certify
 from fisherfunc.gradients.factored.groups import everything
 from fisherfunc.gradients.factored.passes import passed_grams
 from fisherfunc.gradients.factored.plan import FactoredPlan
-from fisherfunc.gradients.factored.segments import WHOLE
-from fisherfunc.gradients.stacks import around_fullest, neighbours
-from fisherfunc.gradients.workload import PassOptions, Workload
+from fisherfunc.gradients.rows.stacks import around_fullest, neighbours
+from fisherfunc.gradients.rows.workload import PassOptions, Workload
 
 OTHERS = 1
 OTHERS_DIVIDED = 4

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from fisherfunc.gradients.draws import same_draws
 from fisherfunc.records.axes import Batch
 from fisherfunc.records.containers import flattened, mapped
+from fisherfunc.runtime.draws import same_draws
 
 _RAISED = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError)
 _ALONE = (

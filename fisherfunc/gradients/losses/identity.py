@@ -1,7 +1,7 @@
 """Which loss it is, beyond its name: two lambdas are of one name, and seldom one loss."""
 
 from fisherfunc.gradients.losses.token_losses import TokenLoss
-from fisherfunc.linalg.which_loss import UNIDENTIFIED
+from fisherfunc.linalg.grams.which_loss import UNIDENTIFIED
 from fisherfunc.records.code_hash import UnidentifiedError, code_hash
 
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from fisherfunc.gradients.batches import TARGET_KEYS, by_name
+from fisherfunc.gradients.data.batches import TARGET_KEYS, by_name
 from fisherfunc.records.axes import Batch
 
 _SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)

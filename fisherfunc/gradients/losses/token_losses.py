@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.nn import functional
 
-from fisherfunc.gradients.batches import by_name
+from fisherfunc.gradients.data.batches import by_name
 from fisherfunc.gradients.losses.calling import mask_per_token, per_token
 from fisherfunc.gradients.losses.class_axis import classes_last
 from fisherfunc.gradients.losses.masks import attended

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import torch
 
-from fisherfunc.gradients.clock import clock
 from fisherfunc.gradients.factored.loads import strip_operations
-from fisherfunc.linalg.factors import PointFactors, SharedFactors
+from fisherfunc.linalg.factors.factors import PointFactors, SharedFactors
+from fisherfunc.linalg.factors.strips import add_strips, empty_strip
+from fisherfunc.linalg.factors.triangle import Term, add_points, add_rows
 from fisherfunc.linalg.gram import TILE
-from fisherfunc.linalg.strips import add_strips, empty_strip
-from fisherfunc.linalg.triangle import Term, add_points, add_rows
+from fisherfunc.runtime.clock import clock
 
 BUDGET_S = 0.1
 MOST_ROWS = 768

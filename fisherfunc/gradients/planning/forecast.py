@@ -9,17 +9,15 @@ from time import perf_counter
 
 import torch
 
-from fisherfunc.gradients import pullback
+from fisherfunc.gradients.autodiff import pullback
+from fisherfunc.gradients.capture.structure import Structure, Unsettled
 from fisherfunc.gradients.dense.route import plan_dense
 from fisherfunc.gradients.dense.slabs import DensePlan
-from fisherfunc.gradients.dense.subsample import EVERY, Coordinates
 from fisherfunc.gradients.factored.estimate import Cost
 from fisherfunc.gradients.factored.loads import tally_of
-from fisherfunc.gradients.factored.pieces import factor_dtype
 from fisherfunc.gradients.factored.plan import FactoredPlan
 from fisherfunc.gradients.factored.route import NotFactorable, planned, slab_pass, with_slabs
-from fisherfunc.gradients.factored.sample import sampled_seconds
-from fisherfunc.gradients.factored.structure import Structure, Unsettled
+from fisherfunc.gradients.factors.pieces import factor_dtype
 from fisherfunc.gradients.planning.calibrate import (
     Bench,
     entry_rate,
@@ -31,8 +29,10 @@ from fisherfunc.gradients.planning.calibrate import (
     tile_rate,
 )
 from fisherfunc.gradients.planning.run_plan import RunPlan, dense_run, factored_run, timed
-from fisherfunc.gradients.rows import gradient_chunks, losses_of
-from fisherfunc.gradients.workload import PassOptions, Workload
+from fisherfunc.gradients.planning.sample import sampled_seconds
+from fisherfunc.gradients.rows.gradient_rows import gradient_chunks, losses_of
+from fisherfunc.gradients.rows.subsample import EVERY, Coordinates
+from fisherfunc.gradients.rows.workload import PassOptions, Workload
 
 
 def forecast(

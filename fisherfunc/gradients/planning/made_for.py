@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisherfunc.gradients.dense.subsample import Coordinates
+from fisherfunc.gradients.autodiff.model_function import ModelFunction
+from fisherfunc.gradients.data.sequences import Sequences
 from fisherfunc.gradients.losses import TokenLoss
 from fisherfunc.gradients.losses.identity import loss_id
-from fisherfunc.gradients.model_function import ModelFunction
-from fisherfunc.gradients.prepare import Prepared, Seen
-from fisherfunc.gradients.sequences import Sequences
-from fisherfunc.gradients.workload import PassOptions
-from fisherfunc.linalg.tokens import Tokens
+from fisherfunc.gradients.rows.subsample import Coordinates
+from fisherfunc.gradients.rows.workload import PassOptions
+from fisherfunc.gradients.survey.prepare import Prepared, Seen
+from fisherfunc.linalg.grams.tokens import Tokens
 from fisherfunc.records.axes import Params
 from fisherfunc.records.containers import flattened
 from fisherfunc.records.dtypes import dtype_name

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fisherfunc.gradients.clock import clock
+from fisherfunc.runtime.clock import clock
 
 _STATUS = Path("/proc/self/status")
 

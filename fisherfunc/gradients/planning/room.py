@@ -1,7 +1,7 @@
 """Whether the Grams of a run fit the machine at all: known before any token is passed over."""
 
-from fisherfunc.gradients.memory import free_bytes
-from fisherfunc.gradients.workload import PassOptions, Workload
+from fisherfunc.gradients.rows.workload import PassOptions, Workload
+from fisherfunc.runtime.memory import free_bytes
 
 
 def check_room(work: Workload, options: PassOptions, num_ranks: int = 1) -> None:

@@ -8,7 +8,7 @@ from fisherfunc.gradients.dense.slabs import DensePlan
 from fisherfunc.gradients.factored.estimate import Cost
 from fisherfunc.gradients.factored.plan import FactoredPlan
 from fisherfunc.gradients.planning.made_for import MadeFor
-from fisherfunc.gradients.workload import Workload
+from fisherfunc.gradients.rows.workload import Workload
 from fisherfunc.records.sheet import Sheet, as_html, as_text, figure
 
 SOLVER_MATRICES = 6

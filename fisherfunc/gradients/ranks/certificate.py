@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisherfunc.gradients.certificate import Certificate, certify, draws
-from fisherfunc.gradients.dense.subsample import EVERY, Coordinates
-from fisherfunc.gradients.ordinary import kept, parts, room
-from fisherfunc.gradients.workload import Workload
-from fisherfunc.linalg.divided import DividedGram, products
+from fisherfunc.gradients.checks.certificate import Certificate, certify, draws
+from fisherfunc.gradients.checks.ordinary import kept, parts, room
+from fisherfunc.gradients.rows.subsample import EVERY, Coordinates
+from fisherfunc.gradients.rows.workload import Workload
+from fisherfunc.linalg.grams.divided import DividedGram, products
 
 
 class Across:

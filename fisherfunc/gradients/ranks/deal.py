@@ -10,8 +10,8 @@ from heapq import heapify, heapreplace
 import torch
 from torch import Tensor
 
-from fisherfunc.gradients.rows import runs
-from fisherfunc.gradients.workload import Workload
+from fisherfunc.gradients.rows.gradient_rows import runs
+from fisherfunc.gradients.rows.workload import Workload
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from fisherfunc.distributed.collectives import Everyone
 from fisherfunc.gradients.checkpoint import folder_of, opened
+from fisherfunc.gradients.checks.sound import SoundPass
 from fisherfunc.gradients.ranks.ring import Ring
-from fisherfunc.gradients.sound import SoundPass
+from fisherfunc.gradients.rows.workload import PassOptions, Workload
 from fisherfunc.gradients.start import SAME
-from fisherfunc.gradients.workload import PassOptions, Workload
-from fisherfunc.linalg.divided import DividedGram
+from fisherfunc.linalg.grams.divided import DividedGram
 
 
 def passed_over_ranks(

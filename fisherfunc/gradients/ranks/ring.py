@@ -21,17 +21,17 @@ from torch import Tensor
 from fisherfunc.distributed.collectives import Everyone, RanksError
 from fisherfunc.distributed.packing import Room
 from fisherfunc.gradients.alone import Alone
+from fisherfunc.gradients.capture.structure import Unsettled
 from fisherfunc.gradients.checkpoint import Checkpoint
-from fisherfunc.gradients.factored.contract import Holder, add_all
 from fisherfunc.gradients.factored.plan import FactoredPlan
 from fisherfunc.gradients.factored.route import NotFactorable
-from fisherfunc.gradients.factored.structure import Unsettled
+from fisherfunc.gradients.factors.contract import Holder, add_all
 from fisherfunc.gradients.ranks.deal import dealt
-from fisherfunc.gradients.workload import PassOptions, Workload
-from fisherfunc.linalg.crossing import Parts, add_crossing, unpacked
-from fisherfunc.linalg.divided import DividedGram, divided
+from fisherfunc.gradients.rows.workload import PassOptions, Workload
+from fisherfunc.linalg.factors.crossing import Parts, add_crossing, unpacked
 from fisherfunc.linalg.gram import accumulate_rows
-from fisherfunc.linalg.threads import Workspace
+from fisherfunc.linalg.grams.divided import DividedGram, divided
+from fisherfunc.runtime.threads import Workspace
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from torch import nn
 from zoo import build
 
 import fisherfunc as ff
-from fisherfunc.gradients import pullback
+from fisherfunc.gradients.autodiff import pullback
 
 FEW = settings(max_examples=8)
 

@@ -13,7 +13,7 @@ from zoo import build
 
 import fisherfunc as ff
 from fisherfunc.gradients.dense.slabs import TILE, Footprint, cut
-from fisherfunc.gradients.memory import SavedBytes
+from fisherfunc.runtime.memory import SavedBytes
 
 
 @st.composite

@@ -14,7 +14,7 @@ from zoo import build
 import fisherfunc as ff
 from fisherfunc.gradients.directions import products
 from fisherfunc.gradients.directions.passes import passes_of
-from fisherfunc.gradients.prepare import prepared
+from fisherfunc.gradients.survey.prepare import prepared
 
 FEW = settings(max_examples=6)
 

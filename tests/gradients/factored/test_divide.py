@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from fisherfunc.gradients.factored.divide import Needs, from_the_losses
 from fisherfunc.gradients.factored.loads import Tally
-from fisherfunc.linalg.grain import CPU, GPU
+from fisherfunc.runtime.grain import CPU, GPU
 
 
 def needs(room: int, graph: int, slot: int, held: list[int], slots: int, grain=CPU) -> Needs:

@@ -12,9 +12,9 @@ from torch.utils.checkpoint import checkpoint
 from zoo import VOCAB
 
 import fisherfunc as ff
-from fisherfunc.gradients.factored import _taps
+from fisherfunc.gradients.capture import recorder as _taps
+from fisherfunc.gradients.capture.probe import probe
 from fisherfunc.gradients.factored import plan as plans
-from fisherfunc.gradients.factored.probe import probe
 
 
 def is_odd(input_ids: torch.Tensor) -> bool:

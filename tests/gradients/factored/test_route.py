@@ -12,10 +12,10 @@ from zoo import CASES, VOCAB, build, causal_batch
 
 import fisherfunc as ff
 from fisherfunc.gradients import by_route as doors
+from fisherfunc.gradients.capture import rules
+from fisherfunc.gradients.capture.probe import is_causal, probe
 from fisherfunc.gradients.factored import plan as plans
 from fisherfunc.gradients.factored import route as factored
-from fisherfunc.gradients.factored import rules
-from fisherfunc.gradients.factored.probe import is_causal, probe
 
 HEAD = {"plain": "head.weight", "capped": "head.weight", "overwritten": "head.weight", "looks ahead": "head.weight"}
 

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from true_fisher import assert_unbiased, by_draw, pass_rows
 
 import fisherfunc as ff
-from fisherfunc.gradients.predictive import predictive
+from fisherfunc.gradients.losses.predictive import predictive
 
 ROUTES = ["factored", "dense"]
 

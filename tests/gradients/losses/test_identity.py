@@ -18,7 +18,7 @@ from torch import nn
 
 import fisherfunc as ff
 from fisherfunc.gradients.losses.identity import loss_id
-from fisherfunc.linalg.which_loss import UNIDENTIFIED
+from fisherfunc.linalg.grams.which_loss import UNIDENTIFIED
 from fisherfunc.records.code_hash import UnidentifiedError, code_hash
 
 SAME = {

@@ -12,8 +12,8 @@ from torch import nn
 import fisherfunc as ff
 from fisherfunc.gradients.factored.estimate import spans_of
 from fisherfunc.gradients.planning import forecast
-from fisherfunc.linalg.grain import CPU
-from fisherfunc.linalg.token_grams import Tokens
+from fisherfunc.linalg.grams.token_grams import Tokens
+from fisherfunc.runtime.grain import CPU
 
 planning = import_module("fisherfunc.pipeline.plan")  # `plan` is the function, too
 

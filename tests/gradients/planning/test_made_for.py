@@ -9,9 +9,9 @@ from torch.testing import assert_close
 from zoo import build
 
 import fisherfunc as ff
-from fisherfunc.gradients import readings, survey
 from fisherfunc.gradients.factored import route as factored
 from fisherfunc.gradients.planning.made_for import PlanMismatchError
+from fisherfunc.gradients.survey import readings, survey
 from fisherfunc.pipeline import fisher
 from fisherfunc.surface import recorder
 

@@ -1,0 +1,1 @@
+"""What a finished pass is held against."""

@@ -1,0 +1,1 @@
+"""A user's data as sequences, each a batch of one."""

@@ -1,0 +1,1 @@
+"""What is passed over: tokens, their targets, and the rows of G that they give."""

@@ -1,0 +1,1 @@
+"""Grams from factors of gradients that are never formed."""

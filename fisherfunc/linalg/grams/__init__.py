@@ -1,0 +1,1 @@
+"""Grams of parameters with the tokens that their rows are of."""

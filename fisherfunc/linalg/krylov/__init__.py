@@ -1,0 +1,1 @@
+"""Eigenvalues from products with a matrix alone."""

@@ -1,0 +1,1 @@
+"""Spectra by several processes, and of projected rows."""

@@ -1,0 +1,1 @@
+"""What touches the process or a device: threads, precision, memory, sizes that suit it, random numbers."""
