@@ -6,6 +6,7 @@ Errors that a long run would meet late (no valid token, targets out of range, a 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -175,17 +176,18 @@ def _surveyed(
 ) -> list[Tokens]:
     """Sequence by sequence; many of one shape, or any of a known model, together where each has the same losses alone.
 
-    Of few sequences of a new model each is held against all of them: what a sum over a batch decides may show in one
-    that is alone, and nowhere else.
+    Of few sequences of a new model each is held against the user's own batches, or where these have one sequence each
+    against all: what a sum over a batch decides may show in one that is alone, or beside one without a token.
     """
     found: list[Tokens] = []
     run = partial(_together, fn, params, sequences, loss)
     holds = partial(_holds_until_checked, first, nature) if checked else partial(_holds, run, nature, new=new)
     for group in neighbours(mine, sequences, most_together(nature)):
         few = new and len(group) < FEWEST_TOGETHER
+        parts = _batches(sequences, group) if few else _spread(group) if checked else [group]
         together = None
         if len(group) > 1 and not (loss.each_alone or nature.draws):
-            together = _merged(map(run, _spread(group) if checked and not few else [group]))
+            together = _merged(map(run, parts))
             if checked and _of_a_user(loss):
                 _check_valid(sequences, loss, group)
         if together is not None and not few and holds(group, together):
@@ -198,9 +200,17 @@ def _surveyed(
             for number in group
         ]
         if together is not None:
-            check_apart(concatenated(each), together, loss, nature, group)
+            members = [member for part in parts for member in part]
+            alone = [tokens for number, tokens in zip(group, each, strict=True) if number in members]
+            check_apart(concatenated(alone), together, loss, nature, members)
         found += each
     return found
+
+
+def _batches(sequences: Sequences, group: Sequence[int]) -> list[Sequence[int]]:
+    """The user's own batches in a group, but those of one sequence; all of it where there is no other."""
+    own = [list(some) for _, some in groupby(group, key=sequences.batch_of)]
+    return [some for some in own if len(some) > 1] or [group]
 
 
 def _spread(group: Sequence[int]) -> list[Sequence[int]]:
