@@ -38,6 +38,7 @@ from fisherfunc.population.second_moments import (
     squared_norm_of,
     trace_of,
 )
+from fisherfunc.records.provenance import Provenance
 from fisherfunc.statistics.block_grams import gathered
 
 NUM_BLOCKS = 4
@@ -126,7 +127,7 @@ def sample(of: Population, *, num_sequences: int, num_tokens: int, generator: to
         unit="token",
         centered=False,
         precision=torch.float64,
-        metadata={},
+        provenance=Provenance(),
     )
 
 

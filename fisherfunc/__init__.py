@@ -4,8 +4,8 @@
     result = ff.fisher_spectrum(model, batch)
     result.full.eigenvalues
 
-Layers, each importing only those before it: records, runtime, distributed, linalg, partitioning, statistics, population,
-gradients, operators, models, pipeline, surface.
+Layers, each importing only those before it: records, runtime, distributed, linalg, partitioning, statistics,
+population, gradients, operators, models, pipeline, surface.
 
 What a name stands for is imported when the name is first used: the command line has to answer an interrupt from its
 first moment on, and torch takes seconds; `ff.testing` needs Hypothesis, which nothing else does.

@@ -1,7 +1,5 @@
 """One pass over rows, by whichever route takes them, and what is said of it."""
 
-from typing import Any
-
 from torch import Tensor
 
 from fisherfunc.gradients.alone import ALONE, Alone
@@ -12,6 +10,7 @@ from fisherfunc.gradients.factored.route import NotFactorable, factored_grams
 from fisherfunc.gradients.planning.run_plan import dense_run, factored_run
 from fisherfunc.gradients.rows.subsample import EVERY, Coordinates
 from fisherfunc.gradients.rows.workload import PassOptions, Workload
+from fisherfunc.records.provenance import Provenance
 
 
 def passed_by_route(
@@ -22,7 +21,7 @@ def passed_by_route(
     checkpoint: Checkpoint = NOWHERE,
     note: str = "",
     company: Alone = ALONE,
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+) -> tuple[dict[str, Tensor], Provenance]:
     """Pass over rows by the route that is asked for, or by the dense one where the factored one is not for them.
 
     Args:
@@ -51,28 +50,28 @@ def passed_by_route(
         except NotFactorable as unfit:
             reason = str(unfit)
         else:
-            return grams, {
-                "route": "factored",
-                "plan": factored_run(plan, work, memory_limit=limit).to_dict(),
-                "passes": plan.num_passes,
-                "segments": plan.num_segments,
-                "chunk_size": plan.chunk_size,
-                "predicted_peak_bytes": plan.peak_bytes,
-                "causal_prefixes": plan.structure.causal,
-                "output_layer": plan.structure.head[0] if plan.structure.head else None,
-                "stack_width": plan.width,
-                "exploited": list(plan.exploited),
-                "given_up": plan.structure.refused,
-                "formed_parameters": plan.formed,
-                "slabbed_parameters": list(plan.slabbed),
-            }
+            return grams, Provenance(
+                route="factored",
+                plan=factored_run(plan, work, memory_limit=limit).to_dict(),
+                passes=plan.num_passes,
+                segments=plan.num_segments,
+                chunk_size=plan.chunk_size,
+                predicted_peak_bytes=plan.peak_bytes,
+                causal_prefixes=plan.structure.causal,
+                output_layer=plan.structure.head[0] if plan.structure.head else None,
+                stack_width=plan.width,
+                exploited=list(plan.exploited),
+                given_up=plan.structure.refused,
+                formed_parameters=plan.formed,
+                slabbed_parameters=list(plan.slabbed),
+            )
     outcome = dense_grams(work, options, coordinates=coordinates, checkpoint=checkpoint, note=reason, company=company)
-    return outcome.grams, {
-        "route": "dense",
-        "route_reason": reason,
-        "plan": dense_run(outcome.plan, work, reason=reason, memory_limit=limit).to_dict(),
-        "passes": len(outcome.plan.slabs),
-        "chunk_size": outcome.plan.chunk_size,
-        "predicted_peak_bytes": outcome.plan.peak_bytes,
-        "method": outcome.method,
-    }
+    return outcome.grams, Provenance(
+        route="dense",
+        route_reason=reason,
+        plan=dense_run(outcome.plan, work, reason=reason, memory_limit=limit).to_dict(),
+        passes=len(outcome.plan.slabs),
+        chunk_size=outcome.plan.chunk_size,
+        predicted_peak_bytes=outcome.plan.peak_bytes,
+        method=outcome.method,
+    )

@@ -2,14 +2,11 @@
 
 from collections.abc import Mapping
 
-import torch
-
 from fisherfunc.gradients.losses.identity import loss_id
 from fisherfunc.gradients.rows.subsample import Coordinates
 from fisherfunc.gradients.rows.workload import PassOptions, Workload
-from fisherfunc.linalg.grams.which_tokens import which_tokens
-from fisherfunc.records.dtypes import dtype_name
-from fisherfunc.records.hashing import SHORT, hash_of
+from fisherfunc.records.hashing import hash_of
+from fisherfunc.records.plain import dtype_name
 from fisherfunc.runtime.versions import versions
 
 MAY_CHANGE = ("memory_limit",)
@@ -44,21 +41,6 @@ def fingerprint(
         "device": next(iter(work.params.values())).device.type,
         "versions": str({name: version for name, version in versions().items() if name != "python"}),
     }
-
-
-def tokens_of(work: Workload, rows: Workload, *, unit: str) -> dict[str, str]:
-    """What of the metadata says which tokens the rows are (see `TokenGrams.fingerprint`): neither model nor loss.
-
-    Args:
-        work: The tokens before they are summed.
-        rows: What the pass was over: of unit "sequence", pairs of a sequence and which of its tokens count.
-        unit: "token" or "sequence".
-    """
-    batch = {"batch": work.sequences.hash()[:SHORT]}
-    if unit == "token":
-        return batch
-    sequence, position = torch.cat([counted for _, counted in rows.sequences]).nonzero().unbind(dim=1)
-    return batch | {"summed_tokens": which_tokens(sequence, position, num_units=len(sequence))}
 
 
 def differences(there: Mapping[str, str], here: Mapping[str, str]) -> str:

@@ -21,12 +21,12 @@ from fisherfunc.gradients.checkpoint import NOWHERE, folder_of, opened
 from fisherfunc.gradients.checks.certificate import certified
 from fisherfunc.gradients.checks.round_off import RoundOff, round_off
 from fisherfunc.gradients.checks.sound import SoundPass, named, sound_pass
-from fisherfunc.gradients.fingerprint import fingerprint, tokens_of
+from fisherfunc.gradients.fingerprint import fingerprint
 from fisherfunc.gradients.losses.asked import AnyLoss
-from fisherfunc.gradients.losses.identity import loss_id
 from fisherfunc.gradients.planning.outcome import watched
 from fisherfunc.gradients.planning.room import check_room
 from fisherfunc.gradients.planning.run_plan import RunPlan
+from fisherfunc.gradients.provenance import provenance_of_rows
 from fisherfunc.gradients.ranks.certificate import certify_over_ranks
 from fisherfunc.gradients.ranks.passes import facts_of_ranks, passed_over_ranks
 from fisherfunc.gradients.ranks.ring import common_limit
@@ -38,9 +38,9 @@ from fisherfunc.linalg.grams.token_grams import TokenGrams
 from fisherfunc.partitioning import rule_name
 from fisherfunc.population.clusters import coded
 from fisherfunc.records.axes import Batch, Params, Progress
-from fisherfunc.records.dtypes import dtype_name
+from fisherfunc.records.plain import dtype_name
+from fisherfunc.records.provenance import Provenance
 from fisherfunc.runtime.precision import full_precision
-from fisherfunc.runtime.versions import versions
 
 
 @with_ranks(after=whole)
@@ -158,9 +158,7 @@ def token_grams(
         within = replace(options, memory_limit=common_limit(everyone, options, next(iter(params.values())).device))
     numbers = count()  # of the passes: there are more than one where rows are not finite
 
-    def passed_by(
-        way: str, note: str, refused: Mapping[str, str], rows: Workload
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def passed_by(way: str, note: str, refused: Mapping[str, str], rows: Workload) -> tuple[dict[str, Any], Provenance]:
         number = next(numbers)
         folder = None if checkpoint is None else Path(checkpoint, *([f"again-{number}"] if number else []))
         first = number == 0  # what a check has refused, or some of the rows, is planned anew
@@ -172,7 +170,7 @@ def token_grams(
             return passed_over_ranks(everyone, rows, here, pass_of_rank, folder, marks)
         kept = opened(None if folder is None else folder_of(folder), partial(marks, rows))
         grams, how = passed_by_route(rows, here, way, coordinates, kept, note)
-        return grams, how | ({"resumed": kept.resumed} if kept.resumed else {})
+        return grams, replace(how, resumed=kept.resumed or None)
 
     def done_by(way: str, note: str, refused: Mapping[str, str]) -> SoundPass:
         of = "block" if labels else "parameter"
@@ -185,43 +183,34 @@ def token_grams(
         how: dict[str, Any] = {"labels": labels, "coordinates": coordinates, "limit": limit, "seed": seed}
         done, checked = certified(done, done_by, check=None if everyone is None else certify_over_ranks, **how)
         again = replace(within, memory_limit=limit // 4, tried=False, progress=None, plan=None)
-        again = replace(again, refused=_refused(done.how))
+        again = replace(again, refused={**(done.how.given_up or {}), **(done.how.formed_parameters or {})})
+        route_there = done.how.route or route
         measured = round_off(
             done.grams,
             done.rows,
             checked.differences,
-            lambda rows: passed_by_route(rows, again, done.how["route"], coordinates, NOWHERE, "")[0],
+            lambda rows: passed_by_route(rows, again, route_there, coordinates, NOWHERE, "")[0],
             agreed=None if everyone is None else partial(everyone.from_first, "round-off"),
             **how,
-            stack_width=done.how.get("stack_width", 1),
+            stack_width=done.how.stack_width or 1,
         )
-    facts: dict[str, Any] = {
-        "fisher": targets.fisher,
-        "targets": targets.name,
-        "loss": loss.name,
-        "loss_id": loss_id(loss),
-        "shift": loss.shift,
-        **tokens_of(ready.work, done.rows, unit=unit),
-        **start.data,
-        "num_valid_tokens": ready.num_valid,
-        "dropped_tokens": ready.num_dropped + ready.work.num_tokens - done.num_tokens,
-        "seed": int(seed),
-        "dtype": "+".join(sorted({dtype_name(p.dtype) for p in params.values()})),
-        "gram_dtype": dtype_name(gram_dtype),
-        "accumulated": "by parameter" if blocks is None else rule_name(blocks),
-        "device": str(next(iter(params.values())).device),
-        **done.how,
-        "self_check": None if checked is None else checked.to_dict(),
-        "round_off": measured.to_dict(),
-        "each_alone": loss.each_alone,
-        "plan_given": plan is not None,
-        "approximations": [f"at most {max_coordinates} coordinates a block, seed {seed}"] if coordinates.index else [],
-        "sampled_parameters": sorted(coordinates.index),
-        "versions": versions(),
-        "outcome": (took := outcome()),
-        "pass_time_s": took["seconds"],
-        **({} if everyone is None else facts_of_ranks(everyone, done, took)),
-    }
+    took = outcome()
+    provenance = Provenance(
+        dropped_tokens=ready.num_dropped + ready.work.num_tokens - done.num_tokens,
+        gram_dtype=dtype_name(gram_dtype),
+        accumulated="by parameter" if blocks is None else rule_name(blocks),
+        self_check=None if checked is None else checked.to_dict(),
+        round_off=measured.to_dict(),
+        plan_given=plan is not None,
+        approximations=[f"at most {max_coordinates} coordinates a block, seed {seed}"] if coordinates.index else [],
+        sampled_parameters=sorted(coordinates.index),
+        outcome=took,
+        pass_time_s=took["seconds"],
+        num_summed_tokens=done.num_tokens if unit == "sequence" else None,
+    )
+    provenance |= provenance_of_rows(ready, done.rows, targets, unit=unit, seed=seed) | done.how
+    if everyone is not None:
+        provenance |= facts_of_ranks(everyone, done, took)
     return (TokenGrams if everyone is None else DividedGrams)(
         grams=done.grams,
         tokens=named(done.rows, unit, cluster),
@@ -230,7 +219,7 @@ def token_grams(
         unit=unit,
         centered=False,
         precision=coarsest(ready.work.nature.precision, *(p.dtype for p in params.values())),
-        metadata=facts | ({"num_summed_tokens": done.num_tokens} if unit == "sequence" else {}),
+        provenance=provenance,
         labels=labels,
         errors=None if measured.errors is None else _like(done.grams, measured.errors),
     )
@@ -238,11 +227,6 @@ def token_grams(
 
 def _like(grams: Mapping[str, AnyGram], values: Mapping[str, float]) -> dict[str, Tensor]:
     return {name: grams[name].new_tensor(value) for name, value in values.items()}
-
-
-def _refused(how: Mapping[str, Any]) -> dict[str, str]:
-    """What a pass did not exploit, or did not factor."""
-    return {**how.get("given_up", {}), **how.get("formed_parameters", {})}
 
 
 def _by_label(num_params: Mapping[str, int], options: PassOptions) -> dict[str, int]:

@@ -7,6 +7,7 @@ k columns.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -26,9 +27,8 @@ from fisherfunc.gradients.factored.passes import Passes
 from fisherfunc.gradients.factored.plan import FactoredPlan
 from fisherfunc.gradients.factored.route import NotFactorable, planned, slab_pass
 from fisherfunc.gradients.factors.pieces import Piece
-from fisherfunc.gradients.fingerprint import tokens_of
 from fisherfunc.gradients.losses.asked import AnyLoss
-from fisherfunc.gradients.losses.identity import loss_id
+from fisherfunc.gradients.provenance import provenance_of_rows
 from fisherfunc.gradients.rows.gradient_rows import gradient_chunks, losses_of
 from fisherfunc.gradients.rows.stacks import stacks_of
 from fisherfunc.gradients.rows.summed import summed
@@ -38,10 +38,8 @@ from fisherfunc.gradients.start import started
 from fisherfunc.linalg.grams.sketched_rows import SketchedRows
 from fisherfunc.linalg.grams.sketches import Kronecker, Projection, projections
 from fisherfunc.records.axes import Batch, Params, Progress
-from fisherfunc.records.dtypes import dtype_name
 from fisherfunc.records.hashing import SHORT, hash_of
 from fisherfunc.runtime.precision import full_precision
-from fisherfunc.runtime.versions import versions
 
 Halves = tuple[Projection, Projection]
 Rows = dict[str, Float[Tensor, "2 n _k"]]
@@ -118,7 +116,6 @@ def rows(
         progress=progress,
     )
     work = summed(start.work) if unit == "sequence" else start.work
-    like = next(iter(work.params.values()))
     halves = {name: projections(sketch, name, p.shape, like=p) for name, p in work.params.items()}
     try:
         found, reason = _factored(work, start.options, halves), ""
@@ -144,27 +141,15 @@ def rows(
         unit=unit,
         sketch=sketch,
         precision=coarsest(ready.work.nature.precision, *(p.dtype for p in work.params.values())),
-        metadata={
-            "fisher": start.targets.fisher,
-            "targets": start.targets.name,
-            "loss": ready.work.loss.name,
-            "loss_id": loss_id(ready.work.loss),
-            "shift": ready.work.loss.shift,
-            **tokens_of(ready.work, work, unit=unit),
-            **start.data,
-            "parameters": hash_of(dict(work.params))[:SHORT],
-            "num_valid_tokens": ready.num_valid,
-            "seed": int(seed),
-            "dtype": "+".join(sorted({dtype_name(p.dtype) for p in work.params.values()})),
-            "gram_dtype": "float64",
-            "device": str(like.device),
-            "route": "dense" if reason else "factored",
-            **({"route_reason": reason} if reason else {}),
-            "each_alone": ready.work.loss.each_alone,
-            "dropped_tokens": ready.num_dropped,
-            "exact_parameters": exact,
-            "versions": versions(),
-        },
+        provenance=replace(
+            provenance_of_rows(ready, work, start.targets, unit=unit, seed=seed),
+            parameters=hash_of(dict(work.params))[:SHORT],
+            gram_dtype="float64",
+            route="dense" if reason else "factored",
+            route_reason=reason or None,
+            dropped_tokens=ready.num_dropped,
+            exact_parameters=exact,
+        ),
     )
 
 

@@ -1,8 +1,7 @@
 """What a run and its plan have in common: options that make sense, the tokens, and what is known of the model."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -33,7 +32,6 @@ class Start:
         coordinates: The columns to keep.
         targets: The targets.
         made_for: What a plan of this is for; None where none was asked for.
-        data: What was pulled of a source, for the metadata.
     """
 
     work: Workload
@@ -42,7 +40,6 @@ class Start:
     coordinates: Coordinates
     targets: Targets
     made_for: MadeFor | None
-    data: dict[str, Any]
 
 
 def started(
@@ -127,7 +124,7 @@ def started(
     if known is not None:
         known.check(facts)
     seen = None if known is None else known.seen
-    ready = prepared(
+    found = prepared(
         fn,
         params,
         batch,
@@ -140,7 +137,8 @@ def started(
         everyone=everyone,
     )
     if known is not None:
-        known.check_tokens(ready.work.tokens)
+        known.check_tokens(found.work.tokens)
+    ready = replace(found, data=data.facts)
     return Start(
         work=targets.rows(ready.work, options),
         ready=ready,
@@ -148,7 +146,6 @@ def started(
         coordinates=coordinates,
         targets=targets,
         made_for=made_for(facts, ready) if for_plan else None,
-        data=data.facts,
     )
 
 

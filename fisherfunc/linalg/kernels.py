@@ -21,7 +21,7 @@ from fisherfunc.linalg.lifting import After, Dtype, GramKernel, RowKernel, gram_
 from fisherfunc.linalg.mapped import is_mapped
 from fisherfunc.linalg.sound_spectrum import asked, moments_of_gram
 from fisherfunc.linalg.spectrum import Spectrum
-from fisherfunc.records.dtypes import dtype_name
+from fisherfunc.records.plain import dtype_name
 
 __all__ = [
     "after",

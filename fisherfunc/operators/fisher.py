@@ -14,9 +14,9 @@ from fisherfunc.gradients.data.sequences import Sequences
 from fisherfunc.gradients.directions.matching import names_of_block, restricted
 from fisherfunc.gradients.directions.passes import Passes, groups_of, passes_over
 from fisherfunc.gradients.directions.products import gradient_of_derivatives
-from fisherfunc.gradients.fingerprint import fingerprint, tokens_of
+from fisherfunc.gradients.fingerprint import fingerprint
 from fisherfunc.gradients.losses.asked import AnyLoss
-from fisherfunc.gradients.losses.identity import loss_id
+from fisherfunc.gradients.provenance import provenance_of_rows
 from fisherfunc.gradients.rows.subsample import EVERY
 from fisherfunc.gradients.rows.summed import summed
 from fisherfunc.gradients.rows.targets import Targets, chosen
@@ -40,9 +40,8 @@ from fisherfunc.operators.sweeps import (
 from fisherfunc.partitioning import by_layer
 from fisherfunc.records.axes import Batch, Params
 from fisherfunc.records.containers import mapped
-from fisherfunc.records.dtypes import dtype_name
+from fisherfunc.records.provenance import Provenance
 from fisherfunc.runtime.precision import full_precision
-from fisherfunc.runtime.versions import versions
 
 ANYTHING = 2**62
 """No limit of memory: rows are never held here."""
@@ -88,7 +87,7 @@ class FisherOperator(TokenOperator):
         tokens: Which token (or sequence) each row is.
         derivative: How derivatives are taken: "forward mode", exact but for round-off, or "central difference".
         reference: What round-off is measured against, in words.
-        metadata: What F this is: loss, targets, unit, dtype, device; plain values, as those of `token_grams`.
+        provenance: What F this is, as that of `token_grams`.
         fingerprint: () → what every product depends on, in a few lines of text.
     """
 
@@ -99,7 +98,7 @@ class FisherOperator(TokenOperator):
     tokens: Tokens
     derivative: str
     reference: str
-    metadata: Mapping[str, Any]
+    provenance: Provenance
     fingerprint: Callable[[], Mapping[str, str]]
 
     def weighted_gradient(self, u: Float[Tensor, " n"]) -> dict[str, Tensor]:
@@ -235,27 +234,14 @@ def fisher(
         tokens=work.tokens,
         derivative=method,
         reference=described,
-        metadata={
-            "fisher": targets.fisher,
-            "targets": targets.name,
-            "loss": ready.work.loss.name,
-            "loss_id": loss_id(ready.work.loss),
-            "shift": ready.work.loss.shift,
-            "unit": unit,
-            **tokens_of(replace(ready.work, params=work.params), work, unit=unit),
-            **ready.data,
-            "num_valid_tokens": ready.num_valid,
-            "num_tokens": num_units,
-            "num_rows": work.num_tokens,
-            "mean_loss": float(ready.work.tokens.loss.double().mean()),
-            "seed": int(seed),
-            "dtype": "+".join(sorted({dtype_name(p.dtype) for p in work.params.values()})),
-            "device": str(device),
-            "each_alone": ready.work.loss.each_alone,
-            "derivative": method,
-            "round_off_measured_by": described,
-            "versions": versions(),
-        },
+        provenance=replace(
+            provenance_of_rows(ready, work, targets, unit=unit, seed=seed),
+            num_tokens=num_units,
+            num_rows=work.num_tokens,
+            mean_loss=float(ready.work.tokens.loss.double().mean()),
+            derivative=method,
+            round_off_measured_by=described,
+        ),
         fingerprint=lambda: fingerprint(work, PassOptions(), f"operator, {method}", EVERY, targets.name),
     )
 

@@ -16,7 +16,8 @@ from fisherfunc.distributed.entering import standing
 from fisherfunc.linalg.grams.tokens import concatenated
 from fisherfunc.operators.fisher import FisherOperator, Sides, token_product_of
 from fisherfunc.records.axes import Params
-from fisherfunc.records.hashing import hash_of
+from fisherfunc.records.hashing import SHORT, hash_of
+from fisherfunc.records.provenance import Provenance
 
 
 def over_ranks(operator: FisherOperator, *, group: Any = None) -> FisherOperator:
@@ -61,7 +62,6 @@ def over_ranks(operator: FisherOperator, *, group: Any = None) -> FisherOperator
         return {name: value / num_tokens for name, value in _summed(own, everyone).items()}
 
     sides = across(operator.sides)
-    metadata = _joined_metadata(operator, num_tokens, num_rows, everyone)
     return replace(
         operator,
         token_product=token_product_of(lambda: sides, num_tokens, num_rows),
@@ -74,29 +74,29 @@ def over_ranks(operator: FisherOperator, *, group: Any = None) -> FisherOperator
         sides=sides,
         reference_sides=lambda: across(operator.reference_sides()),
         tokens=_numbered(tokens, operator.device),
-        metadata=metadata,
+        provenance=_of_all(operator.provenance, num_tokens, num_rows, everyone),
         fingerprint=lambda: {"ranks": hash_of([*map(dict, everyone.gathered("fingerprints", operator.fingerprint()))])},
     )
 
 
 def _marks(operator: FisherOperator) -> dict[str, Any]:
     """What all ranks must have in common."""
-    facts = ("loss", "loss_id", "shift", "targets", "unit", "dtype", "derivative", "round_off_measured_by", "versions")
-    return {"parameters": hash_of(operator.params), **{name: operator.metadata[name] for name in facts}}
+    counts: dict[str, Any] = dict.fromkeys(("num_valid_tokens", "num_tokens", "num_rows"))
+    own: dict[str, Any] = dict.fromkeys(("batch", "data", "summed_tokens", "mean_loss", "device", "seed"))
+    return {"parameters": hash_of(operator.params), **replace(operator.provenance, **counts, **own).to_dict()}
 
 
-def _joined_metadata(operator: FisherOperator, num_tokens: int, num_rows: int, everyone: Everyone) -> dict[str, Any]:
-    own = {name: operator.metadata[name] for name in ("batch", "num_tokens", "num_valid_tokens", "mean_loss")}
-    each = everyone.gathered("metadata", own)
-    return {
-        **operator.metadata,
-        "num_tokens": num_tokens,
-        "num_rows": num_rows,
-        "num_valid_tokens": sum(one["num_valid_tokens"] for one in each),
-        "mean_loss": sum(one["mean_loss"] * one["num_tokens"] for one in each) / num_tokens,
-        "batch": hash_of([one["batch"] for one in each])[: len(own["batch"])],
-        "num_ranks": len(each),
-    }
+def _of_all(own: Provenance, num_tokens: int, num_rows: int, everyone: Everyone) -> Provenance:
+    each: list[Any] = everyone.gathered("provenance", own)
+    return replace(
+        own,
+        num_tokens=num_tokens,
+        num_rows=num_rows,
+        num_valid_tokens=sum(one.num_valid_tokens for one in each),
+        mean_loss=sum(one.mean_loss * one.num_tokens for one in each) / num_tokens,
+        batch=hash_of([one.batch for one in each])[:SHORT],
+        num_ranks=len(each),
+    )
 
 
 def _numbered(each: list[Any], device: torch.device) -> Any:

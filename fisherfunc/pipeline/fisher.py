@@ -32,7 +32,7 @@ from fisherfunc.pipeline.methods.sketches import spectrum as sketched_spectrum
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.pipeline.solve import IntervalMethod, interval_method, spectrum_of_grams
 from fisherfunc.records.axes import Batch, Progress
-from fisherfunc.records.dtypes import dtype_name
+from fisherfunc.records.plain import dtype_name
 from fisherfunc.runtime.precision import full_precision
 
 
@@ -194,16 +194,17 @@ def fisher_spectrum(
             result = spectrum_of_divided(grams, blocks=blocks, kernel=kernel or own, **asked)
         else:
             result = spectrum_of_grams(grams, blocks=blocks, unit=unit, kernel=kernel or own, **asked)
-        result = replace(result, metadata={**result.metadata, "plan": _with_eigensolve(result)})
-    facts = {
-        "model": fn.name,
-        "mode": "evaluation",
-        "num_frozen_params": sum(p.numel() for p in fn.frozen.values()),
-        "eigensolve_dtype": None if kernel else dtype_name(eigensolve_dtype),
-        "wall_time_s": perf_counter() - begin,
-        **data.facts,
-    }
-    return replace(result, metadata={**result.metadata, **facts})
+        result = replace(result, provenance=replace(result.provenance, plan=_with_eigensolve(result)))
+    provenance = replace(
+        result.provenance,
+        model=fn.name,
+        mode="evaluation",
+        num_frozen_params=sum(p.numel() for p in fn.frozen.values()),
+        eigensolve_dtype=None if kernel else dtype_name(eigensolve_dtype),
+        wall_time_s=perf_counter() - begin,
+        data=data.facts,
+    )
+    return replace(result, provenance=provenance)
 
 
 def _check_sketch(sketch: Any, beside: dict[str, Any]) -> None:
@@ -220,7 +221,7 @@ def _check_sketch(sketch: Any, beside: dict[str, Any]) -> None:
 
 def _with_eigensolve(result: FisherSpectrum) -> dict[str, Any]:
     """The plan of the pass, with the eigensolves."""
-    plan, num_blocks = result.metadata["plan"], len(result.blocks)
+    plan, num_blocks = dict(result.provenance.plan or {}), len(result.blocks)
     count = plan["num_units"]
     operations = {**plan["operations"], "eigensolve": eigensolve_operations(count, num_blocks)}
     peak = max(plan["peak_bytes"], solver_bytes(count, num_blocks))

@@ -1,7 +1,7 @@
 """The leading eigenvalues of F without any Gram: the operator, Lanczos over its rows, and estimates of all the rest."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -24,6 +24,7 @@ from fisherfunc.pipeline.fisher import token_loss
 from fisherfunc.pipeline.inputs import inputs_of
 from fisherfunc.pipeline.solve import NORMALIZATION
 from fisherfunc.records.axes import Batch, Progress
+from fisherfunc.records.provenance import Provenance, Traced
 from fisherfunc.records.record import record
 from fisherfunc.runtime.precision import full_precision
 
@@ -32,19 +33,19 @@ PARTS_OF_LAMBDA_MAX = (1e-1, 1e-2, 1e-3)
 """The damping γ of the effective dimensions and determinants that are shown, over λ_max."""
 
 
-@record(static=("metadata", "rest"))
-class LeadingSpectrum:
+@record(static=("provenance", "rest"))
+class LeadingSpectrum(Traced):
     """The leading eigenvalues of F, certified, and estimates of sums over all of them.
 
     Attributes:
         full: The leading eigenvalues, with how far off each can be.
         rest: Sums over the whole spectrum by probes; None where none were asked for.
-        metadata: What was computed and how; `exact`, `certified`, `estimated` and `not_certified` name what is which.
+        provenance: What was computed and how; `exact`, `certified`, `estimated` and `not_certified` name what is which.
     """
 
     full: LeadingEigenvalues
     rest: SpectralQuadrature | None
-    metadata: Mapping[str, Any]
+    provenance: Provenance
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the eigenvalues as plain Python values that survive JSON; what is undefined is None.
@@ -56,7 +57,7 @@ class LeadingSpectrum:
         found = self.full
         certified = {name: metrics.SUMMARY[name](found).item() for name in ("largest", "second", "gap")}
         return {
-            "metadata": dict(self.metadata),
+            "metadata": self.metadata,
             "per_block": {},
             "global": None,
             "full": {
@@ -169,26 +170,27 @@ def leading_spectrum(
         writers = {probe: _Writer(kept, len(known[probe]), f"probe-{probe}") for probe in known}
         report = _part(progress, full.num_products, done=full.num_products)
         rest = estimate(operator, steps=known, keep=lambda probe, step: writers[probe].keep(step), progress=report)
-    facts = {
-        "method": "lanczos",
-        "model": fn.name,
-        "mode": "evaluation",
-        "num_frozen_params": sum(p.numel() for p in fn.frozen.values()),
-        "normalization": NORMALIZATION,
-        "centered": False,
-        **operator.metadata,
-        **data.facts,
-        **_which(full, rest, exact_trace),
-        "approximations": [f"the {len(full.eigenvalues)} leading eigenvalues alone, by {full.solver}"],
-        "num_products": full.num_products + (0 if rest is None else rest.num_products),
-        "resumed_products": len(steps),
-        "wall_time_s": perf_counter() - begin,
-    }
-    return LeadingSpectrum(full=full, rest=rest, metadata=facts)
+    provenance = replace(
+        _with_certificates(operator.provenance, full, rest, exact_trace),
+        method="lanczos",
+        model=fn.name,
+        mode="evaluation",
+        num_frozen_params=sum(p.numel() for p in fn.frozen.values()),
+        normalization=NORMALIZATION,
+        centered=False,
+        data=data.facts,
+        approximations=[f"the {len(full.eigenvalues)} leading eigenvalues alone, by {full.solver}"],
+        num_products=full.num_products + (0 if rest is None else rest.num_products),
+        resumed_products=len(steps),
+        wall_time_s=perf_counter() - begin,
+    )
+    return LeadingSpectrum(full=full, rest=rest, provenance=provenance)
 
 
-def _which(full: LeadingEigenvalues, rest: SpectralQuadrature | None, exact_trace: bool) -> dict[str, list[str]]:
-    """What is exact, what is certified and by what, what is estimated, and what is not certified."""
+def _with_certificates(
+    provenance: Provenance, full: LeadingEigenvalues, rest: SpectralQuadrature | None, exact_trace: bool
+) -> Provenance:
+    """Say what is exact, what is certified and by what, what is estimated, and what is not certified."""
     certified = [
         "full.bounds: an eigenvalue of F lies within each of them of the one given, the measured round-off included",
         "eigenvalues.full: the k-th largest eigenvalue of F is no smaller than the k-th given, less full.round_off",
@@ -197,12 +199,13 @@ def _which(full: LeadingEigenvalues, rest: SpectralQuadrature | None, exact_trac
     if full.complete:
         certified.append("full.complete: these are the largest eigenvalues")
     estimated = [] if rest is None else ["estimates: by random probes, with the error of quadrature and of probes"]
-    return {
-        "exact": ["estimates.trace"] if exact_trace and rest is not None else [],
-        "certified": certified,
-        "estimated": estimated,
-        "not_certified": lacking,
-    }
+    return replace(
+        provenance,
+        exact=["estimates.trace"] if exact_trace and rest is not None else [],
+        certified=certified,
+        estimated=estimated,
+        not_certified=lacking,
+    )
 
 
 def _part(progress: Progress | None, others: int, *, done: int = 0) -> Progress | None:

@@ -43,7 +43,7 @@ def tokens_needed(result: FisherSpectrum, *, within: float = WITHIN) -> dict[str
     """
     found = result.population
     if found is None:
-        reason = result.metadata.get("population", "run fisher_spectrum with population=True")
+        reason = result.provenance.population or "run fisher_spectrum with population=True"
         raise ValueError(f"the number of tokens needs a result with estimates of the population, got none: {reason}")
     if not within > 0:
         raise ValueError(f"within expected a positive share, got within={within!r}")

@@ -9,6 +9,7 @@ from fisherfunc.linalg import metrics
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.pipeline.sheets import eigenvalue_dataset, eigenvalue_frame, latex, metric_frame, result_sheet
 from fisherfunc.population.summary import PopulationSummary
+from fisherfunc.records.provenance import Provenance, Traced
 from fisherfunc.records.record import record
 from fisherfunc.records.sheet import Sheet, as_html, as_text
 from fisherfunc.statistics.coupling import BlockCoupling
@@ -16,25 +17,26 @@ from fisherfunc.statistics.resampling.interval import Intervals
 from fisherfunc.statistics.sample_limits import SampleLimits, sample_limits
 
 
-@record(static=("metadata", "coupling", "intervals", "population"))
-class FisherSpectrum:
+@record(static=("provenance", "coupling", "intervals", "population"))
+class FisherSpectrum(Traced):
     """Spectra of F = (1/N) Gᵀ G, by block and as a whole.
 
     Attributes:
         blocks: The spectrum of each diagonal block of F.
         block_diagonal: The union of the block spectra: the spectrum of F with zero off-diagonal blocks.
         full: The spectrum of F itself.
-        metadata: What was computed and how: unit, normalisation, loss, seed, dtype …; plain Python values.
+        provenance: What was computed and how: unit, normalisation, loss, seed, dtype …; `metadata` has it as plain
+            Python values.
         coupling: How the blocks hang together; None where there were no Grams, as of gradients at hand.
         intervals: Confidence intervals of the metrics; None where not asked for.
         population: What the sample says of the population that its sequences were drawn from; None where not asked for,
-            or where nothing can be said (`metadata["population"]` has the reason).
+            or where nothing can be said (`provenance.population` has the reason).
     """
 
     blocks: Mapping[str, Spectrum]
     block_diagonal: Spectrum
     full: Spectrum
-    metadata: Mapping[str, Any]
+    provenance: Provenance
     coupling: BlockCoupling | None = None
     intervals: Intervals | None = None
     population: PopulationSummary | None = None
@@ -74,7 +76,7 @@ class FisherSpectrum:
         Raises:
             ImportError: If xarray is not installed.
         """
-        return eigenvalue_dataset(self.matrices, self.metadata)
+        return eigenvalue_dataset(self.matrices, self.provenance)
 
     def to_latex(self) -> str:
         """Return the table of the matrices as LaTeX, for the package booktabs."""
@@ -95,7 +97,7 @@ class FisherSpectrum:
         import_module("fisherfunc.surface.reports.html_report").save_html({"": self}, path)
 
     def _sheet(self) -> Sheet:
-        return result_sheet(self.matrices, self.metadata, self.population)
+        return result_sheet(self.matrices, self.provenance, self.population)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the eigenvalues as plain Python values that survive JSON; what is undefined is None.
@@ -107,7 +109,7 @@ class FisherSpectrum:
         """
         limits = {label: limits_of(self, spectrum).to_dict() for label, spectrum in self.blocks.items()}
         return {
-            "metadata": dict(self.metadata),
+            "metadata": self.metadata,
             "per_block": {label: metrics.summary(spectrum) for label, spectrum in self.blocks.items()},
             "global": metrics.summary(self.block_diagonal),
             "full": metrics.summary(self.full),
@@ -125,7 +127,7 @@ def limits_of(result: FisherSpectrum, spectrum: Spectrum) -> SampleLimits:
         norms = result.population.squared_norm
         label = next((label for label, block in result.blocks.items() if block is spectrum), None)
         known = (norms.full if label is None else norms[label]).estimate
-    return sample_limits(spectrum, centered=bool(result.metadata.get("centered")), squared_norm=known)
+    return sample_limits(spectrum, centered=bool(result.provenance.centered), squared_norm=known)
 
 
 def apart_from(labels: Iterable[str], name: str) -> str:

@@ -12,6 +12,7 @@ from fisherfunc.linalg.grams.which_fisher import EMPIRICAL, matrix
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.population.estimate import Estimate
 from fisherfunc.population.summary import PopulationSummary
+from fisherfunc.records.provenance import Provenance
 from fisherfunc.records.sheet import NOTHING, Sheet, figure, number_of
 
 NO_INTERVAL = "no interval"
@@ -32,26 +33,26 @@ _SPECIAL = {letter: "\\" + letter for letter in "&%$#_{}"} | {
 
 
 def result_sheet(
-    spectra: Mapping[str, Spectrum], metadata: Mapping[str, Any], population: PopulationSummary | None
+    spectra: Mapping[str, Spectrum], provenance: Provenance, population: PopulationSummary | None
 ) -> Sheet:
     """Return the screen of a result: a row per matrix, the whole ones last.
 
     Args:
         spectra: {label: spectrum}.
-        metadata: Of the result.
+        provenance: Of the result.
         population: What holds of the population, where that is known.
     """
-    unit, full = metadata.get("unit", "token"), list(spectra.values())[-1]
+    unit, full = provenance.unit or "token", list(spectra.values())[-1]
     floor = number_of(full.resolution)
     if floor is None or full.eigenvalues.ndim != 1:
-        return Sheet(title=f"Spectra of the {which(metadata)}, stacked: of {', '.join(spectra)}")
+        return Sheet(title=f"Spectra of the {which(provenance)}, stacked: of {', '.join(spectra)}")
     largest = float(full.eigenvalues[0])
     notes = [f"eigenvalues of F = (1/N) GᵀG in nats² per {unit}, losses summed; .blocks[label], .block_diagonal, .full"]
     if largest:
         notes.append(f"below {floor / largest:.1e} λ_max of the full matrix nothing is resolved")
-    notes += [f"approximation: {text}" for text in metadata.get("approximations") or ()]
-    notes += [*told_of_data(metadata), *error_lines(metadata)]
-    model = metadata.get("model_id") or metadata.get("model")
+    notes += [f"approximation: {text}" for text in provenance.approximations or ()]
+    notes += [*told_of_data(provenance.data), *error_lines(provenance.sketch)]
+    model = provenance.model_id or provenance.model
     if population is not None:
         shown = {
             "trace": population.trace.full,
@@ -60,7 +61,7 @@ def result_sheet(
         }
         notes.append("of the population: " + "; ".join(f"{name} {told(each)}" for name, each in shown.items()))
     return Sheet(
-        title=f"Spectrum of the {which(metadata)}" + (f" of {model}" if model else ""),
+        title=f"Spectrum of the {which(provenance)}" + (f" of {model}" if model else ""),
         columns=("block", *COLUMNS.values()),
         rows=[(label, *_cells(spectrum)) for label, spectrum in spectra.items()],
         notes=notes,
@@ -98,9 +99,9 @@ def short(value: float | None) -> str:
     return f"{value:,.0f}"
 
 
-def which(metadata: Mapping[str, Any]) -> str:
+def which(provenance: Provenance) -> str:
     """Return which matrix a result is of, in words."""
-    return "gradient covariance" if metadata.get("centered") else matrix(metadata.get("fisher", EMPIRICAL))
+    return "gradient covariance" if provenance.centered else matrix(provenance.fisher or EMPIRICAL)
 
 
 def metric_frame(spectra: Mapping[str, Spectrum]) -> Any:
@@ -119,14 +120,14 @@ def eigenvalue_frame(spectra: Mapping[str, Spectrum]) -> Any:
     return _pandas().DataFrame(rows)
 
 
-def eigenvalue_dataset(spectra: Mapping[str, Spectrum], metadata: Mapping[str, Any]) -> Any:
+def eigenvalue_dataset(spectra: Mapping[str, Spectrum], provenance: Provenance) -> Any:
     """Return an xarray Dataset: eigenvalues and whether they are resolved by (block, rank), each metric by (block).
 
     Blocks of fewer eigenvalues end in NaN. What does not exist of a metric is NaN.
 
     Args:
         spectra: {label: spectrum}.
-        metadata: Of the result; text and numbers become attributes of the dataset.
+        provenance: Of the result; text and numbers become attributes of the dataset.
     """
     xarray = _imported("xarray", "a Dataset", "xarray")
     longest = max(len(spectrum.eigenvalues) for spectrum in spectra.values())
@@ -139,10 +140,10 @@ def eigenvalue_dataset(spectra: Mapping[str, Spectrum], metadata: Mapping[str, A
     found = [
         {name: number_of(metric(spectrum)) for name, metric in metrics.SUMMARY.items()} for spectrum in spectra.values()
     ]
-    facts = {name: value for name, value in metadata.items() if isinstance(value, str | int | float)}
+    facts = {name: value for name, value in provenance.to_dict().items() if isinstance(value, str | int | float)}
     return xarray.Dataset(
         {
-            "eigenvalue": (("block", "rank"), [padded(row, math.nan) for row in rows], {"units": unit_of(metadata)}),
+            "eigenvalue": (("block", "rank"), [padded(row, math.nan) for row in rows], {"units": unit_of(provenance)}),
             "resolved": (("block", "rank"), [padded(row, False) for row in resolved]),
             "resolution": (("block",), [float(s.resolution) for s in spectra.values()]),
             **{
@@ -155,9 +156,9 @@ def eigenvalue_dataset(spectra: Mapping[str, Spectrum], metadata: Mapping[str, A
     )
 
 
-def unit_of(metadata: Mapping[str, Any]) -> str:
+def unit_of(provenance: Provenance) -> str:
     """Return the unit of eigenvalues."""
-    return f"nats² per {metadata.get('unit', 'token')}"
+    return f"nats² per {provenance.unit or 'token'}"
 
 
 def value_frame(values: Mapping[str, Mapping[str, Mapping[str, Any]]], **others: Mapping[str, Any]) -> Any:

@@ -23,7 +23,8 @@ from fisherfunc.partitioning import by_layer, partition, rule_name
 from fisherfunc.pipeline.result import FisherSpectrum, apart_from
 from fisherfunc.population.clusters import ClusterLabels, Clusters, cluster_id, clustered, clusters_of
 from fisherfunc.population.summary import summary_of
-from fisherfunc.records.dtypes import dtype_name
+from fisherfunc.records.plain import dtype_name
+from fisherfunc.records.provenance import Provenance
 from fisherfunc.runtime.precision import full_precision
 from fisherfunc.runtime.versions import versions
 from fisherfunc.statistics.block_grams import gathered
@@ -92,7 +93,7 @@ def spectrum_of_grams(
             eigenpairs = torch.linalg.eigh(grams.block().double())
         except torch.linalg.LinAlgError as error:  # the kernel has other ways, without vectors
             draws, reason = None, f"the eigenvectors of the full matrix could not be computed: {error}"
-    sampled = {(grams.labels or {}).get(name, name) for name in grams.metadata.get("sampled_parameters", ())}
+    sampled = {(grams.labels or {}).get(name, name) for name in (grams.provenance.sampled_parameters or ())}
 
     def solve(names: Sequence[str], by: GramKernel) -> Spectrum:
         spectrum = solved(by, grams.summed(names))
@@ -102,9 +103,8 @@ def spectrum_of_grams(
     full = solve(list(grams), solver if eigenpairs is None else _known(eigenpairs[0]))
     spectra = spectra or dict.fromkeys(labels, full)
     estimated = None if draws is None else summary_of(grams, draws, blocks=blocks, eigenpairs=eigenpairs)
-    facts = facts_of(grams, blocks) | ({} if reason is None else {"population": reason})
     return replace(
-        result_of(spectra, full, dict(grams.metadata) | facts),
+        result_of(spectra, full, provenance_of(grams, blocks, silent=reason)),
         coupling=block_coupling(grams, blocks=blocks),
         intervals=None if between is None else between(grams, blocks=blocks),
         population=estimated,
@@ -186,18 +186,18 @@ def spectrum_of_gradients(
     spectra = {label: solve(names) for label, names in partition(rows, blocks).items()}
     full = next(iter(spectra.values())) if len(spectra) == 1 else solve(rows)
     some = next(iter(rows.values()))
-    facts = {
-        "unit": "row",
-        "centered": center,
-        "num_tokens": some.shape[0],
-        "num_params": sum(g.shape[1] for g in rows.values()),
-        "blocks": rule_name(blocks),
-        "dtype": dtype_name(some.dtype),
-        "device": str(some.device),
-        "route": "gradients given",
-        "versions": versions(),
-    }
-    return result_of(spectra, full, facts)
+    provenance = Provenance(
+        unit="row",
+        centered=center,
+        num_tokens=some.shape[0],
+        num_params=sum(g.shape[1] for g in rows.values()),
+        blocks=rule_name(blocks),
+        dtype=dtype_name(some.dtype),
+        device=str(some.device),
+        route="gradients given",
+        versions=versions(),
+    )
+    return result_of(spectra, full, provenance)
 
 
 def _in_unit(grams: TokenGrams, unit: str) -> TokenGrams:
@@ -208,36 +208,38 @@ def _in_unit(grams: TokenGrams, unit: str) -> TokenGrams:
     return grams.by_sequence() if unit == "sequence" and grams.unit == "token" else grams
 
 
-def result_of(spectra: dict[str, Spectrum], full: Spectrum, metadata: dict[str, Any]) -> FisherSpectrum:
+def result_of(spectra: dict[str, Spectrum], full: Spectrum, provenance: Provenance) -> FisherSpectrum:
     """Put together what is known of the blocks and of the full matrix."""
     named = spectra | {apart_from(spectra, "full"): full}
-    diagnostics = {
-        "normalization": NORMALIZATION,
-        "solver": {label: s.solver for label, s in named.items()},
-        "fallback": {label: s.fallback for label, s in named.items() if s.fallback},
-        "resolution": {label: s.resolution.item() for label, s in named.items()},
-        "approximations": list(metadata.get("approximations", ()))
+    provenance = replace(
+        provenance,
+        normalization=NORMALIZATION,
+        solver={label: s.solver for label, s in named.items()},
+        fallback={label: s.fallback for label, s in named.items() if s.fallback},
+        resolution={label: s.resolution.item() for label, s in named.items()},
+        approximations=provenance.approximations
         or [f"{label}: {s.solver}" for label, s in named.items() if not s.exact],
-    }
-    metadata = metadata | diagnostics
-    return FisherSpectrum(blocks=spectra, block_diagonal=union(spectra), full=full, metadata=metadata)
+    )
+    return FisherSpectrum(blocks=spectra, block_diagonal=union(spectra), full=full, provenance=provenance)
 
 
-def facts_of(grams: TokenGrams, blocks: Callable[[str], str] | None) -> dict[str, Any]:
-    """Say what the rows are, and the blocks."""
-    summed = grams.metadata.get("num_summed_tokens", grams.num_units) * grams.tokens.num_targets
-    return {
-        "unit": grams.unit,
-        "centered": grams.centered,
-        "tokens": grams.fingerprint,
-        "num_tokens": grams.num_units,
-        "num_rows": grams.num_rows,
-        "num_sequences": len(grams.tokens.sequence.unique()),
-        "clusters": cluster_id(grams),
-        "mean_loss": (grams.tokens.loss.double().sum() / summed).item(),
-        "num_params": sum(grams.num_params.values()),
-        "blocks": grams.metadata.get("accumulated") if blocks is None else rule_name(blocks),
-    }
+def provenance_of(grams: TokenGrams, blocks: Callable[[str], str] | None, *, silent: str | None) -> Provenance:
+    """Say what the rows are, and the blocks, and why nothing is said of the population."""
+    summed = (grams.provenance.num_summed_tokens or grams.num_units) * grams.tokens.num_targets
+    return replace(
+        grams.provenance,
+        unit=grams.unit,
+        centered=grams.centered,
+        tokens=grams.fingerprint,
+        num_tokens=grams.num_units,
+        num_rows=grams.num_rows,
+        num_sequences=len(grams.tokens.sequence.unique()),
+        clusters=cluster_id(grams),
+        mean_loss=(grams.tokens.loss.double().sum() / summed).item(),
+        num_params=sum(grams.num_params.values()),
+        blocks=grams.provenance.accumulated if blocks is None else rule_name(blocks),
+        population=silent,
+    )
 
 
 def _stacked(gradients: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

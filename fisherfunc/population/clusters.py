@@ -130,7 +130,7 @@ def _check_estimable(grams: TokenGrams, what: str) -> None:
             f"{what} of the population expected uncentred Grams, got centred ones: the mean of the sample ties all "
             "sequences together, so that none is independent of another; take the Grams before center()"
         )
-    sampled = list(grams.metadata.get("sampled_parameters", ()))
+    sampled = list(grams.provenance.sampled_parameters or ())
     if sampled:
         raise ValueError(
             f"{what} of the population expected Grams of all coordinates, got a sample of those of {sampled[0]!r} "

@@ -1,9 +1,11 @@
-"""Dataclasses of sets, tuples and mappings as values that JSON can hold, and back: equal, and in the same order."""
+"""What JSON can hold of dataclasses of sets, tuples and mappings, and back, equal and in the same order; of dtypes."""
 
 import sys
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
+
+import torch
 
 PACKAGE = __name__.split(".")[0]
 
@@ -59,3 +61,13 @@ def _record(module: str, name: str, entries: dict[str, Any]) -> Any:
     if not is_dataclass(known) or not isinstance(known, type):
         raise ValueError(f"expected a dataclass of {PACKAGE}, got {module}.{name}")
     return known(**{field: from_plain(entry) for field, entry in entries.items()})
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name without its module.
+
+    Example:
+        >>> dtype_name(torch.float64)
+        'float64'
+    """
+    return str(dtype).removeprefix("torch.")

@@ -212,7 +212,7 @@ def plan(form: str, checkpoint: str | None, pilot: str | None, ranks: int | None
     _hush()
     found, facts = job.predict(job.Job(checkpoint=checkpoint or "final", **options), pilot=pilot, ranks=ranks)
     if form == "json":
-        click.echo(json.dumps({"metadata": facts, **found.to_dict()}, allow_nan=False, indent=1))
+        click.echo(json.dumps({"metadata": facts.to_dict(), **found.to_dict()}, allow_nan=False, indent=1))
         return
     from fisherfunc.surface.reports.plan_report import plan_report
 
@@ -232,15 +232,15 @@ def tokens(form: str, checkpoint: str | None, block: str | None, vectors: int, t
     _hush()
     task = job.Job(checkpoint=checkpoint or "final", **options)
     with progress_bar() as progress:
-        rows, facts = token_job.carriers(task, block=block, num=vectors, top=top, progress=progress)
+        rows, facts, found = token_job.carriers(task, block=block, num=vectors, top=top, progress=progress)
     if form == "json":
-        found = {"metadata": facts, "tokens": [asdict(row) for row in rows]}
-        click.echo(escaped_json(json.dumps(found, allow_nan=False, indent=1, ensure_ascii=False)))
+        told = {"metadata": {**facts.to_dict(), **found}, "tokens": [asdict(row) for row in rows]}
+        click.echo(escaped_json(json.dumps(told, allow_nan=False, indent=1, ensure_ascii=False)))
         return
     from fisherfunc.surface.reports.token_report import token_report
 
     console = _console()
-    console.print(token_report(rows, facts, width=console.width))
+    console.print(token_report(rows, facts, found, width=console.width))
 
 
 def _spectrum(

@@ -21,7 +21,8 @@ import torch
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.pipeline.result import FisherSpectrum, apart_from
 from fisherfunc.population.summary import PopulationSummary
-from fisherfunc.records.dtypes import dtype_name
+from fisherfunc.records.plain import dtype_name
+from fisherfunc.records.provenance import Provenance
 from fisherfunc.records.storage import replacing
 from fisherfunc.statistics.coupling import BlockCoupling
 from fisherfunc.statistics.resampling.interval import Intervals
@@ -148,8 +149,8 @@ def read_spectrum(path: str | os.PathLike[str]) -> FisherSpectrum:
         raise ValueError(f"{file} is damaged ({error!r}); run `fisherfunc spectrum` again") from error
 
 
-def read_facts(path: str | os.PathLike[str]) -> Mapping[str, Any]:
-    """Read the metadata of a `spectrum.json` of any method, or of the one in a folder of results.
+def read_provenance(path: str | os.PathLike[str]) -> Provenance:
+    """Read the provenance of a `spectrum.json` of any method, or of the one in a folder of results.
 
     Args:
         path: The file, or its folder.
@@ -160,8 +161,8 @@ def read_facts(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     """
     file, content, found = _read(path)
     if found == LEADING_FORMAT and isinstance(content.get("metadata"), dict):
-        return content["metadata"]
-    return read_spectrum(file).metadata
+        return Provenance.from_dict(content["metadata"])
+    return read_spectrum(file).provenance
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[Path, Any, Any]:
@@ -201,7 +202,7 @@ def _result(content: Mapping[str, Any]) -> FisherSpectrum:
         blocks={label: spectrum(values["per_block"][label], facts) for label, facts in content["per_block"].items()},
         block_diagonal=spectrum(values["global"], content["global"]),
         full=spectrum(values["full"], content["full"]),
-        metadata=content["metadata"],
+        provenance=Provenance.from_dict(content["metadata"]),
         coupling=BlockCoupling.from_dict(content["couplings"]) if content.get("couplings") else None,
         intervals=Intervals.from_dict(content["intervals"]) if content.get("intervals") else None,
         population=PopulationSummary.from_dict(content["population"]) if content.get("population") else None,

@@ -103,7 +103,7 @@ class SpectrumRecorder:
             result = self._spectrum(model, step)
             if self.folder is not None:
                 folder = self.folder / f"step-{step:08d}"
-                run = run_toml(None, {}, result.metadata, out=str(folder), eigenvalues=None)
+                run = run_toml(None, {}, result.provenance, out=str(folder), eigenvalues=None)
                 write_files(folder, {JSON_NAME: to_json(result), RUN_NAME: run})
         except EXPECTED as error:
             if self.on_error is None:
@@ -137,7 +137,7 @@ class SpectrumRecorder:
             raise ValueError(f"{type(inner).__name__} has no parameter to differentiate by")
         with undisturbed(device):
             result = self._passed(inner)
-        return replace(result, metadata={**result.metadata, "step": step})
+        return replace(result, provenance=replace(result.provenance, step=step))
 
     def _passed(self, model: nn.Module) -> FisherSpectrum:
         if self.options.get("plan") is not None:
@@ -149,7 +149,7 @@ class SpectrumRecorder:
         except PlanMismatchError:  # a layer that was added, say
             self._plan = plan(model, self.batch, calibrate=False, **options)
             result = fisher_spectrum(model, self.batch, plan=self._plan, **options)
-        facts = result.metadata
-        if (facts["route"], facts.get("given_up", {})) != (self._plan.route, self._plan.given_up):
+        facts = result.provenance
+        if (facts.route, facts.given_up or {}) != (self._plan.route, self._plan.given_up):
             self._plan = None  # what it exploits is not what the model is now: another look at the next step
         return result

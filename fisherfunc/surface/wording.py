@@ -1,81 +1,82 @@
 """What report, plot and command line call things: the matrix, its units, numbers, and the notes on a result.
 
-Every function takes the metadata of a result; a key that is absent is passed over.
+Every function takes the provenance of a result; what that does not say is passed over.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 from fisherfunc.gradients.data.sources import told
 from fisherfunc.linalg.grams.sketched_rows import error_lines
 from fisherfunc.linalg.grams.which_fisher import EMPIRICAL, matrix
+from fisherfunc.records.provenance import Provenance
 from fisherfunc.surface.visible import visible
 
 NOTHING = "–"
 _NEEDED = {"block_diagonal_error": "‖F − F_bd‖/‖F‖"}
 
 
-def matrix_name(metadata: Mapping[str, Any]) -> str:
+def matrix_name(provenance: Provenance) -> str:
     """Which matrix the spectrum is of. "Fisher" never stands alone.
 
     Example:
-        >>> matrix_name({"fisher": "empirical"}), matrix_name({"fisher": "true (Monte-Carlo, 2 draws)"})
+        >>> matrix_name(Provenance(fisher="empirical")), matrix_name(Provenance(fisher="true (Monte-Carlo, 2 draws)"))
         ('empirical Fisher', 'true Fisher (Monte-Carlo, 2 draws)')
-        >>> matrix_name({"centered": True})
+        >>> matrix_name(Provenance(centered=True))
         'gradient covariance'
     """
-    return "gradient covariance" if metadata.get("centered") else matrix(metadata.get("fisher", EMPIRICAL))
+    return "gradient covariance" if provenance.centered else matrix(provenance.fisher or EMPIRICAL)
 
 
-def model_name(metadata: Mapping[str, Any]) -> str | None:
+def model_name(provenance: Provenance) -> str | None:
     """The name of the model, else of its class; None where neither is known."""
-    name = metadata.get("model_id") or metadata.get("model")
+    name = provenance.model_id or provenance.model
     return name and visible(str(name))
 
 
-def windows(metadata: Mapping[str, Any]) -> list[str]:
+def windows(provenance: Provenance) -> list[str]:
     """The line that says which windows of the text the tokens are of, and what they begin with, where that is known.
 
     Example:
-        >>> windows({"context": 64, "window_start": ["<s>"]}), windows({"context": 64, "window_start": []})
-        (['Windows of 64 positions that begin with <s>'], ['Windows of 64 positions without a start token'])
-        >>> windows({"context": 64, "num_windows": 9, "windows_of_text": 70})
+        >>> [windows(Provenance(context=64, window_start=start))[0] for start in (["<s>"], [])]
+        ['Windows of 64 positions that begin with <s>', 'Windows of 64 positions without a start token']
+        >>> nine = {"context": 64, "num_windows": 9}
+        >>> windows(Provenance(**nine, windows_of_text=70))
         ['9 windows of 64 positions, spread evenly over the 70 of the text']
-        >>> windows({"context": 64, "num_windows": 9, "windows_of_text": None})
+        >>> windows(Provenance(**nine))
         ['9 windows of 64 positions, the first of a stream']
-        >>> windows({"context": 64, "num_windows": 9, "windows_of_text": None, "bytes_of_text": 2_500_000_000})
+        >>> windows(Provenance(**nine, bytes_of_text=2_500_000_000))
         ['9 windows of 64 positions, spread evenly over the 2,500 MB of the text']
-        >>> windows({"context": 64, "num_windows": 9, "windows_of_text": 9, "num_documents": 4})
+        >>> windows(Provenance(**nine, windows_of_text=9, num_documents=4))
         ['9 windows of 64 positions, all of the text, from 4 documents']
     """
-    start, count = metadata.get("window_start"), metadata.get("num_windows")
+    start, count = provenance.window_start, provenance.num_windows
     if start is None and count is None:
         return []
     begin = visible(" ".join(map(str, start or ())))
-    line = f"{'Windows' if count is None else f'{count:,} windows'} of {metadata.get('context')} positions"
+    line = f"{'Windows' if count is None else f'{count:,} windows'} of {provenance.context} positions"
     line += "" if start is None else f" that begin with {begin}" if begin else " without a start token"
     if count is not None:
-        total, size = metadata.get("windows_of_text"), metadata.get("bytes_of_text")
+        total, size = provenance.windows_of_text, provenance.bytes_of_text
         whole = f"{total or 0:,}" if size is None else f"{size / 1e6:,.0f} MB"
         if total is None and size is None:
             line += ", the first of a stream"
         else:
             line += ", all of the text" if count == total else f", spread evenly over the {whole} of the text"
-    documents = metadata.get("num_documents")
+    documents = provenance.num_documents
     return [line + ("" if documents is None else f", from {documents:,} documents")]
 
 
-def count_of_units(metadata: Mapping[str, Any]) -> str:
+def count_of_units(provenance: Provenance) -> str:
     """How many units, and of what; and how many rows they have, where that is more.
 
     Example:
-        >>> count_of_units({"num_tokens": 512, "unit": "token"})
+        >>> count_of_units(Provenance(num_tokens=512))
         '512 tokens'
-        >>> count_of_units({"num_tokens": 512, "unit": "token", "num_rows": 1024})
+        >>> count_of_units(Provenance(num_tokens=512, num_rows=1024))
         '512 tokens, 1,024 rows'
     """
-    count, unit = metadata.get("num_tokens", 0), metadata.get("unit", "token")
-    rows = metadata.get("num_rows", count)
+    count, unit = provenance.num_tokens or 0, provenance.unit or "token"
+    rows = provenance.num_rows or count
     return f"{count:,} {unit}" + ("" if count == 1 else "s") + (f", {rows:,} rows" if rows != count else "")
 
 
@@ -136,20 +137,18 @@ def compact(count: int | None) -> str:
     return str(count)
 
 
-def notes(metadata: Mapping[str, Any]) -> list[str]:
+def notes(provenance: Provenance) -> list[str]:
     """One sentence for everything that made a result other than plain and exact."""
-    dropped = metadata.get("dropped_tokens") or 0
-    dropped = dropped if isinstance(dropped, int) else len(dropped)
-    found = [f"approximation: {text}" for text in metadata.get("approximations") or ()]
-    found += [*told(metadata), *error_lines(metadata)]
-    found += [f"solver fallback in {label}: {why}" for label, why in (metadata.get("fallback") or {}).items()]
-    if metadata.get("centered") and metadata.get("num_tokens") == 1:
+    found = [f"approximation: {text}" for text in provenance.approximations or ()]
+    found += [*told(provenance.data), *error_lines(provenance.sketch)]
+    found += [f"solver fallback in {label}: {why}" for label, why in (provenance.fallback or {}).items()]
+    if provenance.centered and provenance.num_tokens == 1:
         found.append("one unit less its mean is zero, and so is its covariance: take more units")
-    if metadata.get("adapter_of"):
-        base = visible(str(metadata["adapter_of"]))
+    if provenance.adapter_of:
+        base = visible(str(provenance.adapter_of))
         found.append(f"adapter of {base}: the parameters are the adapter's, those of the base are frozen")
-    if metadata.get("resumed"):
-        found.append(f"resumed {metadata['resumed']}")
-    if dropped:
-        found.append(f"{dropped:,} token(s) with a non-finite loss or gradient were dropped")
+    if provenance.resumed:
+        found.append(f"resumed {provenance.resumed}")
+    if provenance.dropped_tokens:
+        found.append(f"{provenance.dropped_tokens:,} token(s) with a non-finite loss or gradient were dropped")
     return found

@@ -10,6 +10,7 @@ from fisherfunc.linalg.gram import gram_of
 from fisherfunc.linalg.grams.token_grams import TokenGrams, Tokens
 from fisherfunc.linalg.metrics import SUMMARY
 from fisherfunc.linalg.spectrum import Spectrum
+from fisherfunc.records.provenance import Provenance
 from fisherfunc.statistics.resampling.interval import Interval, Intervals
 
 
@@ -62,7 +63,7 @@ def clustered_grams(
         unit="token",
         centered=False,
         precision=torch.float64,
-        metadata={},
+        provenance=Provenance(),
     )
 
 

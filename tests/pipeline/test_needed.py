@@ -12,6 +12,7 @@ from consoles import shown
 
 import fisherfunc as ff
 from fisherfunc.pipeline.needed import tokens_needed
+from fisherfunc.records.provenance import Provenance
 from fisherfunc.surface.cli import cli
 from fisherfunc.surface.files import read_spectrum
 from fisherfunc.surface.reports.plan_report import summary
@@ -78,7 +79,7 @@ def test_the_table_and_the_plan_say_it():
     plan = ff.plan(model, batch, calibrate=False, pilot=pilot)
     assert plan.needed_tokens["trace"]["population"] == needed["trace"].population
     assert plan.to_dict()["needed_tokens"]["participation_ratio"]["sample"] == needed["participation_ratio"].sample
-    assert any("Within 10 %" in line for line in summary(plan, {}))
+    assert any("Within 10 %" in line for line in summary(plan, Provenance()))
     assert ff.plan(model, batch, calibrate=False).to_dict()["needed_tokens"] is None
 
 

@@ -12,6 +12,7 @@ from scipy.stats import t as student
 import fisherfunc as ff
 from fisherfunc.partitioning import by_parameter
 from fisherfunc.population.paired import LeftOut, paired_dimension, paired_ratio
+from fisherfunc.records.provenance import Provenance
 from fisherfunc.surface.files import read_spectrum, to_json
 from fisherfunc.surface.reports.compare_report import compare_report
 
@@ -34,7 +35,7 @@ def gradients(seed, sequence=SEQUENCE):
 
 
 def grams(seed, sequence=SEQUENCE):
-    return replace(grams_of(gradients(seed, sequence), sequence=sequence), metadata=FACTS)
+    return replace(grams_of(gradients(seed, sequence), sequence=sequence), provenance=Provenance(**FACTS))
 
 
 def result_of(of, **options):

@@ -17,6 +17,7 @@ from torch.testing import assert_close
 from torch.utils import _pytree as pytree
 
 import fisherfunc as ff
+from fisherfunc.records.provenance import Provenance
 
 PAGE = REPOSITORY / "docs" / "composing.md"
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -186,10 +187,11 @@ def test_tokens_with_and_without_columns_go_through_vmap():
     assert pytree.tree_structure(tokens) != pytree.tree_structure(drawn)
 
 
-def test_runs_that_differ_in_metadata_stack_and_runs_of_other_blocks_do_not():
-    other = replace(TOKENS, metadata={"loss": "another"}, grams={name: 2 * k for name, k in TOKENS.grams.items()})
+def test_runs_that_differ_in_provenance_stack_and_runs_of_other_blocks_do_not():
+    doubled = {name: 2 * k for name, k in TOKENS.grams.items()}
+    other = replace(TOKENS, provenance=Provenance(loss="another"), grams=doubled)
     stack = stacked(TOKENS, other)
-    assert stack.metadata is TOKENS.metadata and stack["a"].matrix.shape == (2, 6, 6) and stack.num_units == 6
+    assert stack.provenance is TOKENS.provenance and stack["a"].matrix.shape == (2, 6, 6) and stack.num_units == 6
     with pytest.raises(ValueError, match="mismatch"):
         stacked(TOKENS, replace(TOKENS, num_params={"a": 1, "b": 4}))
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import fisherfunc as ff
 from fisherfunc.linalg.metrics import SUMMARY
+from fisherfunc.records.provenance import Provenance
 from fisherfunc.statistics import Intervals
 from fisherfunc.statistics.resampling import bootstrap, jackknife
 from fisherfunc.statistics.resampling.interval import OUTSIDE
@@ -90,8 +91,8 @@ def test_constants_have_no_round_off_for_an_interval():
 
 def test_intervals_that_are_not_there_survive_files_tables_and_comparisons(tmp_path):
     trees = {name: {"a.w": gaussian(20, 30, seed=n), "b.w": gaussian(20, 3, seed=9 + n)} for n, name in enumerate("xy")}
-    known = {"loss": "mine", "batch": "one", "fisher": "empirical"}
-    grams = {name: replace(grams_of(tree), metadata=known) for name, tree in trees.items()}
+    known = Provenance(loss="mine", batch="one", fisher="empirical")
+    grams = {name: replace(grams_of(tree), provenance=known) for name, tree in trees.items()}
     result = ff.spectrum_of_grams(grams["x"], blocks=ff.by_parameter, intervals="jackknife")
     (tmp_path / "spectrum.json").write_text(to_json(result))
     assert read_spectrum(tmp_path).intervals == result.intervals

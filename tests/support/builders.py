@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fisherfunc.linalg.gram import gram_of
 from fisherfunc.linalg.grams.token_grams import TokenGrams, Tokens
+from fisherfunc.records.provenance import Provenance
 
 
 def matrices(tree: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -30,7 +31,7 @@ def grams_of(tree: Mapping[str, Tensor], *, sequence: Tensor | None = None) -> T
         unit="token",
         centered=False,
         precision=next(iter(rows.values())).dtype,
-        metadata={"loss": "causal_lm", "seed": 0},
+        provenance=Provenance(loss="causal_lm", seed=0),
     )
 
 

@@ -10,6 +10,7 @@ from fisherfunc.linalg.kernels import gram_eigh, of_rows
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.pipeline.solve import spectrum_of_gradients
+from fisherfunc.records.provenance import Provenance
 
 FACTS = {
     "model_id": "tiny/model",
@@ -38,7 +39,7 @@ def spectrum(
     result = spectrum_of_gradients(
         gradients, blocks=lambda name: name, kernel=of_rows(gram_eigh(dtype=dtype), dtype=dtype)
     )
-    return replace(result, metadata={**result.metadata, **FACTS, **facts})
+    return replace(result, provenance=replace(result.provenance, **{**FACTS, **facts}))
 
 
 def unresolved(result: FisherSpectrum) -> FisherSpectrum:
@@ -56,4 +57,5 @@ def random_rows(seed, count=6, width=4):
 
 
 def known_grams(tree, **facts):
-    return replace(grams_of(tree), metadata={"batch": "one", "loss": "causal_lm", "fisher": "empirical", **facts})
+    known = {"batch": "one", "loss": "causal_lm", "fisher": "empirical", **facts}
+    return replace(grams_of(tree), provenance=Provenance(**known))

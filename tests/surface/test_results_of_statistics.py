@@ -130,7 +130,7 @@ def test_the_table_says_what_the_block_diagonal_matrix_leaves_out():
 def test_the_heat_map_is_the_alignment(count, name):
     tree = {f"layer.{index}.attention.weight": gaussian(6, 4, seed=index) for index in range(count)}
     result = ff.spectrum_of_grams(grams_of(tree), blocks=by_parameter)
-    result = replace(result, metadata={**result.metadata, "model_id": name})
+    result = replace(result, provenance=replace(result.provenance, model_id=name))
     figure = plot_couplings(result)
     (image,) = figure.axes[0].get_images()
     assert torch.tensor(image.get_array().tolist()).equal(torch.tensor(result.coupling.alignment))

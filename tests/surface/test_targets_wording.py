@@ -11,6 +11,7 @@ from consoles import shown
 from torch import nn
 
 import fisherfunc as ff
+from fisherfunc.records.provenance import Provenance
 from fisherfunc.surface.cli import cli
 from fisherfunc.surface.files import read_spectrum, to_json
 from fisherfunc.surface.plots.plots import plot_spectrum
@@ -58,7 +59,7 @@ def test_plans_say_which_fisher_and_count_its_rows(kind):
     result = ff.fisher_spectrum(model, batch, targets=TARGETS[kind])
     assert plan.num_units == result.metadata["num_rows"] == result.metadata["plan"]["num_units"]
     assert plan.operations == pytest.approx(result.metadata["plan"]["operations"])
-    text = shown(plan_report(plan, {"fisher": NAMES[kind][0], "model": "Linear"}))
+    text = shown(plan_report(plan, Provenance(fisher=NAMES[kind][0], model="Linear")))
     assert f"Plan for Linear: {NAMES[kind][1][0].lower() + NAMES[kind][1][1:]}" in text
     assert f"{ROWS[kind]} of 4 sequence(s)" in text
 

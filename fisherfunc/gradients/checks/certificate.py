@@ -116,20 +116,20 @@ def certified(
     refused: dict[str, str] | None = {}
     how: dict[str, Any] = {"labels": labels, "coordinates": coordinates, "limit": limit, "seed": seed}
     while True:
-        held = partial(check or certify, done.grams, done.rows, **how, stack_width=done.how.get("stack_width", 1))
+        held = partial(check or certify, done.grams, done.rows, **how, stack_width=done.how.stack_width or 1)
         found = held()
         if found.holds:
             return done, found
         if not done.rows.loss.each_alone and held(alone=True).holds:
             raise ValueError(f"{found.told()}, and agrees with those of each alone: {samples_meet(done.rows.loss)}")
-        if done.how["route"] == "dense":
+        if done.how.route == "dense":
             raise ValueError(
                 f"{found.told()}: no gradient per token that could be had here adds up to that of the batch. "
                 "Something in the model's backward pass depends on what runs beside a sample, or on how often it ran; "
                 "self_check=False gives the numbers all the same"
             )
         assert done_by is not None
-        refused = refused_then(refused, done.how["exploited"], found, done.rows.params, labels)
+        refused = refused_then(refused, done.how.exploited or (), found, done.rows.params, labels)
         why = f"the check of the factored route failed: {found.told()}"
         done = done_by("dense", why, {}) if refused is None else done_by("factored", why, refused)
 

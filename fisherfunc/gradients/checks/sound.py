@@ -13,8 +13,9 @@ from fisherfunc.gradients.rows.summed import summed
 from fisherfunc.gradients.rows.workload import Workload
 from fisherfunc.linalg.grams.divided import AnyGram, submatrix
 from fisherfunc.linalg.grams.token_grams import Tokens
+from fisherfunc.records.provenance import Provenance
 
-Pass = Callable[[Workload], tuple[dict[str, Any], dict[str, Any]]]
+Pass = Callable[[Workload], tuple[dict[str, Any], Provenance]]
 """Rows → their Grams, ordinary or divided, and how these were computed."""
 
 
@@ -31,7 +32,7 @@ class SoundPass:
 
     rows: Workload
     grams: dict[str, Any]
-    how: dict[str, Any]
+    how: Provenance
     num_tokens: int
 
 

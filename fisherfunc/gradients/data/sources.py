@@ -92,11 +92,11 @@ class Gathered:
 
     Attributes:
         batches: A list of them; what was given, where it is no source.
-        facts: For the metadata, under "data"; empty where it was no source.
+        facts: What was pulled of which source; None where it was none.
     """
 
     batches: Batch
-    facts: dict[str, Any]
+    facts: dict[str, Any] | None
 
 
 def gathered(
@@ -112,7 +112,7 @@ def gathered(
     """
     source = source_of(given)
     if source is None:
-        return Gathered(batches=given, facts={})
+        return Gathered(batches=given, facts=None)
     found: list[Batch] = []
     pulled = held = 0
     ended = True
@@ -127,19 +127,18 @@ def gathered(
     if not found:
         raise ValueError(f"the batch is empty: the {source.name} gives nothing; give it a batch")
     facts = {"source": source.name, "num_batches": pulled, "of_batches": pulled if ended else source.num_batches}
-    return Gathered(batches=found, facts={"data": facts})
+    return Gathered(batches=found, facts=facts)
 
 
-def told(metadata: Mapping[str, Any]) -> list[str]:
+def told(facts: Mapping[str, Any] | None) -> list[str]:
     """Return the line that says that not all of the data were read; none where they were.
 
     Example:
-        >>> told({"data": {"source": "DataLoader", "num_batches": 3, "of_batches": 40}})
+        >>> told({"source": "DataLoader", "num_batches": 3, "of_batches": 40})
         ['data: the first 3 of 40 batches of a DataLoader, not spread over all of it']
-        >>> told({"data": {"source": "datasets.IterableDataset", "num_batches": 3, "of_batches": None}})
+        >>> told({"source": "datasets.IterableDataset", "num_batches": 3, "of_batches": None})
         ['data: the first 3 rows of a datasets.IterableDataset, which may go on']
     """
-    facts = metadata.get("data")
     if not facts or facts["num_batches"] == facts["of_batches"]:
         return []
     total, count = facts["of_batches"], facts["num_batches"]

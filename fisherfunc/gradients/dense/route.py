@@ -24,6 +24,7 @@ from fisherfunc.gradients.rows.workload import PassOptions, Workload
 from fisherfunc.gradients.survey.prepare import prepared
 from fisherfunc.linalg.gram import gram_of
 from fisherfunc.records.axes import Batch, Params
+from fisherfunc.records.provenance import Provenance
 from fisherfunc.runtime.memory import SavedBytes
 from fisherfunc.runtime.precision import full_precision
 
@@ -81,7 +82,7 @@ def per_token_gradients(
         raise_nonfinite(gradient.reshape(len(gradient), -1).isfinite().all(dim=1), tokens, name)
     if self_check:
         grams = {name: gram_of(gradient.flatten(1)) for name, gradient in gradients.items()}
-        done = SoundPass(rows=work, grams=grams, how={"route": "dense"}, num_tokens=work.num_tokens)
+        done = SoundPass(rows=work, grams=grams, how=Provenance(route="dense"), num_tokens=work.num_tokens)
         certified(done, limit=PassOptions().limit(tokens.loss.device))
     return gradients
 

@@ -1,6 +1,6 @@
 """From Grams back to what they are of: the block's parameters, and the tokens as rows that can be passed over again."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from fisherfunc.gradients.survey.prepare import prepared
 from fisherfunc.linalg.grams.token_grams import TokenGrams
 from fisherfunc.partitioning import by_layer, partition
 from fisherfunc.records.axes import Batch, Params
+from fisherfunc.records.provenance import Provenance
 
 WHOLE = "full matrix"
 Rule = Callable[[str], str]
@@ -78,8 +79,8 @@ def rows_of(grams: TokenGrams, fn: ModelFunction, params: Params, batch: Batch, 
     Raises:
         ValueError: If the Grams are not of this model, batch and loss, or their rows are not plain gradients of them.
     """
-    facts = grams.metadata
-    batch = first_of(batch, facts["data"]["num_batches"]) if "data" in facts else batch
+    facts = grams.provenance
+    batch = first_of(batch, facts.data["num_batches"]) if facts.data else batch
     loss = token_loss_of(loss, batch)
     _check_plain(facts, loss)
     ready = prepared(
@@ -87,8 +88,8 @@ def rows_of(grams: TokenGrams, fn: ModelFunction, params: Params, batch: Batch, 
         params,
         batch,
         loss,
-        num_tokens=facts.get("num_summed_tokens"),  # of sequences: the tokens that their rows are sums of
-        seed=facts.get("seed", 0),
+        num_tokens=facts.num_summed_tokens,  # of sequences: the tokens that their rows are sums of
+        seed=facts.seed or 0,
         drop_nonfinite=True,
     )
     work = summed(ready.work) if grams.unit == "sequence" else ready.work
@@ -97,19 +98,19 @@ def rows_of(grams: TokenGrams, fn: ModelFunction, params: Params, batch: Batch, 
     return work
 
 
-def _check_plain(facts: Mapping, loss: TokenLoss) -> None:
-    if facts.get("targets", "observed") != "observed":
+def _check_plain(facts: Provenance, loss: TokenLoss) -> None:
+    if facts.targets not in (None, "observed"):
         raise ValueError(
             f"directions are of gradients of the observed targets, and these Grams are of "
-            f"targets={facts['targets']!r}; compute them with the observed ones"
+            f"targets={facts.targets!r}; compute them with the observed ones"
         )
-    if facts.get("sampled_parameters"):
+    if facts.sampled_parameters:
         raise ValueError(
-            f"these Grams are of a sample of the coordinates of {facts['sampled_parameters']}, or of projections, "
+            f"these Grams are of a sample of the coordinates of {facts.sampled_parameters}, or of projections, "
             "which have no directions in parameter space; compute them without max_coordinates, and without a sketch"
         )
-    if facts.get("loss", loss.name) != loss.name:
-        raise ValueError(f"these Grams are of the loss {facts['loss']!r}, got loss {loss.name!r}; give them the same")
+    if facts.loss not in (None, loss.name):
+        raise ValueError(f"these Grams are of the loss {facts.loss!r}, got loss {loss.name!r}; give them the same")
 
 
 def _index(grams: TokenGrams, work: Workload) -> Tensor:

@@ -72,8 +72,8 @@ def leading_tokens(
     """
     if top < 1 or window < 0:
         raise ValueError(f"expected top >= 1 and window >= 0, got top={top}, window={window}")
-    if pairs.metadata.get("loss", loss.name) != loss.name:
-        raise ValueError(f"the eigenpairs are of the loss {pairs.metadata['loss']!r}, got {loss.name!r}")
+    if pairs.provenance.loss not in (None, loss.name):
+        raise ValueError(f"the eigenpairs are of the loss {pairs.provenance.loss!r}, got {loss.name!r}")
     order = pairs.coefficients.abs().argsort(dim=1, descending=True, stable=True)[:, :top].to(pairs.tokens.loss.device)
     found = [_token(pairs, vector, row) for vector, rows in enumerate(order.tolist()) for row in rows]
     if loss.distribution != "categorical" or found[0].position < 0:

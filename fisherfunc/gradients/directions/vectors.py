@@ -4,6 +4,7 @@ With centred rows G is HG, so that v = Gᵀ(Hu)/√(λN). Axis order: vectors {n
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -29,13 +30,12 @@ from fisherfunc.linalg.trees import inner, stacked
 from fisherfunc.population.clusters import clusters_of
 from fisherfunc.population.leading import held_out
 from fisherfunc.records.axes import Batch, Params
+from fisherfunc.records.provenance import Provenance
 from fisherfunc.records.record import record
 from fisherfunc.runtime.precision import full_precision
 
-_FACTS = ("fisher", "targets", "loss", "seed", "dtype")
 
-
-@record(static=("label",), notes=("metadata",))
+@record(static=("label",), notes=("provenance",))
 class Eigenvectors(Eigenpairs):
     """The leading eigenvectors of F, or of one of its blocks, in parameter space.
 
@@ -49,7 +49,7 @@ class Eigenvectors(Eigenpairs):
         vectors: v_k, {name: (k, *shape)}, orthonormal over all tensors together.
         residuals: ‖F v − λ v‖/λ, by products with F that do not use the Grams.
         label: The block.
-        metadata: What F this is, of which Grams, and how far the vectors were from orthonormal before and after they
+        provenance: What F this is, of which Grams, and how far the vectors were from orthonormal before and after they
             were made so.
     """
 
@@ -92,9 +92,10 @@ def eigenvectors(
 ) -> Eigenvectors:
     """The leading eigenvectors v = Gᵀu/√(λN) of F, or of a diagonal block of it, in parameter space.
 
-    Vectors are made orthonormal by the inverse square root of their Gram, which moves them least; the metadata say how
-    far from it they were. Cost: the eigenvectors of the Gram (9 N³ operations), a forward pass a sequence, a weighted
-    backward pass a sequence and vector, and for the residuals a product with F a vector. Two stacks of them are held.
+    Vectors are made orthonormal by the inverse square root of their Gram, which moves them least; the provenance says
+    how far from it they were. Cost: the eigenvectors of the Gram (9 N³ operations), a forward pass a sequence, a
+    weighted backward pass a sequence and vector, and for the residuals a product with F a vector. Two stacks of
+    vectors are held.
 
     Args:
         fn: The model as a pure function.
@@ -127,7 +128,6 @@ def eigenvectors(
     vectors, error = orthonormalised(raw)
     del raw
     product = product_with(passes, num_units=grams.num_units, center=grams.centered)
-    facts = {"orthonormality_before": error, "orthonormality": departure(inner(vectors, vectors))}
     return Eigenvectors(
         eigenvalues=pairs.eigenvalues,
         coefficients=pairs.coefficients,
@@ -137,7 +137,9 @@ def eigenvectors(
         vectors=vectors,
         residuals=torch.stack([_residual(product, vectors, row, value) for row, value in enumerate(pairs.eigenvalues)]),
         label=pairs.label,
-        metadata={**pairs.metadata, **facts},
+        provenance=replace(
+            pairs.provenance, orthonormality_before=error, orthonormality=departure(inner(vectors, vectors))
+        ),
     )
 
 
@@ -145,8 +147,18 @@ def _pairs(grams: TokenGrams, names: Iterable[str], block: str | None, num: int)
     chosen = grams_of_parameters(grams, names)
     values, coefficients, resolution = leading_pairs(grams, chosen, num=num)
     num_params = sum(grams.num_params[label] for label in chosen)
-    facts = {key: grams.metadata[key] for key in _FACTS if key in grams.metadata}
-    facts |= {"unit": grams.unit, "centered": grams.centered, "num_tokens": grams.num_units, "num_params": num_params}
+    known = grams.provenance
+    provenance = Provenance(
+        fisher=known.fisher,
+        targets=known.targets,
+        loss=known.loss,
+        seed=known.seed,
+        dtype=known.dtype,
+        unit=grams.unit,
+        centered=grams.centered,
+        num_tokens=grams.num_units,
+        num_params=num_params,
+    )
     return Eigenpairs(
         eigenvalues=values,
         coefficients=coefficients,
@@ -154,7 +166,7 @@ def _pairs(grams: TokenGrams, names: Iterable[str], block: str | None, num: int)
         tokens=grams.tokens,
         out_of_sample=_out_of_sample(grams, chosen, num),
         label=WHOLE if block is None else block,
-        metadata=facts,
+        provenance=provenance,
     )
 
 

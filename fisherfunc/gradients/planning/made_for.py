@@ -17,8 +17,8 @@ from fisherfunc.gradients.survey.prepare import Prepared, Seen
 from fisherfunc.linalg.grams.tokens import Tokens
 from fisherfunc.records.axes import Params
 from fisherfunc.records.containers import flattened
-from fisherfunc.records.dtypes import dtype_name
 from fisherfunc.records.hashing import short_hash
+from fisherfunc.records.plain import dtype_name
 
 MOST_NAMED = 4
 """Differences that an error names."""

@@ -1,6 +1,7 @@
 """A pass over ranks, from rows to divided Grams, and what results say of the ranks."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,17 @@ from fisherfunc.gradients.ranks.ring import Ring
 from fisherfunc.gradients.rows.workload import PassOptions, Workload
 from fisherfunc.gradients.start import SAME
 from fisherfunc.linalg.grams.divided import DividedGram
+from fisherfunc.records.provenance import Provenance
 
 
 def passed_over_ranks(
     everyone: Everyone,
     rows: Workload,
     options: PassOptions,
-    passed: Callable[..., tuple[dict[str, Tensor], dict[str, Any]]],
+    passed: Callable[..., tuple[dict[str, Tensor], Provenance]],
     folder: Path | None,
     marks: Callable[[Workload], dict[str, str]],
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, Any], Provenance]:
     """Pass over rows with all ranks.
 
     Args:
@@ -44,12 +46,11 @@ def passed_over_ranks(
     own = None if folder is None else folder_of(folder, rank=everyone.rank, size=everyone.size)
     kept = opened(own, lambda: marks(ring.work))
     grams, how = passed(ring.work, ring.options(options), checkpoint=kept, company=ring)
-    how = everyone.from_first("how", lambda: how | ({"resumed": kept.resumed} if kept.resumed else {}))
-    how = how | {"plan": how["plan"] | {"num_units": rows.num_tokens}}
-    return ring.divided(grams), how
+    how = everyone.from_first("how", lambda: replace(how, resumed=kept.resumed or None))
+    return ring.divided(grams), replace(how, plan={**(how.plan or {}), "num_units": rows.num_tokens})
 
 
-def facts_of_ranks(everyone: Everyone, done: SoundPass, took: Mapping[str, Any]) -> dict[str, Any]:
+def facts_of_ranks(everyone: Everyone, done: SoundPass, took: Mapping[str, Any]) -> Provenance:
     """Return what results say of the ranks."""
     gram = next(iter(done.grams.values()))
     assert isinstance(gram, DividedGram)
@@ -61,4 +62,4 @@ def facts_of_ranks(everyone: Everyone, done: SoundPass, took: Mapping[str, Any])
         "bytes_sent": everyone.bytes_sent,
         "peak_bytes": took["peak_bytes"],
     }
-    return {"num_ranks": everyone.size, "ranks": everyone.gathered("what each took", own)}
+    return Provenance(num_ranks=everyone.size, ranks=everyone.gathered("what each took", own))

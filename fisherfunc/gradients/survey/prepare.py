@@ -1,7 +1,7 @@
 """Before a pass, and before its plan: options that make sense, and the tokens that it will be over."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
@@ -48,14 +48,14 @@ class Prepared:
         num_valid: How many tokens there were to choose from.
         num_dropped: Tokens left out as their losses are not finite.
         seen: What was seen of the model.
-        data: What was pulled of a source, for the metadata.
+        data: What was pulled of a source.
     """
 
     work: Workload
     num_valid: int
     num_dropped: int
     seen: Seen
-    data: dict[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] | None = None
 
 
 def pulled(batch: Batch, num_tokens: int | None, loss_of: Callable[[list[Batch]], TokenLoss]) -> Gathered:

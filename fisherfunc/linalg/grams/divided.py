@@ -123,7 +123,7 @@ def _summed(gram: DividedGram, part: Tensor, name: str) -> Tensor:
     return gram.everyone.summed(name, part)
 
 
-@record(static=("num_params", "unit", "centered", "precision", "labels"), notes=("metadata",))
+@record(static=("num_params", "unit", "centered", "precision", "labels"), notes=("provenance",))
 class DividedGrams(TokenGrams):
     """The Grams of a pass over ranks. What needs a whole matrix does not take them, but `assembled` makes one.
 

@@ -1,7 +1,6 @@
 """Eigenpairs of a Gram: K u = λN u. Row n weighs u_n in the direction v = Gᵀu/√(λN) of F. Axis order `(k, n)`."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float
@@ -9,11 +8,12 @@ from torch import Tensor
 
 from fisherfunc.linalg.grams.token_grams import TokenGrams, Tokens
 from fisherfunc.linalg.lifting import gram_kernel, solved
+from fisherfunc.records.provenance import Provenance, Traced
 from fisherfunc.records.record import record
 
 
-@record(static=("label",), notes=("metadata",))
-class Eigenpairs:
+@record(static=("label",), notes=("provenance",))
+class Eigenpairs(Traced):
     """The leading eigenvalues of F, or of one of its blocks, and what each token contributes to them.
 
     Attributes:
@@ -26,7 +26,7 @@ class Eigenpairs:
             the share of direction k that exists beyond the sample (see `ff.population.leading_sums`); None where
             nothing can be said of the population, as of fewer than three sequences.
         label: The block.
-        metadata: What F this is, and of which Grams.
+        provenance: What F this is, and of which Grams.
     """
 
     eigenvalues: Float[Tensor, " k"]
@@ -35,7 +35,7 @@ class Eigenpairs:
     tokens: Tokens
     out_of_sample: Float[Tensor, " k"] | None
     label: str
-    metadata: Mapping[str, Any]
+    provenance: Provenance
 
     @property
     def beyond_sample(self) -> Float[Tensor, " k"] | None:

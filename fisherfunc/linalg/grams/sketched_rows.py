@@ -11,6 +11,7 @@ B differs by the error of the sketch. Axis order: two projections, n rows, k col
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -24,19 +25,18 @@ from torch import Tensor
 from fisherfunc.linalg.grams.sketches import Kronecker
 from fisherfunc.linalg.grams.token_grams import TokenGrams
 from fisherfunc.linalg.grams.tokens import Tokens
-from fisherfunc.records.dtypes import dtype_name
+from fisherfunc.records.plain import dtype_name
+from fisherfunc.records.provenance import Provenance, Traced
 from fisherfunc.records.record import record
 from fisherfunc.records.tensor_files import DamagedError, write_tensors
 
 TILE = 1024
 """Rows whose products with all others are held at a time."""
-ALIKE = ("loss", "loss_id", "fisher", "targets", "parameters", "dtype")
-"""What of the metadata has to agree for rows to belong together."""
 _PATTERN = "rows-*.safetensors"
 
 
-@record(static=("num_params", "unit", "sketch", "precision"), notes=("metadata",))
-class SketchedRows:
+@record(static=("num_params", "unit", "sketch", "precision"), notes=("provenance",))
+class SketchedRows(Traced):
     """Two independent projections of the gradient of each unit.
 
     Attributes:
@@ -46,7 +46,7 @@ class SketchedRows:
         unit: What a row is: "token" or "sequence".
         sketch: Which projections.
         precision: The coarsest dtype in which something of the gradients was computed.
-        metadata: How they came about; plain Python values.
+        provenance: How they came about; `metadata` has it as plain Python values.
     """
 
     shards: tuple[dict[str, Float[Tensor, "2 _n _k"]], ...]
@@ -55,7 +55,7 @@ class SketchedRows:
     unit: str
     sketch: Kronecker
     precision: torch.dtype
-    metadata: Mapping[str, Any]
+    provenance: Provenance
 
     @property
     def num_rows(self) -> int:
@@ -125,7 +125,7 @@ class SketchedRows:
             "unit": self.unit,
             "num_targets": self.tokens.num_targets,
             "precision": dtype_name(self.precision),
-            "metadata": dict(self.metadata),
+            "metadata": self.metadata,
         }
         _check_together([*headers, header], place)
         path = place / f"rows-{1 + int(files[-1].stem.split('-')[1]) if files else 0:06d}.safetensors"
@@ -156,10 +156,11 @@ class SketchedRows:
             columns.append({**mine, "sequence": mine["sequence"] + before})
             before += int(mine["sequence"].max()) + 1
         joined = {name: torch.cat([some[name] for some in columns]) for name in columns[0]}
-        facts = {key: value for key, value in first["metadata"].items() if key != "data"}
+        each = [Provenance.from_dict(header["metadata"]) for _, header in opened]
+        provenance = replace(each[0], data=None)
         if len(opened) > 1:
-            facts["batch"] = [header["metadata"].get("batch") for _, header in opened]
-            facts["num_valid_tokens"] = sum(header["metadata"].get("num_valid_tokens", 0) for _, header in opened)
+            batches, counts = [one.batch for one in each], [one.num_valid_tokens or 0 for one in each]
+            provenance = replace(provenance, batch=batches, num_valid_tokens=sum(counts))
         return SketchedRows(
             shards=tuple({name: tensors[f"rows/{name}"] for name in first["num_params"]} for tensors, _ in opened),
             tokens=Tokens(**joined, num_targets=first["num_targets"]),
@@ -167,7 +168,7 @@ class SketchedRows:
             unit=first["unit"],
             sketch=Kronecker(rank=first["sketch"][0], seed=first["sketch"][1]),
             precision=getattr(torch, first["precision"]),
-            metadata=facts,
+            provenance=provenance,
         )
 
     def _tiles(self) -> Iterator[Mapping[str, Tensor]]:
@@ -177,7 +178,7 @@ class SketchedRows:
 
     def _grams(self, *halves: int) -> TokenGrams:
         found = {name: self._gram(name, halves) for name in self.num_params}
-        projected = sorted(set(self.num_params) - set(self.metadata.get("exact_parameters", ())))
+        projected = sorted(set(self.num_params) - set(self.provenance.exact_parameters or ()))
         which = "two Kronecker sketches" if len(halves) > 1 else "a Kronecker sketch"
         told = f"gradients projected by {which} of rank {self.sketch.rank}, seed {self.sketch.seed}"
         return TokenGrams(
@@ -188,12 +189,12 @@ class SketchedRows:
             unit=self.unit,
             centered=False,
             precision=self.precision,
-            metadata={
-                **self.metadata,
-                "accumulated": "by parameter",
-                "approximations": [told] if projected else [],
-                "sampled_parameters": projected,
-            },
+            provenance=replace(
+                self.provenance,
+                accumulated="by parameter",
+                approximations=[told] if projected else [],
+                sampled_parameters=projected,
+            ),
         )
 
     def _gram(self, name: str, halves: Sequence[int]) -> Tensor:
@@ -216,7 +217,7 @@ def _opened(file: Path) -> tuple[dict[str, Tensor], Any]:
 
 def _check_together(headers: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """Raise where rows are of different things, or the same ones twice."""
-    first = headers[0]
+    first, each = headers[0], [Provenance.from_dict(header["metadata"]) for header in headers]
     for number, header in enumerate(headers[1:], start=1):
         for key in ("sketch", "num_params", "unit", "num_targets", "precision"):
             if header[key] != first[key]:
@@ -224,32 +225,43 @@ def _check_together(headers: Sequence[Mapping[str, Any]], folder: Path) -> None:
                     f"the rows in {folder} are of {key} {first[key]}, and number {number} of {header[key]}; give a "
                     "folder of its own"
                 )
-        one, other = first["metadata"], header["metadata"]
-        for key in ALIKE:
-            if one.get(key) != other.get(key):
-                raise ValueError(
-                    f"the rows in {folder} are of {key} {one.get(key)!r}, and number {number} of {other.get(key)!r}; "
-                    "give a folder of its own"
-                )
-        earlier = [held["metadata"].get("batch") for held in headers[:number]]
-        if other.get("batch") in earlier:
+        differing = _alike(each[0]).items() - _alike(each[number]).items()
+        for name, value in differing:
             raise ValueError(
-                f"the batch of number {number} is in {folder} already, as number {earlier.index(other.get('batch'))}; "
+                f"the rows in {folder} are of {name} {value!r}, and number {number} of {_alike(each[number])[name]!r}; "
+                "give a folder of its own"
+            )
+        earlier = [one.batch for one in each[:number]]
+        if each[number].batch in earlier:
+            raise ValueError(
+                f"the batch of number {number} is in {folder} already, as number {earlier.index(each[number].batch)}; "
                 "no token counts twice"
             )
 
 
-def error_lines(metadata: Mapping[str, Any]) -> list[str]:
+def _alike(one: Provenance) -> dict[str, str | None]:
+    """What has to agree for rows to belong together."""
+    return {
+        "loss": one.loss,
+        "what the loss computes": one.loss_id,
+        "Fisher": one.fisher,
+        "targets": one.targets,
+        "parameters": one.parameters,
+        "dtype": one.dtype,
+    }
+
+
+def error_lines(sketch: Mapping[str, Any] | None) -> list[str]:
     """Return the lines that have the error of a sketch beside the metrics of each matrix; none where there was none.
 
     Example:
         >>> errors = {"largest": 0.25, "second": 0.1, "effective_rank": None, "trace": 0.5}
-        >>> error_lines({"sketch": {"errors": {"per_block": {"head": errors}, "global": errors, "full": errors}}})[0]
+        >>> error_lines({"errors": {"per_block": {"head": errors}, "global": errors, "full": errors}})[0]
         '± of the sketch alone, head: λ_max 0.25, λ_2 0.1, eff. rank –, trace 0.5'
     """
-    if not metadata.get("sketch"):
+    if not sketch:
         return []
-    errors = metadata["sketch"]["errors"]
+    errors = sketch["errors"]
     named = {**errors["per_block"], "block-diagonal": errors["global"], "full matrix": errors["full"]}
     shown = {"largest": "λ_max", "second": "λ_2", "effective_rank": "eff. rank", "trace": "trace"}
 

@@ -22,8 +22,9 @@ from fisherfunc.linalg.grams.tokens import Tokens, check_whole, summed_tokens
 from fisherfunc.linalg.grams.which_fisher import EMPIRICAL, check_center, check_sums
 from fisherfunc.linalg.grams.which_tokens import which_tokens
 from fisherfunc.linalg.mapped import check_not_mapped
-from fisherfunc.records.dtypes import dtype_name
 from fisherfunc.records.hashing import short_hash
+from fisherfunc.records.plain import dtype_name
+from fisherfunc.records.provenance import Provenance, Traced
 from fisherfunc.records.record import record
 from fisherfunc.records.sheet import Sheet, as_html, as_text, figure, number_of
 from fisherfunc.records.storage import replacing
@@ -32,8 +33,8 @@ from fisherfunc.records.tensor_files import apart
 FORMAT = "fisherfunc.token_grams.1"
 
 
-@record(static=("num_params", "unit", "centered", "precision", "labels"), notes=("metadata",))
-class TokenGrams(Mapping[str, Gram]):
+@record(static=("num_params", "unit", "centered", "precision", "labels"), notes=("provenance",))
+class TokenGrams(Mapping[str, Gram], Traced):
     """Unnormalised Grams of the gradients of N units, of T rows each: n = N T, and T = 1 as a rule.
 
     A mapping: `grams[name]` is the `Gram` of a parameter, with all that a kernel needs; `grams.summed(names)` that of
@@ -47,7 +48,7 @@ class TokenGrams(Mapping[str, Gram]):
         unit: What a row is: "token" or "sequence".
         centered: Whether the mean row was subtracted.
         precision: The coarsest dtype in which something of the gradients was computed.
-        metadata: How they came about; plain Python values.
+        provenance: How they came about; `metadata` has it as plain Python values.
         labels: {parameter: the label that its Gram was added under}; None where each has a Gram of its own.
         errors: {name: an upper estimate of ‖K̂ − K‖ for K̂ as computed}, for the names of `grams`; None where it was not
             measured (see gradients/checks/round_off.py).
@@ -68,7 +69,7 @@ class TokenGrams(Mapping[str, Gram]):
     unit: str
     centered: bool
     precision: torch.dtype
-    metadata: Mapping[str, Any]
+    provenance: Provenance
     labels: Mapping[str, str] | None = None
     errors: Mapping[str, Float[Tensor, "*stack"]] | None = None
 
@@ -115,17 +116,17 @@ class TokenGrams(Mapping[str, Gram]):
     @property
     def fisher(self) -> str:
         """Which Fisher the rows make: "empirical", "true (exact)" or "true (Monte-Carlo, …)"."""
-        return str(self.metadata.get("fisher", EMPIRICAL))
+        return self.provenance.fisher or EMPIRICAL
 
     @property
     def fingerprint(self) -> str | None:
         """Which tokens the rows are, in any order: a hash of the batch, and of the sequence and position of each.
 
-        None where the metadata name no batch. A row of unit "sequence" is known by the tokens that it sums as well.
+        None where the provenance names no batch. A row of unit "sequence" is known by the tokens that it sums as well.
         """
-        facts = self.metadata
+        batch, summed = self.provenance.batch, self.provenance.summed_tokens
         known = which_tokens(self.tokens.sequence, self.tokens.position, num_units=self.num_units)
-        return short_hash([facts["batch"], facts.get("summed_tokens"), known]) if "batch" in facts else None
+        return None if batch is None else short_hash([batch, summed, known])
 
     def summed(self, names: Iterable[str] | None = None) -> Gram:
         """Return the Gram of a block of parameters, K_b = Σ_{p∈b} K_p; of all of them where `names` is None.
@@ -198,11 +199,11 @@ class TokenGrams(Mapping[str, Gram]):
             lambda gram: algebra.regrouped(gram, group, count),
             tokens=summed,
             unit="sequence",
-            metadata={
-                **self.metadata,
-                "num_summed_tokens": self.num_units,
-                "summed_tokens": which_tokens(self.tokens.sequence, self.tokens.position, num_units=self.num_units),
-            },
+            provenance=replace(
+                self.provenance,
+                num_summed_tokens=self.num_units,
+                summed_tokens=which_tokens(self.tokens.sequence, self.tokens.position, num_units=self.num_units),
+            ),
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -220,7 +221,7 @@ class TokenGrams(Mapping[str, Gram]):
             "unit": self.unit,
             "centered": self.centered,
             "precision": dtype_name(self.precision),
-            "metadata": dict(self.metadata),
+            "metadata": self.metadata,
             "labels": None if self.labels is None else dict(self.labels),
             "errors": None if self.errors is None else {name: float(error) for name, error in self.errors.items()},
         }
@@ -256,6 +257,7 @@ class TokenGrams(Mapping[str, Gram]):
             scale={name: tensors[f"scale/{name}"] for name in header["num_params"] if f"scale/{name}" in tensors},
             tokens=Tokens(**columns, num_targets=header.pop("num_targets", 1)),
             precision=getattr(torch, header.pop("precision")),
+            provenance=Provenance.from_dict(header.pop("metadata")),
             **header,
         )
 

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherfunc.linalg.krylov.token_operator import TokenOperator
-from fisherfunc.records.dtypes import dtype_name
+from fisherfunc.records.plain import dtype_name
 from fisherfunc.records.storage import read_pieces, write_pieces
 from fisherfunc.records.tensor_files import DamagedError, bytes_of, read_tensors, write_tensors
 

@@ -20,6 +20,7 @@ from fisherfunc.pipeline.result import FisherSpectrum, apart_from
 from fisherfunc.pipeline.solve import IntervalMethod, spectrum_of_grams
 from fisherfunc.population.estimate import Estimate
 from fisherfunc.population.paired import dimension_estimate, paired_dimension, paired_ratio
+from fisherfunc.records.provenance import Provenance
 from fisherfunc.statistics.block_grams import gathered
 from fisherfunc.statistics.resampling.interval import Interval, Intervals
 
@@ -83,7 +84,7 @@ def compare(
     if len(named) < 2:
         raise ValueError(f"compare expected at least two results of different names, got {list(results)}")
     spectra = {name: _spectrum(result, blocks, intervals, population) for name, result in named.items()}
-    differing = _differences({name: result.metadata for name, result in spectra.items()}, set(across))
+    differing = _differences({name: result.provenance for name, result in spectra.items()}, set(across))
     values = _table(spectra)
     alike = {} if "tokens" in differing else _similarity(named, blocks)
     return Comparison(
@@ -116,7 +117,7 @@ def _spectrum(
     return spectrum_of_grams(result, blocks=blocks, unit=result.unit, intervals=intervals, population=population)
 
 
-def _differences(facts: Mapping[str, Mapping[str, Any]], across: set[str]) -> dict[str, dict[str, Any]]:
+def _differences(facts: Mapping[str, Provenance], across: set[str]) -> dict[str, dict[str, Any]]:
     """{aspect: {name: value}} of those that differ.
 
     Raises:
@@ -139,8 +140,8 @@ def _differences(facts: Mapping[str, Mapping[str, Any]], across: set[str]) -> di
     return differing
 
 
-def _aspect(aspect: str, facts: Mapping[str, Any]) -> Any:
-    return bool(facts.get("centered")) if aspect == "centered" else facts.get(aspect)
+def _aspect(aspect: str, facts: Provenance) -> Any:
+    return bool(facts.centered) if aspect == "centered" else getattr(facts, aspect)
 
 
 def _agree(aspect: str, values: Mapping[str, Any]) -> bool:

@@ -91,7 +91,7 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values that survive JSON; what is undefined is None."""
         return {
-            "results": {name: dict(result.metadata) for name, result in self.results.items()},
+            "results": {name: result.metadata for name, result in self.results.items()},
             "differing": {aspect: dict(values) for aspect, values in self.differing.items()},
             "values": _plain(self.values),
             "ratios": _plain(self.ratios),
@@ -142,10 +142,10 @@ def _sheet(comparison: Comparison) -> Sheet:
     rows = []
     for name, result in comparison.results.items():
         numbers = [figure(table[metric][name]) for metric in _SHOWN for table in (values, ratios)]
-        rows.append((name, figure(result.full.num_tokens), figure(result.metadata.get("mean_loss")), *numbers))
+        rows.append((name, figure(result.full.num_tokens), figure(result.provenance.mean_loss), *numbers))
     first = next(iter(comparison.results.values()))
     return Sheet(
-        title=f"{len(rows)} results, full matrix of the {which(first.metadata)}",
+        title=f"{len(rows)} results, full matrix of the {which(first.provenance)}",
         columns=("result", "N", "loss", *(heading for name in _SHOWN.values() for heading in (name, "×"))),
         rows=rows,
         notes=[f"×: over the value of {comparison.names[0]!r}; .values[block][metric][result] has all"],

@@ -17,7 +17,7 @@ from fisherfunc.linalg.kernels import checked, robust_eigh
 from fisherfunc.linalg.lifting import GramKernel, solved
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.pipeline.result import FisherSpectrum, apart_from
-from fisherfunc.pipeline.solve import IntervalMethod, draws_of, facts_of, interval_method, result_of
+from fisherfunc.pipeline.solve import IntervalMethod, draws_of, interval_method, provenance_of, result_of
 from fisherfunc.population.summary import summary_from, sums_of
 from fisherfunc.statistics.block_grams import gathered
 from fisherfunc.statistics.coupling import block_coupling
@@ -51,7 +51,7 @@ def spectrum_of_divided(
     whole = apart_from(labels, "full")
     tasks = labels if len(labels) == 1 else {**labels, whole: tuple(grams.grams)}
     full = next(iter(labels)) if len(labels) == 1 else whole
-    sampled = {(grams.labels or {}).get(name, name) for name in grams.metadata.get("sampled_parameters", ())}
+    sampled = {(grams.labels or {}).get(name, name) for name in (grams.provenance.sampled_parameters or ())}
     shares = _shares(list(tasks), full, everyone.size, OF_POPULATION if sums else 0)
     mine: dict[str, Spectrum] = {}
     estimated = None
@@ -75,8 +75,8 @@ def spectrum_of_divided(
     device = next(iter(grams.grams.values())).device
     spectra = {label: spectrum for one in each for label, spectrum in one["spectra"].items()}
     spectra = pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, spectra)
-    facts = facts_of(grams, blocks) | ({} if reason is None else {"population": reason})
-    result = result_of({label: spectra[label] for label in labels}, spectra[full], dict(grams.metadata) | facts)
+    provenance = provenance_of(grams, blocks, silent=reason)
+    result = result_of({label: spectra[label] for label in labels}, spectra[full], provenance)
     return replace(
         result,
         coupling=block_coupling(grams, blocks=blocks),

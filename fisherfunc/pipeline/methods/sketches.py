@@ -64,7 +64,7 @@ def spectrum(
         "squared_norm": sketched.squared_norm(),
         "participation_ratio": sketched.participation_ratio(),
     }
-    return replace(result, coupling=None, metadata={**result.metadata, "sketch": facts})
+    return replace(result, coupling=None, provenance=replace(result.provenance, sketch=facts))
 
 
 def _errors(whole: Spectrum, *halves: Spectrum) -> dict[str, float | None]:

@@ -71,15 +71,15 @@ def findings(
 
     job = Job(model=model, text=text, context=context, dtype=dtype)
     loaded, batches, _, facts = loaded_model(job)
-    wanted, size = num_tokens or DEFAULT_TOKENS, facts["context"]
+    wanted, size = num_tokens or DEFAULT_TOKENS, facts.context or 0
     there = num_valid_tokens(windows_of(replace(job, num_tokens=wanted))(loaded, size).batches)
     yield "model", f"{job.name}, {type(loaded.model).__name__}, {loaded.task}"
     fn = functionalize(loaded.model)
     yield from coverage(loaded.model, fn)
     short = f"; the text is too short for {wanted:,}" if there < wanted else ""
-    yield "text", f"{facts['text']}, {min(there, wanted):,} tokens in windows of {size} positions{short}"
+    yield "text", f"{facts.text}, {min(there, wanted):,} tokens in windows of {size} positions{short}"
     if loaded.task == "causal_lm":
-        start = " ".join(facts["window_start"])
+        start = " ".join(facts.window_start or ())
         yield "start", f"windows begin with {start}" if start else "windows have no start token"
         twice = loaded.tokenizer.bos_token_id
         if twice is not None and any(bool((batch["input_ids"][:, :2] == twice).all(dim=1).any()) for batch in batches):

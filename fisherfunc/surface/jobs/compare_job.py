@@ -11,6 +11,7 @@ from fisherfunc.pipeline.comparing.compare import compare
 from fisherfunc.pipeline.comparing.comparison import Comparison
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.records.axes import Progress
+from fisherfunc.records.provenance import Provenance
 from fisherfunc.surface.files import JSON_NAME, check_writable, read_spectrum, write_files
 from fisherfunc.surface.jobs import job
 from fisherfunc.surface.jobs.run_file import RUN_NAME, run_toml
@@ -102,7 +103,7 @@ def save(
     figure = plot_comparison(found, metrics=metrics)
     text = json.dumps(found.to_dict(), allow_nan=False, ensure_ascii=False, indent=1) + "\n"
     pictures: dict[str, Any] = {f"{NAME}.{kind}": plots.rendered(figure, kind) for kind in plots.FORMATS}
-    run = run_toml("compare", options, {}, out=str(folder), eigenvalues=None)
+    run = run_toml("compare", options, Provenance(), out=str(folder), eigenvalues=None)
     return write_files(folder, {f"{NAME}.json": text, **pictures, RUN_NAME: run})
 
 

@@ -26,6 +26,7 @@ from fisherfunc.pipeline.fisher import fisher_spectrum
 from fisherfunc.pipeline.plan import plan
 from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.records.axes import Progress
+from fisherfunc.records.provenance import Provenance
 from fisherfunc.surface.files import read_spectrum
 from fisherfunc.surface.jobs.large_texts import beginnings, excerpts_of, size_if_large
 from fisherfunc.surface.jobs.texts import has_documents, is_stream, read_documents
@@ -168,13 +169,13 @@ def compute(
         progress=progress,
     )
     method = "exact" if job.sketch is None else "sketch"
-    return replace(result, metadata={**result.metadata, "method": method, **facts})
+    return replace(result, provenance=replace(result.provenance | facts, method=method))
 
 
 def predict(
     job: Job, *, pilot: str | os.PathLike[str] | None = None, ranks: int | None = None
-) -> tuple[RunPlan, dict[str, Any]]:
-    """What `compute` would do and take, and what of the metadata is known before.
+) -> tuple[RunPlan, Provenance]:
+    """What `compute` would do and take, and what of the provenance is known before.
 
     Args:
         job: What would be computed.
@@ -198,23 +199,24 @@ def predict(
         pilot=earlier,
         ranks=ranks,
     )
-    return found, {**facts, "unit": job.unit, "fisher": job.chosen_targets.fisher, "targets": job.chosen_targets.name}
+    targets = job.chosen_targets
+    return found, replace(facts, unit=job.unit, fisher=targets.fisher, targets=targets.name)
 
 
 def _pilot(job: Job, folder: str | os.PathLike[str]) -> FisherSpectrum:
     """An earlier result of the same model, text, rows and Fisher: of another number of tokens, it may be."""
     found = read_spectrum(folder)
-    here = {
-        "model_source": job.owner,
-        "text": _storable(job.text or "embedded sample"),
-        "unit": job.unit,
-        "fisher": job.chosen_targets.fisher,
+    known = found.provenance
+    both = {
+        "model source": (known.model_source, job.owner),
+        "text": (known.text, _storable(job.text or "embedded sample")),
+        "unit": (known.unit, job.unit),
+        "fisher": (known.fisher, job.chosen_targets.fisher),
     }
-    for fact, value in here.items():
-        there = found.metadata.get(fact)
+    for fact, (there, value) in both.items():
         if there != value:
             raise ValueError(
-                f"--pilot {folder} is of {fact.replace('_', ' ')} {there!r}, and this plan of {value!r}; run "
+                f"--pilot {folder} is of {fact} {there!r}, and this plan of {value!r}; run "
                 "`fisherfunc spectrum` with the options of this plan and fewer --tokens, and give its folder"
             )
     return found
@@ -233,7 +235,7 @@ def pass_options(job: Job, loaded: LoadedModel) -> dict[str, Any]:
 
 def loaded_model(
     job: Job, everyone: Everyone | None = None
-) -> tuple[LoadedModel, list[dict[str, Any]], list[int] | None, dict[str, Any]]:
+) -> tuple[LoadedModel, list[dict[str, Any]], list[int] | None, Provenance]:
     """The model, the batches cut from the text, the documents of their windows where there are such, and what is said.
 
     Windows are spread evenly over the text; of a stream they are the first ones, as nobody knows how it goes on.
@@ -248,23 +250,22 @@ def loaded_model(
     clusters = windows.documents if has_documents(job.text) else None
     _check_enough(job, num_valid_tokens(batches))
     _check_vocabulary(loaded, batches)
-    facts = {
-        "model_id": _storable(job.name),
-        "model_source": job.owner,
-        "text": _storable(job.text or "embedded sample"),
-        "command": _storable(job.command),
-        "context": context,
-        "bos": job.bos,
-        "num_windows": len(windows.documents),
-        "windows_of_text": windows.num_windows,
-        "num_documents": None if clusters is None else len(set(clusters)),
-    }
-    if windows.num_windows is None and job.text is not None and not is_stream(job.text):
-        facts["bytes_of_text"] = Path(job.text).stat().st_size
-    if loaded.adapter_of is not None:
-        facts["adapter_of"] = _storable(loaded.adapter_of)
-    if loaded.task == "causal_lm":
-        facts["window_start"] = loaded.tokenizer.convert_ids_to_tokens(windows.start)
+    uncounted = windows.num_windows is None and job.text is not None and not is_stream(job.text)
+    start = loaded.tokenizer.convert_ids_to_tokens(windows.start) if loaded.task == "causal_lm" else None
+    facts = Provenance(
+        model_id=_storable(job.name),
+        model_source=job.owner,
+        adapter_of=None if loaded.adapter_of is None else _storable(loaded.adapter_of),
+        text=_storable(job.text or "embedded sample"),
+        command=_storable(job.command),
+        context=context,
+        bos=job.bos,
+        window_start=start,
+        num_windows=len(windows.documents),
+        windows_of_text=windows.num_windows,
+        bytes_of_text=Path(job.text).stat().st_size if uncounted and job.text else None,
+        num_documents=None if clusters is None else len(set(clusters)),
+    )
     return loaded, batches, clusters, facts
 
 

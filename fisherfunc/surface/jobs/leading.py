@@ -17,7 +17,7 @@ from typing import Any
 
 from fisherfunc.pipeline.leading import LeadingSpectrum, leading_spectrum
 from fisherfunc.records.axes import Progress
-from fisherfunc.records.dtypes import dtype_name
+from fisherfunc.records.plain import dtype_name
 from fisherfunc.surface.files import CSV_NAME, JSON_NAME, LEADING_FORMAT, write_files
 from fisherfunc.surface.jobs.job import DEFAULT_TOKENS, LOSSES, Job, loaded_model
 from fisherfunc.surface.jobs.run_file import RUN_NAME, run_toml
@@ -78,7 +78,7 @@ def compute(
         checkpoint=checkpoint,
         progress=progress,
     )
-    return replace(result, metadata={**result.metadata, **facts})
+    return replace(result, provenance=result.provenance | facts)
 
 
 def to_json(result: LeadingSpectrum) -> str:
@@ -118,7 +118,7 @@ def save(result: LeadingSpectrum, folder: str | os.PathLike[str], *, options: Ma
     figure = plot(result)
     pictures = {f"spectrum.{kind}": plots.rendered(figure, kind) for kind in plots.FORMATS}
     values = text.getvalue()
-    run = run_toml("spectrum", options, result.metadata, out=str(folder), eigenvalues=values)
+    run = run_toml("spectrum", options, result.provenance, out=str(folder), eigenvalues=values)
     contents: dict[str, bytes | str] = {JSON_NAME: to_json(result), CSV_NAME: values, RUN_NAME: run, **pictures}
     return write_files(folder, contents, instead_of=[f"couplings.{kind}" for kind in plots.FORMATS])
 
@@ -139,7 +139,7 @@ def plot(result: LeadingSpectrum) -> Any:
         below = [min(bound, 0.99 * value) if value > 0 else 0.0 for value, bound in zip(values, bounds, strict=True)]
         ranks = range(1, len(values) + 1)
         axes.errorbar(ranks, values, yerr=[below, bounds], color=INK, marker="o", markersize=3.5, linewidth=1.0)
-        titles(axes, f"Leading eigenvalues of the {matrix_name(result.metadata)}", subtitle(result.metadata))
+        titles(axes, f"Leading eigenvalues of the {matrix_name(result.provenance)}", subtitle(result.provenance))
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
     return figure
@@ -162,8 +162,8 @@ def report(result: LeadingSpectrum, *, width: int = 100) -> Any:
         Row([str(k), number(value), number(bound, digits=2), f"{bound / value:.1e}" if value > 0 else "–"])
         for k, (value, bound) in enumerate(pairs, start=1)
     ]
-    name = matrix_name(result.metadata)
-    model = model_name(result.metadata)
+    name = matrix_name(result.provenance)
+    model = model_name(result.provenance)
     title = f"Leading eigenvalues of the {name}" + (f" of {model}" if model else "")
     drawn, _ = table(rich, columns, rows, width=width)
     heading = rich.text.Text(visible(title[:1].upper() + title[1:]), style="table.title")
@@ -171,17 +171,17 @@ def report(result: LeadingSpectrum, *, width: int = 100) -> Any:
 
 
 def _notes(rich: ModuleType, result: LeadingSpectrum) -> list[Any]:
-    facts, full = result.metadata, result.full
-    mean = facts["mean_loss"]
+    facts, full = result.provenance, result.full
+    mean = facts.mean_loss
     lines = [
-        f"Per {facts['unit']}: {facts['normalization']} ({count_of_units(facts)}; {full.num_params:,} parameters)",
-        f"Loss: {facts['loss']}, mean {mean:.3f} nats a token",
+        f"Per {facts.unit}: {facts.normalization} ({count_of_units(facts)}; {full.num_params:,} parameters)",
+        f"Loss: {facts.loss}, mean {mean:.3f} nats a token",
         *windows(facts),
         f"Certified: an eigenvalue lies within ± of each; the round-off of products, {full.round_off.item():.1e}, is "
-        f"measured and included ({facts['derivative']}, against {facts['round_off_measured_by']})",
-        f"Lanczos: {full.num_products} products; {facts['num_products']} with those of the estimates",
+        f"measured and included ({facts.derivative}, against {facts.round_off_measured_by})",
+        f"Lanczos: {full.num_products} products; {facts.num_products} with those of the estimates",
     ]
-    lines += [f"Not certified: {what}" for what in facts["not_certified"]]
+    lines += [f"Not certified: {what}" for what in facts.not_certified or ()]
     if full.fallback:
         lines.append(f"Not within the tolerance: {full.fallback}")
     if result.rest is not None:
@@ -191,9 +191,9 @@ def _notes(rich: ModuleType, result: LeadingSpectrum) -> list[Any]:
             ("effective rank", result.rest.effective_rank()),
             ("participation ratio", result.rest.participation_ratio()),
         ):
-            exact = label == "trace" and bool(facts["exact"])
+            exact = label == "trace" and bool(facts.exact)
             spread = "exact" if exact else f"± {estimate.quadrature_error:.2g} ± {estimate.standard_error:.2g}"
             lines.append(f"  {label}: {number(estimate.value, scientific=False)} ({spread})")
-    if facts["resumed_products"]:
-        lines.append(f"resumed after {facts['resumed_products']} products")
+    if facts.resumed_products:
+        lines.append(f"resumed after {facts.resumed_products} products")
     return [rich.text.Text(visible(line), style="dim") for line in lines]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fisherfunc.pipeline.result import FisherSpectrum
-from fisherfunc.surface.files import CSV_NAME, JSON_NAME, check_writable, read_facts, to_csv, to_json, write_files
+from fisherfunc.surface.files import CSV_NAME, JSON_NAME, check_writable, read_provenance, to_csv, to_json, write_files
 from fisherfunc.surface.jobs.job import Job
 from fisherfunc.surface.jobs.run_file import RUN_NAME, run_toml
 from fisherfunc.surface.plots import plots
@@ -37,13 +37,13 @@ def check_owner(folder: str | os.PathLike[str], job: Job) -> None:
     if not file.exists():
         return
     try:
-        facts = read_facts(file)
+        facts = read_provenance(file)
     except (ValueError, OSError) as error:
         raise ValueError(
             f"whose results {folder} holds cannot be told ({error}); give another folder by --out"
         ) from error
-    there = facts.get("model_source") or facts.get("model_id")
-    here = job.owner if facts.get("model_source") else job.name
+    there = facts.model_source or facts.model_id
+    here = job.owner if facts.model_source else job.name
     if there != here:
         raise ValueError(
             f"{folder} holds the results of another model, {there}, and this one is {here}; give a folder by --out"
@@ -69,6 +69,6 @@ def save(result: FisherSpectrum, folder: str | os.PathLike[str], *, options: Map
         figures[COUPLINGS_NAME] = plot_couplings(result)
     pictures = {f"{name}.{kind}": plots.rendered(fig, kind) for name, fig in figures.items() for kind in plots.FORMATS}
     values = to_csv(result)
-    run = run_toml("spectrum", options, result.metadata, out=str(folder), eigenvalues=values)
+    run = run_toml("spectrum", options, result.provenance, out=str(folder), eigenvalues=values)
     contents: dict[str, bytes | str] = {JSON_NAME: to_json(result), CSV_NAME: values, RUN_NAME: run, **pictures}
     return write_files(folder, contents, instead_of=[f"{COUPLINGS_NAME}.{kind}" for kind in plots.FORMATS])

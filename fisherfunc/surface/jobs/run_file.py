@@ -25,6 +25,7 @@ from typing import Any
 import tomli_w
 import torch
 
+from fisherfunc.records.provenance import Provenance
 from fisherfunc.runtime.versions import versions
 
 RUN_NAME = "run.toml"
@@ -33,21 +34,21 @@ _BY_PYTHON = "# Made by Python: there is no command that repeats this run. What 
 
 
 def run_toml(
-    command: str | None, options: Mapping[str, Any], facts: Mapping[str, Any], *, out: str, eigenvalues: str | None
+    command: str | None, options: Mapping[str, Any], facts: Provenance, *, out: str, eigenvalues: str | None
 ) -> str:
     """Return the text of a `run.toml`.
 
     Args:
         command: The command; None of a result that was made in Python.
         options: Of the command, by name (`options_of` in run_command.py).
-        facts: The metadata of the result: its device and memory limit are what an automatic choice came to.
+        facts: The provenance of the result: its device and memory limit are what an automatic choice came to.
         out: The folder of the results.
         eigenvalues: The text of `eigenvalues.csv`, where there is one.
     """
-    resolved = {"device": facts.get("device"), "memory": (facts.get("plan") or {}).get("memory_limit")}
+    resolved = {"device": facts.device, "memory": (facts.plan or {}).get("memory_limit")}
     given = {key: str(value) if key == "memory" else value for key, value in resolved.items() if value is not None}
     made = {} if eigenvalues is None else {"made": {"sha256": sha256(eigenvalues)}}
-    about = {"threads": torch.get_num_threads(), "versions": facts.get("versions") or versions(), **made}
+    about = {"threads": torch.get_num_threads(), "versions": facts.versions or versions(), **made}
     if command is None:
         return _BY_PYTHON + tomli_w.dumps({**given, **about})
     return _HEAD + tomli_w.dumps({"run": [{"command": command, "out": out, **options, **given, **about}]})

@@ -5,13 +5,17 @@ from typing import Any
 from fisherfunc.gradients import directions
 from fisherfunc.pipeline.eigenvectors import fisher_eigenpairs
 from fisherfunc.records.axes import Progress
+from fisherfunc.records.provenance import Provenance
 from fisherfunc.surface.jobs.job import Job, loaded_model, pass_options
 
 
 def carriers(
     job: Job, *, block: str | None = None, num: int = 3, top: int = 10, progress: Progress | None = None
-) -> tuple[list[directions.LeadingToken], dict[str, Any]]:
-    """The tokens that carry the leading eigenvectors, and what is known of these. The unit is the token.
+) -> tuple[list[directions.LeadingToken], Provenance, dict[str, Any]]:
+    """The tokens that carry the leading eigenvectors, how these came about, and what is known of them.
+
+    The unit is the token.
+
 
     Args:
         job: What to compute.
@@ -43,5 +47,6 @@ def carriers(
         "eigenvalues": pairs.eigenvalues.tolist(),
         "out_of_sample": outside,
         "resolution": pairs.resolution.item(),
+        "block": pairs.label,
     }
-    return rows, {**pairs.metadata, **facts, **found, "block": pairs.label}
+    return rows, pairs.provenance | facts, found

@@ -89,8 +89,8 @@ def _panels(found: Comparison) -> list[str]:
 
 
 def _titles(figure: Any, found: Comparison) -> None:
-    facts = [result.metadata for result in found.results.values()]
-    parts = list(dict.fromkeys(text for f in facts for text in (count_of_units(f), str(f.get("loss") or ""))))
+    facts = [result.provenance for result in found.results.values()]
+    parts = list(dict.fromkeys(text for f in facts for text in (count_of_units(f), f.loss or "")))
     models = shortened(", ".join(dict.fromkeys(name for f in facts if (name := model_name(f)))), 110)
     heading = title(found)
     figure.text(0.012, 0.95, f"Spectra of the {heading[:1].lower()}{heading[1:]}", weight="bold", size=12.5, va="top")
@@ -250,7 +250,7 @@ def _steps(found: Comparison) -> list[float]:
 
 def _unit(found: Comparison) -> str:
     """Losses in nats have squared gradients in nats²."""
-    return " (nats²)" if all(r.metadata.get("loss") in _IN_NATS for r in found.results.values()) else ""
+    return " (nats²)" if all(r.provenance.loss in _IN_NATS for r in found.results.values()) else ""
 
 
 def _colors(matplotlib: ModuleType, count: int) -> Any:

@@ -35,7 +35,7 @@ def plot_couplings(result: FisherSpectrum) -> Any:
     few = count <= WRITTEN_LIMIT
     places = range(count) if count <= _TICKS else sorted({round(i * (count - 1) / 12) for i in range(13)})
     names = [shortened(labels[place]) for place in places]
-    under = [shortened(part, 28) for part in subtitle(result.metadata)[:2]]
+    under = [shortened(part, 28) for part in subtitle(result.provenance)[:2]]
     under += [f"‖F − F_bd‖/‖F‖ = {_errors(result)}"]
     margin = _INCHES * max(map(len, names))
     side = max(3.2, 0.52 * count) if few else 6.2
@@ -62,7 +62,7 @@ def plot_couplings(result: FisherSpectrum) -> Any:
         bar = figure.colorbar(image, ax=list(grid), pad=0.02, aspect=28, shrink=0.9)
         bar.set_label("alignment of the blocks' Grams", fontsize=8.5)
         bar.outline.set_visible(False)
-        titles(grid[0], f"Couplings in the {matrix_name(result.metadata)}", under)
+        titles(grid[0], f"Couplings in the {matrix_name(result.provenance)}", under)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # the layout is settled: every save gives the same picture
     return figure

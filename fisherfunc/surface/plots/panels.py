@@ -275,7 +275,7 @@ def _check(metric: str) -> None:
 
 
 def _unit(result: Any) -> str:
-    return unit_of(result.metadata) if isinstance(result, FisherSpectrum) else "nats²"
+    return unit_of(result.provenance) if isinstance(result, FisherSpectrum) else "nats²"
 
 
 def _named(metric: str, result: FisherSpectrum) -> str:

@@ -1,10 +1,11 @@
 """What the plots have in common: their style, titles and shortened labels. No global state is touched."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+from fisherfunc.records.provenance import Provenance
 from fisherfunc.surface.wording import count_of_units, model_name
 
 INK = "#1a1a1a"
@@ -38,19 +39,19 @@ def shortened(label: str, longest: int = 34) -> str:
     return label if len(label) <= longest else f"{label[: longest // 2 - 1]}…{label[-longest // 2 :]}"
 
 
-def subtitle(metadata: Mapping[str, Any]) -> list[str]:
+def subtitle(provenance: Provenance) -> list[str]:
     """What a plot is of: model, number of units, loss and dtype, as far as they are known, and if it is approximate.
 
     Example:
-        >>> subtitle({"num_tokens": 9, "loss": "regression", "approximations": ["gradients projected …"]})
+        >>> subtitle(Provenance(num_tokens=9, loss="regression", approximations=["gradients projected …"]))
         ['9 tokens', 'regression', 'approximate']
     """
-    model = model_name(metadata)
+    model = model_name(provenance)
     parts = [shortened(model, 60)] if model else []
-    known = [str(metadata[key]) for key in ("loss", "dtype") if metadata.get(key)]
-    certified = metadata.get("method") == "lanczos"  # the error bars are what there is to say
-    marks = ["approximate"] if metadata.get("approximations") and not certified else []
-    return [*parts, count_of_units(metadata), *known, *marks]
+    known = [text for text in (provenance.loss, provenance.dtype) if text]
+    certified = provenance.method == "lanczos"  # the error bars are what there is to say
+    marks = ["approximate"] if provenance.approximations and not certified else []
+    return [*parts, count_of_units(provenance), *known, *marks]
 
 
 def titles(axes: Any, title: str, parts: list[str]) -> None:

@@ -42,7 +42,7 @@ def plot_spectrum(result: FisherSpectrum) -> Any:
         matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
         axes = figure.add_subplot(xscale="log", yscale="log", xlabel="rank $k$", ylabel=r"eigenvalue $\lambda_k$")
         draw(matplotlib, figure, axes, result)
-        titles(axes, f"Spectrum of the {matrix_name(result.metadata)}", subtitle(result.metadata))
+        titles(axes, f"Spectrum of the {matrix_name(result.provenance)}", subtitle(result.provenance))
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # the layout is settled: every save gives the same picture
     return figure

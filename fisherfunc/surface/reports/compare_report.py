@@ -76,15 +76,15 @@ def compare_report(found: Comparison, *, metrics: Sequence[str], width: int = 12
 
 def title(found: Comparison) -> str:
     """Which matrix, or matrices, the numbers are of."""
-    kinds = dict.fromkeys(matrix_name(result.metadata) for result in found.results.values())
+    kinds = dict.fromkeys(matrix_name(result.provenance) for result in found.results.values())
     text = " and ".join(kinds)
     return text[:1].upper() + text[1:]
 
 
 def caption(found: Comparison, metrics: Sequence[str]) -> list[str]:
     """What the numbers are, and what made a result other than plain and exact, or is set by its sample."""
-    facts = next(iter(found.results.values())).metadata
-    lines = [f"{title(found)} per {facts.get('unit', 'token')}: {facts.get('normalization')}"]
+    facts = next(iter(found.results.values())).provenance
+    lines = [f"{title(found)} per {facts.unit or 'token'}: {facts.normalization}"]
     lines.append(f"×: over the value of {found.names[0]!r}")
     if found.paired:
         lines.append(
@@ -94,7 +94,7 @@ def caption(found: Comparison, metrics: Sequence[str]) -> list[str]:
         lines.append("off-diagonal: what the block-diagonal matrix leaves out, ‖F − F_bd‖/‖F‖, Frobenius norms")
     lines += [f"Results differ in {aspect}: {_listed(values)}" for aspect, values in found.differing.items()]
     for name, result in found.results.items():
-        remarks = notes(result.metadata)
+        remarks = notes(result.provenance)
         remarks += interval_notes(result.intervals, metrics) if result.intervals else []
         lines += [f"{name}: {remark}" for remark in remarks + sample_notes(result, metrics)]
     return lines
@@ -112,11 +112,11 @@ def _listed(values: Mapping[str, Any]) -> str:
 def _facts(rich: ModuleType, found: Comparison, width: int) -> tuple[Any, list[str]]:
     rows = []
     for name, result in found.results.items():
-        facts = result.metadata
-        mean, params = facts.get("mean_loss"), facts.get("num_params")
-        words = (name, model_name(facts) or NOTHING, str(facts.get("loss") or NOTHING))
+        facts = result.provenance
+        mean, params = facts.mean_loss, facts.num_params
+        words = (name, model_name(facts) or NOTHING, str(facts.loss or NOTHING))
         figures = (
-            f"{facts.get('num_tokens'):,} {facts.get('unit')}s",
+            f"{facts.num_tokens:,} {facts.unit}s",
             NOTHING if params is None else f"{params:,}",
             NOTHING if mean is None else f"{mean:.3f}",
             NOTHING if result.coupling is None else f"{result.coupling.block_diagonal_error:.1%}",

@@ -13,6 +13,8 @@ from fisherfunc.linalg import metrics
 from fisherfunc.partitioning import RULES, by_head
 from fisherfunc.pipeline.result import FisherSpectrum, limits_of
 from fisherfunc.pipeline.sheets import result_sheet, told, which
+from fisherfunc.pipeline.solve import NORMALIZATION
+from fisherfunc.records.provenance import Provenance
 from fisherfunc.records.sheet import Sheet, figure, log_plot, share_plot, table_html
 from fisherfunc.surface.files import JSON_NAME, read_spectrum, write_files
 from fisherfunc.surface.reports.population_notes import quantities
@@ -23,7 +25,6 @@ from fisherfunc.surface.wording import count_of_units, model_name, notes
 PAGE = "report.html"
 TOKENS = "tokens.json"
 """What `fisherfunc tokens --json > FOLDER/tokens.json` writes, beside a result."""
-_PARTS = ("dtype", "device", "seed", "route", "context")
 
 
 def save_html(results: Mapping[str, FisherSpectrum], path: str | os.PathLike[str], *, tokens: Any = None) -> Path:
@@ -82,8 +83,8 @@ def page(results: Mapping[str, FisherSpectrum], *, tokens: Mapping[str, Any] | N
     template = jinja2.Environment(autoescape=True, loader=loader, undefined=jinja2.StrictUndefined).get_template(PAGE)
     parts = [_part(name, result, (tokens or {}).get(name), markupsafe.Markup) for name, result in results.items()]
     first = next(iter(results.values()))
-    model = model_name(first.metadata)
-    title = f"Spectrum of the {which(first.metadata)}" + (f" of {model}" if model and len(parts) == 1 else "")
+    model = model_name(first.provenance)
+    title = f"Spectrum of the {which(first.provenance)}" + (f" of {model}" if model and len(parts) == 1 else "")
     overview = markupsafe.Markup(table_html(_overview(results))) if len(parts) > 1 else ""
     return template.render(title=title, parts=parts, overview=overview)
 
@@ -93,19 +94,19 @@ def _overview(results: Mapping[str, FisherSpectrum]) -> Sheet:
     for name, result in results.items():
         values: dict[str, Any] = metrics.summary(result.full)
         shown = [figure(values[key]) for key in ("num_tokens", "largest", "trace", "effective_rank")]
-        rows.append((name, which(result.metadata), figure(result.metadata.get("mean_loss")), *shown))
+        rows.append((name, which(result.provenance), figure(result.provenance.mean_loss), *shown))
     return Sheet(title="", columns=("result", "matrix", "loss", "N", "λ_max", "trace", "eff. rank"), rows=rows)
 
 
 def _part(name: str, result: FisherSpectrum, tokens: Any, markup: Any) -> dict[str, Any]:
-    facts, spectra = result.metadata, result.matrices
+    facts, spectra = result.provenance, result.matrices
     sheet = result_sheet(spectra, facts, None)
     values = {label: spectrum.eigenvalues.tolist() for label, spectrum in spectra.items()}
-    command = facts.get("command")
+    command = facts.command
     several = result.coupling is not None and len(result.blocks) > 1
     return {
         "name": visible(name),
-        "unit": facts.get("unit", "token"),
+        "unit": facts.unit or "token",
         "count": count_of_units(facts),
         "facts": [(key, visible(value)) for key, value in _facts(result)],
         "warnings": [visible(line) for line in _warnings(result)],
@@ -125,30 +126,33 @@ def _part(name: str, result: FisherSpectrum, tokens: Any, markup: Any) -> dict[s
 
 
 def _facts(result: FisherSpectrum) -> Iterator[tuple[str, str]]:
-    facts, full = result.metadata, result.full
-    known = {"model": model_name(facts), "text": facts.get("text"), "loss": facts.get("loss")}
+    facts, full = result.provenance, result.full
+    known = {"model": model_name(facts), "text": facts.text, "loss": facts.loss}
     yield from ((name, str(value)) for name, value in known.items() if value)
-    if facts.get("mean_loss") is not None:
-        yield "mean loss", f"{facts['mean_loss']:.4g} nats per token"
-    yield "matrix", f"{which(facts)}, {facts.get('normalization', 'F = (1/N) GᵀG')}"
-    yield "N", f"{count_of_units(facts)}, of {facts.get('num_sequences', 'unknown')} sequences"
-    frozen = facts.get("num_frozen_params")
-    share = f", {full.num_params / (full.num_params + frozen):.2%} of all; the others are frozen" if frozen else ""
+    if facts.mean_loss is not None:
+        yield "mean loss", f"{facts.mean_loss:.4g} nats per token"
+    yield "matrix", f"{which(facts)}, {facts.normalization or NORMALIZATION}"
+    yield "N", f"{count_of_units(facts)}, of {facts.num_sequences or 'unknown'} sequences"
+    frozen = facts.num_frozen_params
+    count = full.num_params or 0
+    share = f", {count / (count + frozen):.2%} of all; the others are frozen" if frozen else ""
     yield "P", f"{figure(full.num_params)} parameters" + (", all of the model" if frozen == 0 else share)
-    yield "blocks", f"{len(result.blocks)}, {facts.get('blocks', 'by a rule')}"
+    yield "blocks", f"{len(result.blocks)}, {facts.blocks or 'by a rule'}"
     largest = float(full.eigenvalues[0])
     if largest > 0:
         yield "resolution", f"{float(full.resolution):.2e}, {float(full.resolution) / largest:.1e} of λ_max"
-    checked = facts.get("self_check")
+    checked = facts.self_check
     if checked:
         yield "check", f"off by {checked['difference']:.1e} of a block's trace, allowed {checked['tolerance']:.0e}"
-    yield from ((key, str(facts[key])) for key in _PARTS if facts.get(key) is not None)
-    if facts.get("versions"):
-        yield "versions", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    parts = {"dtype": facts.dtype, "device": facts.device, "seed": facts.seed, "route": facts.route}
+    parts |= {"context": facts.context}
+    yield from ((key, str(value)) for key, value in parts.items() if value is not None)
+    if facts.versions:
+        yield "versions", ", ".join(f"{name} {version}" for name, version in facts.versions.items())
 
 
 def _warnings(result: FisherSpectrum) -> list[str]:
-    found = [*notes(result.metadata), *limits_of(result, result.full).warnings]
+    found = [*notes(result.provenance), *limits_of(result, result.full).warnings]
     if result.intervals is not None:
         found += interval_notes(result.intervals, ("largest", "trace", "effective_rank"))
     if int(metrics.numerical_rank(result.full)) < len(result.full.eigenvalues):
@@ -169,7 +173,7 @@ def _both(result: FisherSpectrum) -> Iterator[tuple[str, str, str]]:
 
 def _population_note(result: FisherSpectrum) -> str:
     if result.population is None:
-        return str(result.metadata.get("population") or "What holds of the population was not asked for.")
+        return str(result.provenance.population or "What holds of the population was not asked for.")
     level, count = result.population.leading_eigenvalue.level, result.population.num_clusters
     return f"{level:.0%} intervals over the {count} sequences, whose tokens depend on each other."
 
@@ -205,24 +209,24 @@ def _checked(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**row, **numbers}
 
 
-def _python(facts: Mapping[str, Any]) -> str:
+def _python(facts: Provenance) -> str:
     """The call that gives the same numbers, for the model and the batch at hand."""
-    given = [f"seed={facts.get('seed', 0)}", f"num_tokens={facts.get('num_tokens')}"]
-    given += [f"unit={facts['unit']!r}"] if facts.get("unit", "token") != "token" else []
-    given += ["center=True"] if facts.get("centered") else []
-    rule = facts.get("blocks")
+    given = [f"seed={facts.seed or 0}", f"num_tokens={facts.num_tokens}"]
+    given += [f"unit={facts.unit!r}"] if facts.unit not in (None, "token") else []
+    given += ["center=True"] if facts.centered else []
+    rule = facts.blocks
     given += [f"blocks=ff.{rule}" if rule in {known.__name__ for known in RULES.values()} else "blocks=RULE"]
-    targets = str(facts.get("targets", "observed"))
+    targets = facts.targets or "observed"
     call = targets if targets.endswith(")") else f"{targets}()"
     given += [] if targets == "observed" else [f"targets=ff.targets.{call}"]
     lines = ["import fisherfunc as ff"]
     divided = ["model = ff.divide_heads(model)"] if rule == by_head.__name__ else []
-    if facts.get("text") and facts.get("model_id"):
+    if facts.text and facts.model_id:
         lines += [
             "from fisherfunc.models.huggingface import load, text_batches",
             "loaded = load(MODEL)",
-            f"batch = text_batches(loaded.tokenizer, TEXT, task=loaded.task, context={facts.get('context')}, "
-            f"num_tokens={facts.get('num_tokens')}, seed={facts.get('seed', 0)}, bos={facts.get('bos', 'auto')!r})",
+            f"batch = text_batches(loaded.tokenizer, TEXT, task=loaded.task, context={facts.context}, "
+            f"num_tokens={facts.num_tokens}, seed={facts.seed or 0}, bos={facts.bos or 'auto'!r})",
             "model = loaded.model",
         ]
     return "\n".join([*lines, *divided, f"result = ff.fisher_spectrum(model, batch, {', '.join(given)})"])

@@ -5,10 +5,10 @@ Parameters of one route, reason and size are one line: a model repeats its layer
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
 from typing import Any
 
 from fisherfunc.gradients.planning.run_plan import RunPlan
+from fisherfunc.records.provenance import Provenance
 from fisherfunc.surface.reports.report import require_rich
 from fisherfunc.surface.reports.tables import Column, Row, left_out_note, table
 from fisherfunc.surface.wording import compact, count_of_units, matrix_name, model_name, tokens_lines, windows
@@ -30,12 +30,12 @@ COLUMNS = (
 _LAYER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
-def plan_report(plan: RunPlan, facts: Mapping[str, Any], *, width: int = 120) -> Any:
+def plan_report(plan: RunPlan, facts: Provenance, *, width: int = 120) -> Any:
     """The table with the figures below it, as something that a rich console prints.
 
     Args:
         plan: What to show.
-        facts: Of the metadata that a result would have.
+        facts: What of its provenance a result would say.
         width: The columns of the terminal; columns that do not fit are left out.
 
     Raises:
@@ -48,14 +48,14 @@ def plan_report(plan: RunPlan, facts: Mapping[str, Any], *, width: int = 120) ->
     return rich.console.Group(drawn, "", *(rich.text.Text(line) for line in lines))
 
 
-def summary(plan: RunPlan, facts: Mapping[str, Any]) -> list[str]:
+def summary(plan: RunPlan, facts: Provenance) -> list[str]:
     """The figures of the whole run, a line each."""
-    count = {"num_tokens": plan.num_units // plan.num_targets, "num_rows": plan.num_units}
-    units = count_of_units({**count, "unit": facts.get("unit", "token")})
+    num_tokens = plan.num_units // plan.num_targets
+    units = count_of_units(Provenance(num_tokens=num_tokens, num_rows=plan.num_units, unit=facts.unit))
     passes = "1 pass" if plan.num_passes == 1 else f"{plan.num_passes} passes"
     if plan.num_segments > 1:
         passes += f" down {plan.num_segments} segments of the model"
-    within = "" if facts.get("unit") == "sequence" else f" of {plan.num_sequences} sequence(s)"
+    within = "" if facts.unit == "sequence" else f" of {plan.num_sequences} sequence(s)"
     lines = [
         f"{units}{within}, {plan.num_params:,} parameters: {passes} by the {plan.route} route"
         + (f" ({plan.reason})" if plan.reason else ""),

@@ -14,6 +14,7 @@ from fisherfunc.pipeline.result import FisherSpectrum
 from fisherfunc.pipeline.sheets import NO_INTERVAL, short, told
 from fisherfunc.population.estimate import Estimate
 from fisherfunc.population.second_moments import BlockCoupling
+from fisherfunc.records.provenance import Provenance
 from fisherfunc.records.sheet import figure
 from fisherfunc.surface.reports.tables import Column, Row, table
 from fisherfunc.surface.wording import count_of_units, tokens_lines
@@ -121,7 +122,7 @@ def population_notes(result: FisherSpectrum) -> list[str]:
     """
     found = result.population
     if found is None:
-        reason = result.metadata.get("population")
+        reason = result.provenance.population
         return [] if reason is None else [f"All numbers are of these {result.full.num_units:,} rows: {reason}"]
     named = [(one.name.split(" (tr")[0], one.population) for one in quantities(result)]
     if len(result.blocks) > 1:
@@ -149,13 +150,13 @@ def _missing(named: Iterable[tuple[str, Estimate]]) -> list[str]:
 
 def _draws(result: FisherSpectrum) -> str:
     """What counts as independent."""
-    if result.population is not None and result.metadata.get("num_documents") == result.population.num_clusters:
+    if result.population is not None and result.provenance.num_documents == result.population.num_clusters:
         return "documents"
-    return "sequences" if result.metadata.get("clusters") is None else "clusters of sequences"
+    return "sequences" if result.provenance.clusters is None else "clusters of sequences"
 
 
 def _count(result: FisherSpectrum) -> str:
-    return count_of_units({"num_tokens": result.full.num_units, "unit": result.metadata.get("unit", "token")})
+    return count_of_units(Provenance(num_tokens=result.full.num_units, unit=result.provenance.unit))
 
 
 def _two_digits(share: float) -> str:

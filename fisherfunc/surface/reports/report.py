@@ -12,6 +12,8 @@ from typing import Any
 from fisherfunc.linalg.metrics import numerical_rank, summary
 from fisherfunc.linalg.spectrum import Spectrum
 from fisherfunc.pipeline.result import FisherSpectrum
+from fisherfunc.pipeline.solve import NORMALIZATION
+from fisherfunc.records.provenance import Provenance
 from fisherfunc.statistics.resampling.interval import Interval, Intervals
 from fisherfunc.surface.reports.population_notes import population_notes, population_tables, sample_heading
 from fisherfunc.surface.reports.sample_notes import interval_notes, sample_notes
@@ -48,17 +50,17 @@ def report(result: FisherSpectrum, *, width: int = 100) -> Any:
     of_population, without = population_tables(rich, result, width)
     drawn, left_out = _table(rich, result, width)
     left_out = list(dict.fromkeys(without + left_out))  # the parameters stand in two tables
-    lines = map(visible, [*caption(result), *notes(result.metadata), *left_out_note(left_out, width)])
+    lines = map(visible, [*caption(result), *notes(result.provenance), *left_out_note(left_out, width)])
     if of_population:
-        of_population.insert(0, rich.text.Text(f"{visible(_title(result.metadata))}\n", style="bold"))
+        of_population.insert(0, rich.text.Text(f"{visible(_title(result.provenance))}\n", style="bold"))
     return rich.console.Group(*of_population, drawn, "", *(rich.text.Text(line, style="dim") for line in lines))
 
 
 def caption(result: FisherSpectrum) -> list[str]:
     """What the numbers are, a line each: the matrix and its normalisation, the loss, and what is resolved."""
-    facts = result.metadata
-    unit, loss, mean = facts.get("unit", "token"), facts.get("loss"), facts.get("mean_loss")
-    scale = facts.get("normalization", "F = (1/N) GᵀG")
+    facts = result.provenance
+    unit, loss, mean = facts.unit or "token", facts.loss, facts.mean_loss
+    scale = facts.normalization or NORMALIZATION
     lines = [f"{_capital(matrix_name(facts))} per {unit}: {scale} ({count_of_units(facts)})"]
     if loss:
         lines.append(f"Loss: {loss}" + (f", mean {mean:.3f} nats a token" if mean is not None else ""))
@@ -79,7 +81,7 @@ def caption(result: FisherSpectrum) -> list[str]:
 
 def _table(rich: ModuleType, result: FisherSpectrum, width: int) -> tuple[Any, list[str]]:
     wide = width >= WIDE
-    units = f"{result.metadata.get('unit', 'token')}s"
+    units = f"{result.provenance.unit or 'token'}s"
     headings = ((units, "tokens"), ("parameters" if wide else "params", "parameters"), *COLUMNS)
     columns = [
         Column(heading if wide else heading.replace("condition", "cond."), rank=_rank(key)) for heading, key in headings
@@ -97,7 +99,7 @@ def _table(rich: ModuleType, result: FisherSpectrum, width: int) -> tuple[Any, l
         rows.append(Row([label, *_cells(spectrum, wide=wide)], style="bold"))
         rows += _ends(ends, wide=wide)
     block = Column("block", figures=False)
-    title = _title(result.metadata) if result.population is None else sample_heading(result)
+    title = _title(result.provenance) if result.population is None else sample_heading(result)
     return table(rich, [block, *columns], rows, width=width, title=title, gap=1)
 
 
@@ -123,9 +125,9 @@ def _ends(intervals: Mapping[str, Interval] | None, *, wide: bool) -> list[Row]:
     ]
 
 
-def _title(metadata: Mapping[str, Any]) -> str:
-    model = model_name(metadata)
-    return _capital(matrix_name(metadata)) + (f" of {model}" if model else "")
+def _title(provenance: Provenance) -> str:
+    model = model_name(provenance)
+    return _capital(matrix_name(provenance)) + (f" of {model}" if model else "")
 
 
 def _cells(spectrum: Spectrum, *, wide: bool) -> list[str]:

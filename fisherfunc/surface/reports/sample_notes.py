@@ -20,7 +20,7 @@ def sample_notes(result: FisherSpectrum, metrics: Collection[str] = tuple(_SHOWN
     full = [("full matrix", result.full)] if len(result.blocks) > 1 else []  # else it is the one block
     spectra = [*result.blocks.items(), *full]
     limits = {label: limits_of(result, spectrum) for label, spectrum in spectra}
-    unit, count = result.metadata.get("unit", "token"), result.full.num_units
+    unit, count = result.provenance.unit or "token", result.full.num_units
     found = []
     for metric, name in _SHOWN.items():
         labels = [label for label, limit in limits.items() if metric in limit.set_by_sample]

@@ -5,6 +5,7 @@ from itertools import groupby
 from typing import Any
 
 from fisherfunc.gradients.directions import LeadingToken
+from fisherfunc.records.provenance import Provenance
 from fisherfunc.surface.reports.report import require_rich
 from fisherfunc.surface.reports.tables import Column, Row, left_out_note, table
 from fisherfunc.surface.visible import visible
@@ -26,12 +27,13 @@ HELD = "What is held: of λ, by this direction of all other sequences, of a sequ
 WHAT = "The share of a token in λ is the square of its coefficient ⟨g, v⟩/√(λN); all shares of a vector add up to 1"
 
 
-def token_report(rows: Sequence[LeadingToken], facts: Mapping[str, Any], *, width: int = 120) -> Any:
+def token_report(rows: Sequence[LeadingToken], facts: Provenance, found: Mapping[str, Any], *, width: int = 120) -> Any:
     """The table with its caption, as something that a rich console prints.
 
     Args:
         rows: The tokens, by vector.
-        facts: The metadata.
+        facts: The provenance.
+        found: `eigenvalues`, those `out_of_sample`, and the `block`.
         width: The columns of the terminal; columns that do not fit are left out.
 
     Raises:
@@ -39,7 +41,7 @@ def token_report(rows: Sequence[LeadingToken], facts: Mapping[str, Any], *, widt
     """
     rich = require_rich()
     name = model_name(facts)
-    title = f"Leading tokens of the {matrix_name(facts)}" + (f" of {name}" if name else "") + f": {facts['block']}"
+    title = f"Leading tokens of the {matrix_name(facts)}" + (f" of {name}" if name else "") + f": {found['block']}"
     lines = []
     for _, some in groupby(rows, key=lambda row: row.vector):
         of_vector = list(some)
@@ -49,16 +51,16 @@ def token_report(rows: Sequence[LeadingToken], facts: Mapping[str, Any], *, widt
             lines.append(Row(cells, ends_section=last))
     drawn, left_out = table(rich, COLUMNS, lines, width=width, title=title)
     below = [
-        f"{count_of_units(facts)}; loss: {facts.get('loss')}",
+        f"{count_of_units(facts)}; loss: {facts.loss}",
         *windows(facts),
         WHAT,
-        *beyond_sample(rows, facts),
+        *beyond_sample(rows, found),
         *left_out_note(left_out, width),
     ]
     return rich.console.Group(drawn, "", *(rich.text.Text(line, style="dim") for line in below))
 
 
-def beyond_sample(rows: Sequence[LeadingToken], facts: Mapping[str, Any]) -> list[str]:
+def beyond_sample(rows: Sequence[LeadingToken], found: Mapping[str, Any]) -> list[str]:
     """Say of each direction how many tokens it is, and whether it exists beyond the sample, a line each.
 
     Example:
@@ -67,16 +69,16 @@ def beyond_sample(rows: Sequence[LeadingToken], facts: Mapping[str, Any]) -> lis
         >>> beyond_sample([row], {"eigenvalues": [50.0], "out_of_sample": [0.25]})[0]
         'λ 5.000e+01: this direction is one token; of other sequences it holds 0.5 %'
     """
-    outside = facts.get("out_of_sample")
+    outside = found["out_of_sample"]
     if outside is None:
         return []
-    found = []
-    for k, (value, other) in enumerate(zip(facts["eigenvalues"], outside, strict=True)):
+    lines = []
+    for k, (value, other) in enumerate(zip(found["eigenvalues"], outside, strict=True)):
         shares = [row.share for row in rows if row.vector == k]
         most = max(shares, default=0.0)
         is_one = "this direction is one token" if most > ONE_TOKEN else f"no token has more than {most:.0%} of it"
-        found.append(f"λ {number(value)}: {is_one}; of other sequences it holds {100 * other / value:.2g} %")
-    return [*found, HELD]
+        lines.append(f"λ {number(value)}: {is_one}; of other sequences it holds {100 * other / value:.2g} %")
+    return [*lines, HELD]
 
 
 def shown(row: LeadingToken) -> str:

@@ -218,7 +218,7 @@ def test_grams_that_are_no_plain_gradients_are_refused():
     part = ff.token_grams(fn, {"0.weight": fn.params["0.weight"]}, batch, loss)
     with pytest.raises(ValueError, match=r"no Gram for \['0.bias', '2.weight'"):
         ff.directions.eigenvectors(fn, fn.params, batch, loss, part)
-    drawn = replace(whole, metadata={**whole.metadata, "targets": "sampled"})
+    drawn = replace(whole, provenance=replace(whole.provenance, targets="sampled"))
     with pytest.raises(ValueError, match="targets='sampled'"):
         ff.directions.eigenvectors(fn, fn.params, batch, loss, drawn)
 

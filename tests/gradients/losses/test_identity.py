@@ -218,10 +218,10 @@ def test_compare_takes_two_lambdas_for_one_loss_only_where_they_are():
 
 def test_results_of_an_older_version_are_compared_by_the_name_of_their_loss():
     new = fisher(cross)
-    old = replace(new, metadata={k: v for k, v in new.metadata.items() if k != "loss_id"})
+    old = replace(new, provenance=replace(new.provenance, loss_id=None))
     assert ff.compare({"a": old, "b": old}).differing == {} == ff.compare({"a": new, "b": old}).differing
     with pytest.raises(ValueError, match="loss: 'cross, shift 0' of 'a', 'other, shift 0' of 'b'"):
-        ff.compare({"a": old, "b": replace(old, metadata={**old.metadata, "loss": "other"})})
+        ff.compare({"a": old, "b": replace(old, provenance=replace(old.provenance, loss="other"))})
 
 
 def test_a_checkpoint_is_not_resumed_with_another_loss_of_the_same_name(tmp_path):

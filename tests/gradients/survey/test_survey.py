@@ -29,5 +29,5 @@ def test_a_sample_without_a_token_is_seen_to_change_its_batch(positive):
     if positive:
         assert ff.token_grams(fn, fn.params, batches, loss).tokens.sequence.tolist() == [0, 2, 3]
         return
-    with pytest.raises(ValueError, match="of sequences 0 to 3, at sequence 0.* depend on each other"):
+    with pytest.raises(ValueError, match=r"of sequences 0 to 3, at sequence 0.* depend on each other"):
         ff.token_grams(fn, fn.params, batches, loss)

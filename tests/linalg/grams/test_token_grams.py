@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from fisherfunc.linalg.grams import token_grams as module
 from fisherfunc.linalg.grams.token_grams import TokenGrams
 from fisherfunc.linalg.grams.tokens import TOKEN_FIELDS
+from fisherfunc.records.provenance import Provenance
 from fisherfunc.testing import gradient_trees
 
 TREE = {
@@ -212,23 +213,23 @@ def test_an_interrupted_save_keeps_the_old_file_and_leaves_no_other(tmp_path, mo
 
 
 def test_metadata_that_is_not_plain_is_an_error_and_leaves_no_file(tmp_path):
-    grams = dataclasses.replace(grams_of(TREE), metadata={"model": object()})
+    grams = dataclasses.replace(grams_of(TREE), provenance=Provenance(more={"mine": object()}))
     with pytest.raises(TypeError):
         grams.save(tmp_path / "grams.safetensors")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_fingerprint_says_which_tokens_the_rows_are_in_any_order():
-    grams = dataclasses.replace(grams_of(TREE, sequence=SEQUENCE), metadata={"batch": "a"})
+    grams = dataclasses.replace(grams_of(TREE, sequence=SEQUENCE), provenance=Provenance(batch="a"))
     count = grams.num_units
     whole = grams.fingerprint
     assert len(whole) == 16 and grams.select(range(count)[::-1]).fingerprint == whole
     assert grams.center().fingerprint == whole
     halves = {grams.select(range(count - 1)).fingerprint, grams.select(range(1, count)).fingerprint}
     summed = {grams.by_sequence().fingerprint, grams.select(range(count - 1)).by_sequence().fingerprint}
-    other = dataclasses.replace(grams, metadata={"batch": "b"}).fingerprint
+    other = dataclasses.replace(grams, provenance=Provenance(batch="b")).fingerprint
     assert len({whole, other, *halves, *summed}) == 6
-    assert dataclasses.replace(grams, metadata={}).fingerprint is None
+    assert dataclasses.replace(grams, provenance=Provenance()).fingerprint is None
     assert len({grams.select(index).fingerprint for index in ([0, 1], [0, 0, 1], [0, 1, 1])}) == 3
 
 

@@ -212,7 +212,8 @@ def test_grams_are_compared_by_the_blocks_that_they_have_or_by_those_asked_for()
     grams = {name: known_grams(tree) for name, tree in trees.items()}
     labels = {"h.0.w": "h.0.w", "h.1.w": "h.1.w"}
     kept = {
-        name: replace(g, labels=labels, metadata={**g.metadata, "accumulated": "mine"}) for name, g in grams.items()
+        name: replace(g, labels=labels, provenance=replace(g.provenance, accumulated="mine"))
+        for name, g in grams.items()
     }
     assert list(ff.compare(grams).similarity) == ["layer.0", "layer.1", "full"]
     assert list(ff.compare(grams, blocks=ff.by_parameter).similarity) == [*labels, "full"]

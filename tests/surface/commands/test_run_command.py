@@ -12,9 +12,10 @@ from commands import run as spectrum
 from commands import tiny
 
 import fisherfunc as ff
+from fisherfunc.records.provenance import Provenance
 from fisherfunc.surface.cli import cli
 from fisherfunc.surface.commands.run_command import options_of, read_runs
-from fisherfunc.surface.files import read_facts
+from fisherfunc.surface.files import read_provenance
 from fisherfunc.surface.jobs.run_file import run_toml
 
 COMMANDS = {name: command for name, command in cli.commands.items() if name != "run"}
@@ -43,7 +44,7 @@ def test_a_run_is_repeated_to_the_bit_with_the_memory_and_threads_that_it_had(hu
     assert spectrum(*tiny(hub), *options, *(["--memory", "90MB"] if method == "exact" else [])).exit_code == 0
     recorded = tomllib.loads((here / "first" / "run.toml").read_text(encoding="utf-8"))["run"][0]
     assert (recorded["device"], recorded["threads"]) == ("cpu", torch.get_num_threads())
-    assert recorded["versions"] == read_facts(here / "first" / "spectrum.json")["versions"]
+    assert recorded["versions"] == read_provenance(here / "first" / "spectrum.json").versions
     assert recorded.get("memory") == ("90000000" if method == "exact" else None)
     seen, threads = [], torch.get_num_threads()
     callback = cli.commands["spectrum"].callback
@@ -62,10 +63,10 @@ def test_a_run_is_repeated_to_the_bit_with_the_memory_and_threads_that_it_had(hu
 
 def test_without_a_limit_the_one_that_was_free_is_recorded_and_used(hub, here):
     assert spectrum(*tiny(hub), "--tokens", 9, "--out", "a", "--quiet").exit_code == 0
-    limit = read_facts("a/spectrum.json")["plan"]["memory_limit"]
+    limit = read_provenance("a/spectrum.json").plan["memory_limit"]
     rewritten("a", lambda one: one.update(memory=str(int(one["memory"]) - limit // 2)))
     assert again("a/run.toml", "--out", "b").exit_code == 0
-    assert read_facts("b/spectrum.json")["plan"]["memory_limit"] == limit - limit // 2
+    assert read_provenance("b/spectrum.json").plan["memory_limit"] == limit - limit // 2
 
 
 def test_other_versions_are_said_and_other_eigenvalues_are_a_failure(hub, here):
@@ -88,8 +89,8 @@ def test_the_runs_of_a_paper_are_one_file(hub, here):
     ]
     ran = again(written({"defaults": {"tokens": 9, "quiet": True, "context": 8}, "run": runs}))
     assert (ran.exit_code, ran.stderr) == (0, "")
-    found = [read_facts(f"{name}/spectrum.json") for name in "ab"]
-    assert [(facts["num_tokens"], facts["centered"]) for facts in found] == [(9, False), (8, True)]
+    found = [read_provenance(f"{name}/spectrum.json") for name in "ab"]
+    assert [(facts.num_tokens, facts.centered) for facts in found] == [(9, False), (8, True)]
     assert (here / "comparison" / "run.toml").exists() and (here / "a" / "report.html").exists()
     assert again("comparison/run.toml", "--out", "other").exit_code == 0
     assert (here / "other/comparison.json").read_bytes() == (here / "comparison/comparison.json").read_bytes()
@@ -106,7 +107,7 @@ WORDS = {
 def test_what_is_recorded_is_read_back_as_the_same_options(command, here):
     with COMMANDS[command].make_context(command, WORDS[command].split()) as context:
         options = options_of(context)
-    Path("run.toml").write_text(run_toml(command, options, {}, out="o", eigenvalues=None), encoding="utf-8")
+    Path("run.toml").write_text(run_toml(command, options, Provenance(), out="o", eigenvalues=None), encoding="utf-8")
     (found,) = read_runs("run.toml", COMMANDS)
     with COMMANDS[command].make_context(command, list(found.arguments)) as repeated:
         assert {**repeated.params, "out": None} == {**context.params, "out": None}

@@ -98,7 +98,7 @@ def test_the_python_of_the_page_gives_the_same_numbers(options):
     batch = (torch.randn(12, 4), torch.randint(3, (12,)))
     result = ff.fisher_spectrum(model, batch, **options)
     namespace = {"model": model, "batch": batch}
-    exec(html_report._python(result.metadata), namespace)
+    exec(html_report._python(result.provenance), namespace)
     again = namespace["result"]
     assert list(again.blocks) == list(result.blocks)
     assert torch.equal(again.full.eigenvalues, result.full.eigenvalues)

@@ -13,6 +13,7 @@ from plans import language, planned
 from rich.console import Console
 from torch import nn
 
+from fisherfunc.records.provenance import Provenance
 from fisherfunc.surface.cli import cli
 from fisherfunc.surface.reports.plan_report import plan_report, size, summary
 
@@ -25,11 +26,11 @@ def printed(plan, facts):
 
 def test_the_table_has_every_figure():
     plan = replace(planned(*language()), seconds={"passes": 1.25, "total": 1.25})
-    text = printed(plan, {"model_id": "a/b", "unit": "token"})
+    text = printed(plan, Provenance(model_id="a/b", unit="token"))
     assert "Plan for a/b" in text
     for name, cost in plan.parameters.items():
         assert name in text and cost.why in text
-    for line in summary(plan, {}):
+    for line in summary(plan, Provenance()):
         assert line in text
     assert f"Peak memory beyond the model: {size(plan.peak_bytes)}" in text
     assert "Seconds: 1.2" in text
@@ -38,7 +39,7 @@ def test_the_table_has_every_figure():
 def test_repeated_layers_are_one_line():
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(5)))
     plan = planned(model, (torch.randn(6, 4), torch.arange(6) % 4))
-    assert sum("4 times" in line or "5 times" in line for line in printed(plan, {}).splitlines()) == 2
+    assert sum("4 times" in line or "5 times" in line for line in printed(plan, Provenance()).splitlines()) == 2
 
 
 def command(*arguments):

@@ -12,6 +12,7 @@ from rich.console import Console
 from fisherfunc.gradients.directions import LeadingToken
 from fisherfunc.pipeline.comparing.compare import compare
 from fisherfunc.pipeline.sheets import told
+from fisherfunc.records.provenance import Provenance
 from fisherfunc.surface.reports.compare_report import compare_report
 from fisherfunc.surface.reports.plan_report import plan_report
 from fisherfunc.surface.reports.report import report, require_rich
@@ -47,6 +48,8 @@ def numbers(lines):
     return {number for line in lines for number in NUMBER.findall(line)}
 
 
+FULL = {"block": "full matrix", "out_of_sample": None}
+
 TOKENS = [
     LeadingToken(
         vector=place // 2, eigenvalue=1.5e-7, row=1, sequence=12, position=place, coefficient=-0.123, share=0.5,
@@ -59,8 +62,8 @@ REPORTS = {
     "comparison": lambda width: compare_report(
         compare({f"run-{seed}": result(seed)[0] for seed in range(5)}), metrics=["largest", "trace"], width=width
     ),
-    "plan": lambda width: plan_report(result()[1], {"unit": "token"}, width=width),
-    "tokens": lambda width: token_report(TOKENS, {"block": "full matrix", "num_tokens": 4}, width=width),
+    "plan": lambda width: plan_report(result()[1], Provenance(unit="token"), width=width),
+    "tokens": lambda width: token_report(TOKENS, Provenance(num_tokens=4), FULL, width=width),
 }
 
 
