@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from fisherfunc.pipeline.plan import plan
     from fisherfunc.pipeline.result import FisherSpectrum
     from fisherfunc.pipeline.solve import spectrum_of_gradients, spectrum_of_grams
+    from fisherfunc.records.provenance import Provenance
     from fisherfunc.runtime.determinism import deterministic
     from fisherfunc.surface.plots import panels as plots
     from fisherfunc.surface.progress import progress_bar
@@ -50,6 +51,7 @@ __all__ = [
     "FisherSpectrum",
     "Gram",
     "ModelFunction",
+    "Provenance",
     "RunPlan",
     "Spectrum",
     "SpectrumRecorder",
@@ -113,6 +115,7 @@ _PLACES = {
     "FisherSpectrum": "fisherfunc.pipeline.result",
     "Gram": "fisherfunc.linalg.gram",
     "ModelFunction": "fisherfunc.gradients.autodiff.model_function",
+    "Provenance": "fisherfunc.records.provenance",
     "RunPlan": "fisherfunc.gradients.planning.run_plan",
     "Spectrum": "fisherfunc.linalg.spectrum",
     "SpectrumRecorder": "fisherfunc.surface.recorder",

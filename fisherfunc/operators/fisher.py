@@ -40,7 +40,7 @@ from fisherfunc.operators.sweeps import (
 from fisherfunc.partitioning import by_layer
 from fisherfunc.records.axes import Batch, Params
 from fisherfunc.records.containers import mapped
-from fisherfunc.records.provenance import Provenance
+from fisherfunc.records.provenance import Provenance, Traced
 from fisherfunc.runtime.precision import full_precision
 
 ANYTHING = 2**62
@@ -64,7 +64,7 @@ class Sides:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class FisherOperator(TokenOperator):
+class FisherOperator(TokenOperator, Traced):
     """Products with F over its rows and over parameters; nothing of size N² or N · P is held.
 
     Attributes:
