@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 import fisherfunc as ff
 from fisherfunc.linalg.metrics import SUMMARY
 from fisherfunc.records.provenance import Provenance
-from fisherfunc.statistics import Intervals
-from fisherfunc.statistics.resampling import bootstrap, jackknife
+from fisherfunc.statistics import Intervals, bootstrap, jackknife
 from fisherfunc.statistics.resampling.interval import OUTSIDE
 from fisherfunc.surface.files import read_spectrum, to_json
 from fisherfunc.surface.plots.compare_plots import plot_comparison

@@ -15,9 +15,8 @@ from fisherfunc.linalg.kernels import svd
 from fisherfunc.linalg.metrics import SUMMARY
 from fisherfunc.linalg.union import union
 from fisherfunc.partitioning import by_parameter
-from fisherfunc.statistics import Intervals
+from fisherfunc.statistics import Intervals, bootstrap, jackknife
 from fisherfunc.statistics.block_grams import gathered, sequences_of
-from fisherfunc.statistics.resampling import bootstrap, jackknife
 from fisherfunc.statistics.resampling import replicates as module
 from fisherfunc.statistics.resampling.bootstrap import draws
 from fisherfunc.statistics.resampling.interval import student_quantile

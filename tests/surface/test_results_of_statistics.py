@@ -15,8 +15,7 @@ from spectra import spectrum as result_of_rows
 import fisherfunc as ff
 from fisherfunc.partitioning import by_parameter, whole
 from fisherfunc.pipeline.result import limits_of
-from fisherfunc.statistics import block_coupling, sample_limits
-from fisherfunc.statistics.resampling import bootstrap, jackknife
+from fisherfunc.statistics import block_coupling, bootstrap, jackknife, sample_limits
 from fisherfunc.surface.files import read_spectrum, to_json
 from fisherfunc.surface.plots.coupling_plot import WRITTEN_LIMIT, plot_couplings
 from fisherfunc.surface.plots.plots import rendered

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fisherfunc.linalg.metrics import SUMMARY
-from fisherfunc.statistics.resampling import bootstrap, jackknife
+from fisherfunc.statistics import bootstrap, jackknife
 from fisherfunc.testing import clustered_grams, coverage
 
 POWER_LAW = [k**-1.5 for k in range(1, 13)]
