@@ -72,9 +72,8 @@ SECTIONS = (
     Section(owner=by_route, name="dense_grams", title=_DENSE),
     Section(owner=grams, name="certified", title=CHECK),
     Section(owner=grams, name="round_off", title=CHECK),
-    Section(owner=grams, name="tokens_of", title=METADATA),
+    Section(owner=grams, name="provenance_of_rows", title=METADATA),
     Section(owner=by_route, name="factored_run", title=METADATA),
-    Section(owner=grams, name="versions", title=METADATA),
     Section(owner=ff, name="spectrum_of_grams", title="spectra"),
 )
 """In the order of a run."""
