@@ -23,7 +23,7 @@ from fisherfunc.records.tensor_files import bytes_of
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), type(NotImplemented))
 _NAMED = torch.dtype | torch.device | torch.layout | torch.memory_format
-_NAMED |= torch._ops.OpOverload | torch._ops.OpOverloadPacket
+_NAMED |= type(torch.ops.aten.add) | type(torch.ops.aten.add.Tensor)
 _NOT_READ = {"__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__annotations__", "__parameters__"}
 _NOT_READ |= {"__abstractmethods__", "_abc_impl", "__dataclass_fields__", "__dataclass_params__", "__orig_bases__"}
 _NOT_READ |= {"__firstlineno__", "__static_attributes__"}

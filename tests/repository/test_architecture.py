@@ -213,6 +213,20 @@ def test_the_core_needs_no_extra_when_imported():
         assert not {name.split(".")[0] for name in names} & set(EXTRAS), source.name
 
 
+def private_at_import(tree: ast.AST) -> list[str]:
+    """What is read of torch, when a module is imported, that torch may take away."""
+    chains = [ast.unparse(node) for node in at_import(tree) if isinstance(node, ast.Attribute)]
+    return [chain for chain in chains if re.match(r"torch\.(\w+\.)*_(?!_)", chain)]
+
+
+def test_no_private_name_of_torch_is_read_at_import():
+    assert {name: found for name, s in sources().items() if (found := private_at_import(s.tree))} == {}
+    assert private_at_import(ast.parse("import torch\nX = torch._ops.A\ndef f(): return torch._ops.B")) == [
+        "torch._ops.A",
+        "torch._ops",
+    ]
+
+
 def test_the_core_works_where_no_extra_is_installed():
     code = f"""
 import sys
