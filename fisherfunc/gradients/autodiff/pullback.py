@@ -94,8 +94,7 @@ def check_reach(losses: Tensor, leaves: Params, known: Params) -> None:
     Raises:
         ValueError: If the losses do not depend on the parameters, or depend on one in such a way.
     """
-    reached = set(map(id, _reached(losses)))
-    if reached.isdisjoint(map(id, leaves.values())):
+    if not reaches(losses, leaves):
         check_left_behind(losses, leaves)
         raise ValueError(
             f"no gradient reaches any of the {len(leaves)} parameters, such as {next(iter(leaves))!r}: the losses do "
@@ -105,6 +104,16 @@ def check_reach(losses: Tensor, leaves: Params, known: Params) -> None:
     for leaf in _reached(losses):
         if isinstance(leaf, nn.Parameter) and leaf.numel() and id(leaf) not in set(map(id, known.values())):
             raise _past_attributes(leaf, [])
+
+
+def reaches(losses: Tensor, leaves: Params) -> bool:
+    """Return whether losses depend on any of the parameters.
+
+    Args:
+        losses: In the graph.
+        leaves: The parameters, as leaves of the graph.
+    """
+    return not set(map(id, _reached(losses))).isdisjoint(map(id, leaves.values()))
 
 
 def check_left_behind(losses: Tensor, leaves: Params) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from fisherfunc.distributed.collectives import Everyone, Ranks
 from fisherfunc.gradients.autodiff.model_function import ModelFunction, has_gradient
 from fisherfunc.gradients.autodiff.nature import Nature, Observed, coarsest
-from fisherfunc.gradients.autodiff.pullback import check_backward, check_left_behind, check_reach, leaves_of
+from fisherfunc.gradients.autodiff.pullback import check_backward, check_left_behind, check_reach, leaves_of, reaches
 from fisherfunc.gradients.autodiff.refusals import REFUSALS
 from fisherfunc.gradients.data.batches import others_than_tensors
 from fisherfunc.gradients.data.sequences import Sequences
@@ -32,6 +32,8 @@ FEWEST_TOGETHER = 16
 """Of fewer sequences, each is run alone as well."""
 FEWEST = 2
 """What runs together at the least, to see whether its sequences reach each other."""
+MOST_LOOKED_AT = 32
+"""Sequences that are tried until one depends on a parameter: where none does, a larger batch would only take longer."""
 BYTES_TOGETHER = 2**26
 """What sequences that run together would save for a backward pass, at most, with their predictions."""
 PARTS = 8
@@ -139,13 +141,19 @@ class _First:
 
 
 def _looked_at(fn: ModelFunction, params: Params, sequences: Sequences, loss: TokenLoss) -> tuple[_First, Nature]:
-    """Run the largest sequence, and look at what the model does, and saves if all parameters have gradients."""
-    number = max(range(len(sequences)), key=sequences.num_entries)
+    """Run the largest sequence, and look at what the model does, and saves if all parameters have gradients.
+
+    Of a model whose data choose what they pass through, the next sequences are tried where it depends on no parameter.
+    """
     everything = {**fn.frozen, **fn.params, **params}
     leaves = leaves_of({name: p for name, p in everything.items() if has_gradient(p)})
-    with Observed(coarsest(*(p.dtype for p in params.values()))) as seen, SavedBytes() as saved:
-        tokens, losses = _tokens(fn, leaves, sequences[number], loss, number)
-    check_reach(losses, {name: leaves[name] for name in params}, leaves)
+    chosen = {name: leaves[name] for name in params}
+    for number in sorted(range(len(sequences)), key=sequences.num_entries, reverse=True)[:MOST_LOOKED_AT]:
+        with Observed(coarsest(*(p.dtype for p in params.values()))) as seen, SavedBytes() as saved:
+            tokens, losses = _tokens(fn, leaves, sequences[number], loss, number)
+        if reaches(losses, chosen):
+            break
+    check_reach(losses, chosen, leaves)
     return _First(number=number, tokens=tokens), replace(seen.nature, saved_bytes=saved.total)
 
 

@@ -31,3 +31,38 @@ def test_a_sample_without_a_token_is_seen_to_change_its_batch(positive):
         return
     with pytest.raises(ValueError, match=r"of sequences 0 to 3, at sequence 0.* depend on each other"):
         ff.token_grams(fn, fn.params, batches, loss)
+
+
+class Experts(nn.Module):
+    """Each sample passes through the expert that its first feature names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList([nn.Linear(3, 4) for _ in range(2)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        which = (x[:, 0] > 0).long()
+        found = x.new_zeros(len(x), 4)
+        for number in which.unique().tolist():
+            here = which == number
+            found = found.index_put((here.nonzero()[:, 0],), self.experts[number](x[here]))
+        return found
+
+
+@pytest.mark.parametrize("route", ["factored", "dense"])
+def test_parameters_that_other_samples_use_than_the_first_are_differentiated_by(route):
+    torch.manual_seed(0)
+    model, x, y = Experts().double(), torch.randn(6, 3).double(), torch.randint(4, (6,))
+    x[:, 0] = torch.tensor([-1.0, -1.0, 1.0, -1.0, 1.0, -1.0])
+    fn = ff.functionalize(model, parameters="experts.1.*")
+    grams = ff.token_grams(fn, fn.params, (x, y), ff.losses.classification(), route=route)
+    names = [f"experts.1.{kind}" for kind in ("weight", "bias")]
+    parameters = [dict(model.named_parameters())[name] for name in names]
+    rows = []
+    for one, target in zip(x[:, None], y[:, None], strict=True):
+        loss = nn.functional.cross_entropy(model(one), target)
+        rows.append(torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))
+    for name, each in zip(names, zip(*rows, strict=True), strict=True):
+        matrix = torch.stack(each).flatten(1)
+        torch.testing.assert_close(grams.grams[name], matrix @ matrix.mT)
+    assert int((grams.grams[names[0]].diagonal() > 0).sum()) == 2
