@@ -1,9 +1,13 @@
-"""All estimates at once: what they hold in memory while they are made."""
+"""All estimates at once: what they hold in memory while they are made, and that every interval is one."""
 
+import json
 from typing import Any
 
 import pytest
 import torch
+from builders import grams_of
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -11,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.coverage import population, sample
 from fisherfunc.population.clusters import clusters_of
 from fisherfunc.population.pairs import TILE
-from fisherfunc.population.summary import summary_of
+from fisherfunc.population.summary import summary, summary_of
 
 
 class Storages(TorchDispatchMode):
@@ -52,3 +56,39 @@ def test_memory_is_a_few_matrices_of_n_by_n_numbers(num_sequences, num_tokens):
         summary_of(grams, found, eigenpairs=eigenpairs)
     matrix = max(gram.nbytes, TILE * gram.itemsize)
     assert watched.largest <= matrix and watched.peak <= 6 * matrix
+
+
+def intervals(content):
+    """Every estimate in plain values."""
+    if isinstance(content, dict) and "warning" in content:
+        yield content
+    elif isinstance(content, dict | list):
+        for entry in content.values() if isinstance(content, dict) else content:
+            yield from intervals(entry)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 3), min_size=3, max_size=8),
+    deviation=st.sampled_from([0, 3, 12, 25]),
+    alone=st.booleans(),
+    num_params=st.integers(1, 6),
+    seed=st.integers(0, 99),
+)
+def test_every_interval_has_two_numbers_around_its_point_also_where_one_sequence_is_nearly_all(
+    sizes, deviation, alone, num_params, seed
+):
+    """Norms up to e^±50: as of samples that are fitted, or not at all. JSON has no infinities."""
+    generator = torch.Generator().manual_seed(seed)
+    sequence = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    norms = (deviation * torch.randn(len(sequence), 1, generator=generator, dtype=torch.float64)).exp()
+    norms *= (sequence == 0)[:, None] if alone else 1
+    rows = torch.randn(2, len(sequence), num_params, generator=generator, dtype=torch.float64) * norms
+    found = summary(grams_of({"h.0.w": rows[0], "h.1.w": rows[1]}, sequence=sequence)).to_dict()
+    assert json.dumps(found, allow_nan=False)
+    for entry in intervals(found):
+        assert 0 <= entry["low"] <= entry["high"]
+        assert entry["estimate"] is None or entry["low"] <= entry["estimate"] <= entry["high"]
+    ratios = [found["participation_ratio"]["full"], found["effective_rank"]]
+    assert all(entry["low"] * (1 + 1e-9) >= 1 and entry["high"] <= 2 * num_params for entry in ratios)
+    assert all(e["high"] <= 1 for e in [found["block_diagonal_error"], *intervals(found["coupling"]["alignment"])])
+    assert all(entry["high"] <= 2 * num_params for entry in found["effective_dimension"]["estimates"])
