@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import torch
@@ -366,6 +367,12 @@ def markdown(cells: list[Cell]) -> str:
     return "\n".join(lines)
 
 
+def tables(cells: list[Cell]) -> dict[int, str]:
+    """One a number of sequences, ascending."""
+    counts = sorted({cell.num_sequences for cell in cells})
+    return {count: markdown([cell for cell in cells if cell.num_sequences == count]) for count in counts}
+
+
 def _told(cell: Cell | None) -> str:
     """Coverage in per cent, bias of the point in per cent, and what is wrong."""
     if cell is None:
@@ -404,7 +411,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None, say: Callable[[str], None] = print) -> int:
     """Command line entry point: 1 where a cell falls short."""
     options = parser().parse_args(arguments)
-    cells = _read(options.cells)
+    cells = read(options.cells)
     of_moments = partial(measure, of_sample=second_moments)
     done = measure_paired if options.paired else of_moments if options.moments else measure
     without = (REFERENCE, "model") if options.paired else ()
@@ -419,17 +426,22 @@ def main(arguments: list[str] | None = None, say: Callable[[str], None] = print)
                 cells += new
                 if options.cells:
                     with options.cells.open("a", encoding="utf-8") as file:
-                        file.writelines(json.dumps(asdict(cell)) + "\n" for cell in new)
+                        file.writelines(json.dumps(_plain(cell)) + "\n" for cell in new)
     cells = pooled(cells)
-    say(markdown(cells))
+    say("\n\n".join(tables(cells).values()))
     say(f"\n{sum(cell.falls_short or cell.is_biased for cell in cells)} of {len(cells)} cells fall short")
     return int(any(cell.falls_short or cell.is_biased for cell in cells))
 
 
-def _read(path: Path | None) -> list[Cell]:
+def read(path: Path | None) -> list[Cell]:
+    """The cells of a file, of each seed; none where there is no file."""
     if path is None or not path.exists():
         return []
     return [Cell(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def _plain(cell: Cell) -> dict[str, Any]:
+    return {name: round(value, 5) if isinstance(value, float) else value for name, value in asdict(cell).items()}
 
 
 if __name__ == "__main__":
