@@ -52,7 +52,7 @@ LOG_NORMS = (
     *(-0.45, -0.36, -0.28, -0.21, -0.14, -0.08, -0.01, 0.06, 0.13, 0.22, 0.3, 0.43, 0.56, 0.72, 0.95, 1.53, 2.56),
 )
 """Quantiles, evenly spaced, of log(‖g‖²/mean) of 504 tokens of the embedded model on its text."""
-HOLDS, BRACKET_HOLDS = 0.90, 0.88
+HOLDS, BRACKET_HOLDS, HOLDS_AT_MOST = 0.90, 0.88, 0.99
 BRACKETS = ("leading eigenvalue", "three leading", "effective rank")
 DAMPINGS = (0.1, 0.01, 0.001)
 BIAS = {"gaussian": 0.05, "heavy": 0.08}
@@ -217,6 +217,12 @@ class Cell:
         """Whether the intervals that are printed do not hold what they promise."""
         least = BRACKET_HOLDS if self.name in BRACKETS else HOLDS
         return self.is_printed and (self.held or 0.0) < least
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether intervals around points hold more than they say, and the truth is not at an end of the range."""
+        at_an_end = self.truth == 0 or (self.name, self.spectrum) == ("participation ratio", "flat")
+        return self.is_printed and self.name not in BRACKETS and not at_an_end and (self.held or 0.0) > HOLDS_AT_MOST
 
     @property
     def is_biased(self) -> bool:
@@ -384,6 +390,8 @@ def _told(cell: Cell | None) -> str:
         text += f" ({100 * cell.bias:+.0f} %)"
     if cell.printed < 1:
         text += f", printed {100 * cell.printed:.0f}"
+    if cell.is_wide:
+        text += ", wide"
     wrong = ["falls short"] * cell.falls_short + ["biased"] * cell.is_biased
     return f"🔴 **{text}** {', '.join(wrong)}" if wrong else text
 

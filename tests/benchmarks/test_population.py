@@ -105,6 +105,10 @@ def test_what_falls_short_is_marked():
     silent = Cell(name="trace", printed=0.2, held=0.5, held_all=0.5, bias=0.5, **facts)
     assert "🔴" not in markdown([good]) and "falls short" in markdown([short]) and "biased" in markdown([biased])
     assert "not printed" in markdown([silent]) and not silent.falls_short and not silent.is_biased
+    wide = replace(good, held=0.995)
+    assert ", wide" in markdown([wide]) and ", wide" not in markdown([good])
+    at_an_end = replace(wide, truth=0.0), replace(wide, name="participation ratio", spectrum="flat")
+    assert not any(cell.is_wide for cell in (*at_an_end, replace(wide, name="three leading")))
 
 
 def test_seeds_are_pooled_by_their_samples_and_each_is_measured_once(tmp_path):
