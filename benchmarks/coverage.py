@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import torch
@@ -52,7 +53,7 @@ LOG_NORMS = (
     *(-0.45, -0.36, -0.28, -0.21, -0.14, -0.08, -0.01, 0.06, 0.13, 0.22, 0.3, 0.43, 0.56, 0.72, 0.95, 1.53, 2.56),
 )
 """Quantiles, evenly spaced, of log(‖g‖²/mean) of 504 tokens of the embedded model on its text."""
-HOLDS, BRACKET_HOLDS = 0.90, 0.88
+HOLDS, BRACKET_HOLDS, HOLDS_AT_MOST = 0.90, 0.88, 0.99
 BRACKETS = ("leading eigenvalue", "three leading", "effective rank")
 DAMPINGS = (0.1, 0.01, 0.001)
 BIAS = {"gaussian": 0.05, "heavy": 0.08}
@@ -219,6 +220,12 @@ class Cell:
         return self.is_printed and (self.held or 0.0) < least
 
     @property
+    def is_wide(self) -> bool:
+        """Whether intervals around points hold more than they say, and the truth is not at an end of the range."""
+        at_an_end = self.truth == 0 or (self.name, self.spectrum) == ("participation ratio", "flat")
+        return self.is_printed and self.name not in BRACKETS and not at_an_end and (self.held or 0.0) > HOLDS_AT_MOST
+
+    @property
     def is_biased(self) -> bool:
         """Whether the points, of 20 sequences or more, are off by more than they may.
 
@@ -367,6 +374,12 @@ def markdown(cells: list[Cell]) -> str:
     return "\n".join(lines)
 
 
+def tables(cells: list[Cell]) -> dict[int, str]:
+    """One a number of sequences, ascending."""
+    counts = sorted({cell.num_sequences for cell in cells})
+    return {count: markdown([cell for cell in cells if cell.num_sequences == count]) for count in counts}
+
+
 def _told(cell: Cell | None) -> str:
     """Coverage in per cent, bias of the point in per cent, and what is wrong."""
     if cell is None:
@@ -378,6 +391,8 @@ def _told(cell: Cell | None) -> str:
         text += f" ({100 * cell.bias:+.0f} %)"
     if cell.printed < 1:
         text += f", printed {100 * cell.printed:.0f}"
+    if cell.is_wide:
+        text += ", wide"
     wrong = ["falls short"] * cell.falls_short + ["biased"] * cell.is_biased
     return f"🔴 **{text}** {', '.join(wrong)}" if wrong else text
 
@@ -405,7 +420,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None, say: Callable[[str], None] = print) -> int:
     """Command line entry point: 1 where a cell falls short."""
     options = parser().parse_args(arguments)
-    cells = _read(options.cells)
+    cells = read(options.cells)
     of_moments = partial(measure, of_sample=second_moments)
     done = measure_paired if options.paired else of_moments if options.moments else measure
     without = (REFERENCE, "model") if options.paired else ()
@@ -420,17 +435,22 @@ def main(arguments: list[str] | None = None, say: Callable[[str], None] = print)
                 cells += new
                 if options.cells:
                     with options.cells.open("a", encoding="utf-8") as file:
-                        file.writelines(json.dumps(asdict(cell)) + "\n" for cell in new)
+                        file.writelines(json.dumps(_plain(cell)) + "\n" for cell in new)
     cells = pooled(cells)
-    say(markdown(cells))
+    say("\n\n".join(tables(cells).values()))
     say(f"\n{sum(cell.falls_short or cell.is_biased for cell in cells)} of {len(cells)} cells fall short")
     return int(any(cell.falls_short or cell.is_biased for cell in cells))
 
 
-def _read(path: Path | None) -> list[Cell]:
+def read(path: Path | None) -> list[Cell]:
+    """The cells of a file, of each seed; none where there is no file."""
     if path is None or not path.exists():
         return []
     return [Cell(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def _plain(cell: Cell) -> dict[str, Any]:
+    return {name: round(value, 5) if isinstance(value, float) else value for name, value in asdict(cell).items()}
 
 
 if __name__ == "__main__":

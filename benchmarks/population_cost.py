@@ -1,9 +1,10 @@
 """`python -m benchmarks.population_cost [--tokens N...] [--sequences S] [--main-job]`: what estimates cost.
 
 Of the population, beside the eigensolve with vectors of the same Gram, in seconds of the processor, so that other work
-on the machine does not count. Rows are Gaussian, of sequences that share a part; a table in
-Markdown. SciPy is imported before, by estimates of a few tokens: half a second of each process. With `--main-job` also
-their share of the main job, with that import; of the job the model is loaded, passed over and solved, no more.
+on the machine does not count; and memory beyond the Gram and its eigenvectors, at its peak, in matrices of N × N
+numbers. Rows are Gaussian, of sequences that share a part; a table in Markdown. SciPy is imported before, by estimates
+of a few tokens: half a second of each process. With `--main-job` also their share of the main job, with that import; of
+the job the model is loaded, passed over and solved, no more.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import torch
 
 from benchmarks.coverage import population, sample
 from benchmarks.pool import pool
+from benchmarks.process import peak_memory, settled_memory
 from fisherfunc import spectrum_of_grams
 from fisherfunc.linalg.grams.token_grams import TokenGrams
 from fisherfunc.population.clusters import clusters_of
@@ -23,29 +25,33 @@ MAIN_JOB = 512
 """Tokens that it asks for."""
 
 
-def seconds(grams: TokenGrams) -> tuple[float, float]:
-    """Of the eigensolve with vectors, and of all estimates where its result is at hand."""
+def cost(grams: TokenGrams) -> tuple[float, float, float]:
+    """Seconds of the eigensolve with vectors, of all estimates where its result is at hand, and their matrices."""
     found = clusters_of(grams, None, "the cost")
     gram = grams.block().double()
     begin = process_time()
     eigenpairs = torch.linalg.eigh(gram)
-    solved = process_time()
+    solve = process_time() - begin
+    before = settled_memory(gram.device)
+    begin = process_time()
     summary_of(grams, found, eigenpairs=eigenpairs)
-    return solved - begin, process_time() - solved
+    rest = process_time() - begin
+    return solve, rest, (peak_memory(gram.device) - before) / gram.nbytes
 
 
 def table(sizes: list[int], num_sequences: int, num_params: int) -> str:
     """A row a number of tokens."""
     lines = [
-        f"| tokens of {num_sequences} sequences | eigensolve with vectors, s | estimates besides, s | ratio |",
-        "| --- | --- | --- | --- |",
+        f"| tokens of {num_sequences} sequences | eigensolve with vectors, s | estimates besides, s | ratio | N × N |",
+        "| --- | --- | --- | --- | --- |",
     ]
     of = population("1/k", "gaussian", num_params)
-    seconds(sample(of, num_sequences=8, num_tokens=2, generator=torch.Generator().manual_seed(0)))
+    cost(sample(of, num_sequences=8, num_tokens=2, generator=torch.Generator().manual_seed(0)))
     for size in sizes:
         tokens = {"num_sequences": num_sequences, "num_tokens": size // num_sequences}
-        solve, rest = seconds(sample(of, **tokens, generator=torch.Generator().manual_seed(0)))
-        lines.append(f"| {size // num_sequences * num_sequences:,} | {solve:.1f} | {rest:.1f} | {rest / solve:.2f} |")
+        solve, rest, held = cost(sample(of, **tokens, generator=torch.Generator().manual_seed(0)))
+        count = size // num_sequences * num_sequences
+        lines.append(f"| {count:,} | {solve:.1f} | {rest:.1f} | {rest / solve:.2f} | {held:.1f} |")
     return "\n".join(lines)
 
 
@@ -54,7 +60,7 @@ def of_main_job() -> str:
     begin = process_time()
     grams = pool(MAIN_JOB)
     passed = process_time() - begin
-    estimates = seconds(grams)[1]
+    estimates = cost(grams)[1]
     begin = process_time()
     spectrum_of_grams(grams, population=False)
     whole = passed + estimates + process_time() - begin

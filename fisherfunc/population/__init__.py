@@ -2,7 +2,9 @@
 
 Pure functions of `TokenGrams`; no model, and no further pass. F is here the expectation, the Fisher of all tokens that
 could have been drawn, not that of these N: its leading eigenvalue, participation ratio and block structure are other
-numbers, and most of the sample's tell of N alone. docs/population.md has the whole.
+numbers, and most of the sample's tell of N alone. Where targets are `sampled`, F is the true Fisher: what is made of
+products of distinct sequences, whose draws are independent, has its expectation at one draw a token already.
+docs/population.md has the whole.
 """
 
 from fisherfunc.population.dimension import EffectiveDimension, effective_dimension

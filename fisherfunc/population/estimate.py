@@ -12,6 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+LARGEST = math.log(torch.finfo(torch.float64).max) - 1e-9
+"""Of logarithms: an end beyond it would be no number."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
@@ -93,12 +96,13 @@ def spread(left_out: Float[Tensor, " s"]) -> tuple[float, float]:
     Args:
         left_out: The value without each cluster.
     """
-    count = len(left_out)
-    squares = (left_out - left_out.mean()).square()
+    count, deviations = len(left_out), left_out - left_out.mean()
+    largest = float(deviations.abs().max())
+    squares = (deviations / (largest or 1.0)).square()  # fourth powers of moments leave what float64 holds
     total, fourth = float(squares.sum()), float(squares.square().sum())
     excess = fourth - total**2 / count
     degrees = 2 * total**2 / excess if excess > 0 else math.inf
-    return math.sqrt((count - 1) / count * total), min(count - 1, degrees) / 2
+    return largest * math.sqrt((count - 1) / count * total), min(count - 1, degrees) / 2
 
 
 def half_width(left_out: Float[Tensor, " s"], level: float) -> float:
@@ -155,7 +159,7 @@ def jackknifed(
         low = high = point = float(value)
     elif log and bool(((left_out > 0) & (value > 0)).all()):
         width, point = half_width(left_out.log(), level), float(value)
-        low, high = point * math.exp(-width), point * math.exp(min(width, 700.0))
+        low, high = point * math.exp(-width), math.exp(min(math.log(point) + width, LARGEST))
     else:
         width, point = half_width(left_out, level), float(value)
         low, high = point - width, point + width

@@ -105,6 +105,10 @@ def test_what_falls_short_is_marked():
     silent = Cell(name="trace", printed=0.2, held=0.5, held_all=0.5, bias=0.5, **facts)
     assert "🔴" not in markdown([good]) and "falls short" in markdown([short]) and "biased" in markdown([biased])
     assert "not printed" in markdown([silent]) and not silent.falls_short and not silent.is_biased
+    wide = replace(good, held=0.995)
+    assert ", wide" in markdown([wide]) and ", wide" not in markdown([good])
+    at_an_end = replace(wide, truth=0.0), replace(wide, name="participation ratio", spectrum="flat")
+    assert not any(cell.is_wide for cell in (*at_an_end, replace(wide, name="three leading")))
 
 
 def test_seeds_are_pooled_by_their_samples_and_each_is_measured_once(tmp_path):
@@ -180,5 +184,5 @@ def test_the_cost_of_estimates_is_measured_beside_the_eigensolve():
     said = []
     population_cost.main(["--tokens", "40", "--sequences", "8", "--params", "32"], said.append)
     *_, row = said[0].splitlines()
-    count, solve, rest, _ = [cell.strip() for cell in row.strip("|").split("|")]
-    assert count == "40" and float(solve) >= 0 and float(rest) >= 0
+    count, solve, rest, _, held = [cell.strip() for cell in row.strip("|").split("|")]
+    assert count == "40" and float(solve) >= 0 and float(rest) >= 0 and float(held) >= 0

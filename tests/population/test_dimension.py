@@ -9,11 +9,15 @@ import torch
 from builders import grams_of
 
 import fisherfunc as ff
+from benchmarks.coverage import population
+from benchmarks.coverage import sample as simulated
 from fisherfunc.population import EffectiveDimension, Estimate, PopulationSummary
 from fisherfunc.population.clusters import clusters_of
 from fisherfunc.population.dimension import curve_of
+from fisherfunc.population.estimate import spread
 from fisherfunc.population.leading import HeldOut, bracket_of_leading
 from fisherfunc.population.moments import moments_of
+from fisherfunc.population.paired import dimension_at
 from fisherfunc.population.rank import _bounds
 from fisherfunc.testing import clustered_grams
 
@@ -77,6 +81,18 @@ def test_the_band_is_that_of_refits_without_each_sequence():
         moved.append(own.log().item() - slope * math.log(kappa_s * without_two / own.item() / kappa))
     moved = torch.tensor(moved, dtype=torch.float64)
     torch.testing.assert_close(curve.deviations[-1], moved - moved.mean(), rtol=1e-6, atol=1e-9)
+
+
+def test_the_error_of_the_curve_is_what_it_spreads_by_between_samples():
+    """Also between anchors, λ = 1/k² at 0.1 λ₁: the spread of 30 samples is known to 13 %."""
+    of, generator = population("1/k^2", "gaussian"), torch.Generator().manual_seed(0)
+    logs, errors = [], []
+    for _ in range(30):
+        grams = simulated(of, num_sequences=20, num_tokens=16, generator=generator)
+        values = torch.tensor(dimension_at(ff.population.summary(grams, num_leading=1).left_out, 0.1)).log()
+        logs.append(values[0])
+        errors.append(spread(values[1:])[0])
+    assert 0.7 < sum(errors) / 30 / float(torch.stack(logs).std()) < 1.4
 
 
 def test_the_dimension_is_that_of_the_population_where_the_samples_is_not():

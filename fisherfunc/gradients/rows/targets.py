@@ -60,7 +60,8 @@ def sampled(num_draws: int = 1, *, seed: int = 0) -> Targets:
 
     Each entry of F has the expectation of the true Fisher's, and so has the trace. Eigenvalues are not linear in F: the
     largest is too large on average (Jensen), as is ‖F‖_F, the more so the fewer the draws. Rows of two sequences have
-    independent draws, so that estimates from pairs of distinct sequences alone are without bias at one draw as well.
+    independent draws, so that second moments, moments and effective dimensions of `ff.population`, which are made of
+    products of distinct sequences, are those of the true Fisher at one draw as well.
 
     A draw depends on the seed, the number of its sequence, its position and its own number, and on the predictions
     there; on nothing else. Cost: one forward pass a sequence, then D rows a token.

@@ -355,9 +355,9 @@ def _estimate(value: float, half: float, each: Tensor) -> Estimate:
     count = len(each)
     if count == 1:
         return Estimate(value=value, quadrature_error=half, standard_error=math.nan, low=-math.inf, high=math.inf)
-    from scipy.stats import t as student
+    from scipy.special import stdtrit  # scipy.stats takes a second to import
 
     error = float(each.std()) / count**0.5
-    spread = half + float(student.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
+    spread = half + float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * error
     found = Estimate(value=value, quadrature_error=half, standard_error=error, low=0.0, high=0.0)
     return replace(found, low=value - spread, high=value + spread)
