@@ -239,7 +239,7 @@ def _formed(work: Workload, options: PassOptions, halves: Mapping[str, Halves]) 
     for place, chunk in gradient_chunks(losses, work.params, work.tokens, method=method, chunk_size=size):
         for name, gradient in chunk.items():
             for half, projection in enumerate(halves[name]):
-                found[name][half, place] = projection.of_gradients(gradient.flatten(1)).to(found[name].dtype)
+                found[name][half, place] = projection.of_gradients(gradient.reshape(len(gradient), -1)).to(found[name].dtype)
     return found
 
 
