@@ -164,8 +164,9 @@ def fisher(
     A product over rows is a backward pass of the u-weighted sum of the losses over the batches, then a derivative along
     what it gave: about six forward passes, five by central differences. A product over parameters is one sweep, about
     five. At once: some fourteen forward passes, by which tokens are found, sequences that run together are held
-    against each alone, and derivatives against the backward pass. Memory beyond the model: a gradient, and what a pass saves for its backward pass; over
-    parameters four times that where a pass is of a single sequence, as several are divided into four.
+    against each alone, and derivatives against the backward pass. Memory beyond the model: a gradient, and what a pass
+    saves for its backward pass; over parameters four times that where a pass is of a single sequence, as several are
+    divided into four.
 
     Args:
         fn: The model as a pure function.

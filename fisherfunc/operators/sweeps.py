@@ -144,7 +144,7 @@ def shares_primal(passes: Passes) -> bool:
 
     Cost: ten forward passes of the first pass.
     """
-    one = Passes(params=passes.params, each=(_renumbered(passes.each[0]),), num_rows=len(passes.each[0].rows))
+    one = passes.alone(passes.each[0])
     v = weighted_gradient(one, torch.ones(one.num_rows, dtype=torch.float64, device=one.each[0].rows.device))
     expected = gradient_along(one, v, FORWARD_MODE)
     try:
@@ -189,8 +189,7 @@ def tried_difference(passes: Passes) -> Difference:
 
     Cost: a few passes over the first rows.
     """
-    first = passes.each[0]
-    one = Passes(params=passes.params, each=(_renumbered(first),), num_rows=len(first.rows))
+    one = passes.alone(first := passes.each[0])
     generator = torch.Generator().manual_seed(0)
     u = torch.randn(one.num_rows, generator=generator, dtype=torch.float64, device="cpu").to(first.rows.device)
     v = weighted_gradient(one, u)
@@ -208,25 +207,21 @@ def _root_mean_square(values: Tensor) -> float:
 
 
 def _is_adjoint(passes: Passes, way: Way) -> bool:
-    v = random_tree(passes.params)
-    for one in map(_renumbered, passes.each):
-        alone = Passes(params=passes.params, each=(one,), num_rows=len(one.rows))
-        u = random_weights(alone.num_rows).to(one.rows.device)
-        gradient = weighted_gradient(alone, u)
+    """Of differences in all rows together: what a step leaves of those that change least is no less than round-off."""
+    v, differences = random_tree(passes.params), isinstance(way, Difference)
+    for some in [passes] if differences else map(passes.alone, passes.each):
+        u = random_weights(some.num_rows).to(some.each[0].rows.device)
+        gradient = weighted_gradient(some, u)
         try:
-            along = derivatives(alone, v, way)
+            along = derivatives(some, v, way)
         except (RuntimeError, NotImplementedError) as error:  # an operation without this derivative
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             return False
-        if not is_adjoint(one, passes.params, u=u, gradient=gradient, tree=v, along=along):
+        order = 1 / 3 if differences else 1 / 2
+        if not is_adjoint(some, u=u, gradient=gradient, tree=v, along=along, order=order):
             return False
     return True
-
-
-def _renumbered(one: Pass) -> Pass:
-    rows = torch.arange(len(one.rows), device=one.rows.device)
-    return Pass(losses=one.losses, ordinary=one.ordinary, rows=rows)
 
 
 def norm(tree: Params) -> float:

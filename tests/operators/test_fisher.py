@@ -158,6 +158,27 @@ def test_a_backward_pass_that_is_not_linear_has_no_products():
         ff.operators.fisher(ff.functionalize(By(Reversed)), fn.params, batch, loss, derivative="central difference")
 
 
+class InAutocast(By):
+    """A model in float32 that computes in bfloat16."""
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x).float()
+
+
+def test_derivatives_are_held_against_the_backward_pass_by_the_dtype_of_what_is_computed():
+    torch.manual_seed(0)
+    batch, loss = (torch.randn(5, 4), torch.randint(3, (5,))), ff.losses.classification()
+    fn = ff.functionalize(InAutocast(NoForwardMode))
+    rows = ff.per_token_gradients(fn, fn.params, batch, loss)
+    g, x = torch.cat([r.flatten(1).double() for r in rows.values()], dim=1), random_tree(fn.params)
+    for product in (
+        ff.operators.fisher(fn, fn.params, batch, loss).parameter_product,
+        ff.directions.fisher_vector_product(fn, fn.params, batch, loss),
+    ):
+        assert relative(flat(product(x)).double(), g.T @ (g @ flat(x).double()) / 5) < 10 * 2**-8
+
+
 class Recomputed(nn.Module):
     """Two layers whose activations are made again by the older, reentrant checkpointing, which needs `.backward()`."""
 

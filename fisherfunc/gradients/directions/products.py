@@ -146,20 +146,21 @@ def adjoint_methods(passes: Passes) -> list[str]:
         ValueError: If there is none.
     """
     x = random_tree(passes.params)
-    return [_method_of(one, passes.params, x) for one in passes.each]
+    return [_method_of(passes.alone(one), x) for one in passes.each]
 
 
-def _method_of(one: Pass, params: Params, tree: Params) -> str:
-    u = random_weights(len(one.rows)).to(one.rows.device)
-    gradient = next(weighted(one, params, u[None]))
+def _method_of(passes: Passes, tree: Params) -> str:
+    (one,) = passes.each
+    u = random_weights(passes.num_rows).to(one.rows.device)
+    gradient = next(weighted(one, passes.params, u[None]))
     for name, method in METHODS.items():
         try:
-            along = method(one, params, tree)
+            along = method(one, passes.params, tree)
         except (RuntimeError, NotImplementedError) as error:  # an operation without this derivative
             if name == list(METHODS)[-1] or isinstance(error, torch.OutOfMemoryError):
                 raise
             continue
-        if is_adjoint(one, params, u=u, gradient=gradient, tree=tree, along=along):
+        if is_adjoint(passes, u=u, gradient=gradient, tree=tree, along=along):
             return name
     raise ValueError(NOT_ADJOINT)
 
@@ -178,7 +179,9 @@ def random_weights(count: int) -> Float[Tensor, " n"]:
     return torch.randn(count, generator=torch.Generator().manual_seed(1), dtype=torch.float64, device="cpu")
 
 
-def is_adjoint(one: Pass, params: Params, *, u: Tensor, gradient: Params, tree: Params, along: Tensor) -> bool:
+def is_adjoint(
+    passes: Passes, *, u: Tensor, gradient: Params, tree: Params, along: Tensor, order: float = 1 / 2
+) -> bool:
     """Whether ⟨u, G x⟩ = ⟨Gᵀ u, x⟩ but for round-off, also that of gradients that are zero: eps of the losses.
 
     As u is drawn without knowing what is wrong, an error e of G x shows as a normal number of size ‖e‖, whatever the
@@ -187,20 +190,19 @@ def is_adjoint(one: Pass, params: Params, *, u: Tensor, gradient: Params, tree: 
     Derivatives that are not finite count as adjoint: who takes them says so.
 
     Args:
-        one: Of which rows.
-        params: Where.
+        passes: Over the rows.
         u: Weights of `random_weights`.
         gradient: Gᵀ u.
         tree: x, with entries of size one.
         along: G x.
+        order: G x is known to this power of eps.
     """
     along = along.detach().double()
     if not bool(along.isfinite().all()):
         return True
     with torch.no_grad():
-        losses = 1 + one.losses(params).detach().double().abs()
+        losses = torch.cat([1 + one.losses(passes.params).detach().double().abs() for one in passes.each])
     error = (u @ along - inner(stacked(gradient), stacked(tree))[0, 0]).abs()
     own = inner(stacked(gradient), stacked(gradient))[0, 0].sqrt()
-    eps = max(torch.finfo(p.dtype).eps for p in params.values())
-    allowed = 3 * max(eps**0.5, 1e-3) * along.norm() + 100 * eps * (own + losses.norm() * u.norm())
-    return bool(error <= allowed)
+    eps = torch.finfo(passes.precision).eps
+    return bool(error <= 3 * max(eps**order, 1e-3) * along.norm() + 100 * eps * (own + losses.norm() * u.norm()))
