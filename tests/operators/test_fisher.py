@@ -1,5 +1,7 @@
 """Products with F over tokens and parameters, against a loop of backward passes; their laws; what is refused."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from explicit import flat, random_tree, rows_of, setting
@@ -319,3 +321,15 @@ def test_a_product_adds_to_no_gradient_but_its_own():
         operator.token_product(weights(5))
         operator.parameter_product(random_tree(fn.params))
         assert scale.grad is gradient and (gradient is None or bool((gradient == 2).all()))
+
+
+def test_threads_have_the_products_that_each_has_alone():
+    """Levels of forward mode belong to the process: one that a thread ends is gone for all."""
+    fn, batch, loss, rows = setting("mlp")
+    g, x = torch.cat(list(rows.values()), dim=1), random_tree(fn.params)
+    expected = g.T @ (g @ flat(x)) / len(g)
+    products = [ff.operators.fisher(fn, fn.params, batch, loss).parameter_product for _ in range(2)]
+    products += [ff.directions.fisher_vector_product(fn, fn.params, batch, loss) for _ in range(2)]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda number: flat(products[number % 4](x)), range(80)))
+    assert max(relative(product, expected) for product in found) < 1e-10

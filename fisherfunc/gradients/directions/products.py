@@ -19,6 +19,7 @@ from fisherfunc.gradients.autodiff.pullback import leaves_of
 from fisherfunc.gradients.directions.passes import Pass, Passes, pulled, weighted
 from fisherfunc.linalg.trees import inner, stacked
 from fisherfunc.records.axes import Params
+from fisherfunc.runtime.draws import ONE_AT_A_TIME
 
 Derivative = Callable[[Pass, Params, Params], Tensor]
 """(pass, parameters, direction) → the derivatives of the losses of its rows."""
@@ -57,7 +58,7 @@ def gradient_of_derivatives(passes: Passes, tree: Params) -> dict[str, Tensor]:
     totals = zeros_of(passes)
     leaves = leaves_of(passes.params)
     for one in passes.each:
-        with torch.enable_grad(), forward_ad.dual_level():
+        with ONE_AT_A_TIME, torch.enable_grad(), forward_ad.dual_level():
             dual = {name: forward_ad.make_dual(leaf, tree[name].to(leaf)) for name, leaf in leaves.items()}
             losses, along = forward_ad.unpack_dual(one.losses(dual))
         along = torch.zeros_like(losses) if along is None else along.detach()
@@ -102,8 +103,9 @@ def derivatives_along(passes: Passes, tree: Params, methods: Sequence[str]) -> F
 
 
 def by_forward_mode(one: Pass, params: Params, tree: Params) -> Tensor:
-    """One Jacobian-vector product."""
-    return torch.func.jvp(one.losses, (dict(params),), (dict(tree),))[1]
+    """One Jacobian-vector product; levels of forward mode are those of the process, so that one thread takes it."""
+    with ONE_AT_A_TIME:
+        return torch.func.jvp(one.losses, (dict(params),), (dict(tree),))[1]
 
 
 def by_double_backward(one: Pass, params: Params, tree: Params) -> Tensor:
