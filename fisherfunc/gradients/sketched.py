@@ -223,8 +223,9 @@ def _formed(work: Workload, options: PassOptions, halves: Mapping[str, Halves]) 
     size = options.chunk_size or chunk_size_of(work, options.limit(work.tokens.loss.device))
     for place, chunk in gradient_chunks(losses, work.params, work.tokens, method=method, chunk_size=size):
         for name, gradient in chunk.items():
+            flat = gradient.reshape(len(gradient), -1)
             for half, projection in enumerate(halves[name]):
-                found[name][half, place] = projection.of_gradients(gradient.flatten(1)).to(found[name].dtype)
+                found[name][half, place] = projection.of_gradients(flat).to(found[name].dtype)
     return found
 
 

@@ -49,6 +49,7 @@ def arguments(module: nn.Module, batch: Batch, accepted: inspect.Signature, *, g
     """
     named = by_name(batch)
     if named is None:
+        _check_last_field(accepted, batch)
         found = _of_tuple(accepted, batch[:-1], batch[-1], give_targets)
     elif not isinstance(batch, Mapping):
         found = _of_fields(accepted, named, give_targets)
@@ -75,6 +76,17 @@ def _of_tuple(signature: inspect.Signature, inputs: tuple[Any, ...], targets: An
     left = [p.name for p in list(signature.parameters.values())[len(inputs) :] if p.name in OF_TARGETS]
     name = next((name for name in left if _wanted(signature, name, give_targets)), None)
     return inputs, {} if name is None else {name: targets}
+
+
+def _check_last_field(signature: inspect.Signature, batch: Any) -> None:
+    """Raise where a named tuple ends in an argument of `forward`, and by place in the targets."""
+    last = getattr(batch, "_fields", (None,))[-1]
+    if last in signature.parameters and last not in OF_TARGETS:
+        raise TypeError(
+            f"the named tuple has the fields {list(batch._fields)}, of which none is called 'labels' or 'targets', and "
+            f"forward{signature} takes {last!r}: its last entry is the targets by place, and an input by name. Pass a "
+            "dictionary for the one, a plain tuple (*inputs, targets) for the other"
+        )
 
 
 def _of_fields(signature: inspect.Signature, batch: Mapping[str, Any], give_targets: bool) -> Arguments:

@@ -260,8 +260,9 @@ def _of_this_call(tensor: Tensor) -> Tensor:
 
 
 def _parameter(tensor: Tensor, *, requires_grad: bool) -> nn.Parameter:
+    """In the same memory, with a version counter of its own: it may be given other memory, and is written to then."""
     made = same_memory(tensor)
-    return made if isinstance(made, nn.Parameter) else nn.Parameter(made.detach(), requires_grad=requires_grad)
+    return made if isinstance(made, nn.Parameter) else nn.Parameter(made.data, requires_grad=requires_grad)
 
 
 def _or_none(run: Callable[[], Any]) -> Any:

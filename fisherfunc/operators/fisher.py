@@ -26,15 +26,17 @@ from fisherfunc.linalg.grams.tokens import Tokens
 from fisherfunc.linalg.krylov.token_operator import TokenOperator
 from fisherfunc.linalg.trees import check_alike
 from fisherfunc.operators.sweeps import (
-    CENTRAL_DIFFERENCE,
     DERIVATIVES,
     FORWARD_MODE,
     Difference,
-    chosen_difference,
+    Way,
+    chosen_way,
     derivatives,
     gradient_along,
+    name_of,
     norm,
     shares_primal,
+    tried_difference,
     weighted_gradient,
 )
 from fisherfunc.partitioning import by_layer
@@ -85,7 +87,8 @@ class FisherOperator(TokenOperator, Traced):
         reference_sides: () → those of the reference product.
         params: Where F is, and by what.
         tokens: Which token (or sequence) each row is.
-        derivative: How derivatives are taken: "forward mode", exact but for round-off, or "central difference".
+        derivative: How derivatives are taken: "forward mode", "double backward" and "rows", exact but for round-off, or
+            "central difference".
         reference: What round-off is measured against, in words.
         provenance: What F this is, as that of `token_grams`.
         fingerprint: () → what every product depends on, in a few lines of text.
@@ -159,9 +162,10 @@ def fisher(
 
     A product over rows is a backward pass of the u-weighted sum of the losses over the batches, then a derivative along
     what it gave: about six forward passes, five by central differences. A product over parameters is one sweep, about
-    five. At once: some eight forward passes, by which tokens are found, and sequences that run together are held
-    against each alone. Memory beyond the model: a gradient, and what a pass saves for its backward pass; over
-    parameters four times that where a pass is of a single sequence, as several are divided into four.
+    five. At once: some fourteen forward passes, by which tokens are found, sequences that run together are held
+    against each alone, and derivatives against the backward pass. Memory beyond the model: a gradient, and what a pass
+    saves for its backward pass; over parameters four times that where a pass is of a single sequence, as several are
+    divided into four.
 
     Args:
         fn: The model as a pure function.
@@ -176,12 +180,14 @@ def fisher(
         num_tokens: At most this many tokens, picked by seed.
         seed: Of whatever is picked.
         derivative: "forward mode", "central difference" of two forward passes, or "auto": forward mode where the model
-            has it, and its derivatives are adjoint to the backward pass. The error of a central difference is measured
-            with the round-off, and is in every certificate.
+            has it, and its derivatives are adjoint to the backward pass; else differences, "double backward" or "rows",
+            the first that is. The error of a central difference is measured with the round-off, and is in every
+            certificate.
         trace: tr F, where it is known: `ff.gradient_norms(…).sum() / N`.
 
     Raises:
-        ValueError: If no token is valid, there is no such block, an option is out of range, or a loss is not finite.
+        ValueError: If no token is valid, there is no such block, an option is out of range, a loss is not finite, or no
+            derivative, or not the one asked for, is adjoint to the backward pass.
 
     Example:
         >>> import fisherfunc as ff
@@ -203,19 +209,19 @@ def fisher(
     groups = groups_of(work)
     passes = passes_over(work, groups)
     divided = passes_over(work, [group[i::DIVIDED] for group in groups for i in range(min(DIVIDED, len(group)))])
-    difference = chosen_difference(passes, derivative)
-    together = difference is None and shares_primal(divided)
+    way = chosen_way(passes, derivative)
+    together = way == FORWARD_MODE and shares_primal(divided)
     device = next(iter(work.params.values())).device
-    method = FORWARD_MODE if difference is None else CENTRAL_DIFFERENCE
+    method = name_of(way)
     num_units = work.num_tokens // work.tokens.num_targets
-    sides = _sides(passes, difference)
-    reference_sides, described = _reference(work, groups, passes, difference)
+    sides = _sides(passes, way)
+    reference_sides, described = _reference(work, groups, passes, way)
 
     @full_precision()
     @torch.inference_mode(mode=False)
     def parameter_product(tree: Params) -> dict[str, Tensor]:
         check_alike(tree, {name: p.shape for name, p in work.params.items()}, what="the tree")
-        found = gradient_of_derivatives(divided, tree) if together else gradient_along(passes, tree, difference)
+        found = gradient_of_derivatives(divided, tree) if together else gradient_along(passes, tree, way)
         return {name: g / num_units for name, g in found.items()}
 
     return FisherOperator(
@@ -294,7 +300,7 @@ def token_product_of(
     return product
 
 
-def _sides(passes: Passes, difference: Difference | None) -> Sides:
+def _sides(passes: Passes, way: Way) -> Sides:
     @full_precision()
     @torch.inference_mode(mode=False)
     def gradient(u: Tensor) -> dict[str, Tensor]:
@@ -306,19 +312,17 @@ def _sides(passes: Passes, difference: Difference | None) -> Sides:
     @torch.inference_mode(mode=False)
     def along(tree: Params, slope: float | None) -> Tensor:
         check_alike(tree, {name: p.shape for name, p in passes.params.items()}, what="the tree")
-        return derivatives(passes, tree, difference, slope=slope)
+        return derivatives(passes, tree, way, slope=slope)
 
     return Sides(weighted_gradient=gradient, derivatives=along)
 
 
-def _reference(
-    work: Workload, groups: list[list[int]], passes: Passes, difference: Difference | None
-) -> tuple[Callable[[], Sides], str]:
+def _reference(work: Workload, groups: list[list[int]], passes: Passes, way: Way) -> tuple[Callable[[], Sides], str]:
     """The halves of a product by the most precise arithmetic that there is, and what that is."""
 
     def in_float64() -> Sides:
         exact = _exact_passes(work, groups)
-        return _sides(exact, None if difference is None else chosen_difference(exact, CENTRAL_DIFFERENCE))
+        return _sides(exact, tried_difference(exact) if isinstance(way, Difference) else way)
 
     if all(p.dtype == torch.float64 for p in work.params.values()):
         reason = ""
@@ -326,10 +330,10 @@ def _reference(
         reason = _why_not_float64(work, groups)
         if not reason:
             return in_float64, "float64"
-    if difference is not None:
-        twice = replace(difference, change=2 * difference.change)
+    if isinstance(way, Difference):
+        twice = replace(way, change=2 * way.change)
         return lambda: _sides(passes, twice), f"a central difference of twice the step{reason}"
-    return lambda: _sides(passes, None), f"products of sums{reason}"
+    return lambda: _sides(passes, way), f"products of sums{reason}"
 
 
 def _why_not_float64(work: Workload, groups: list[list[int]]) -> str:

@@ -2,7 +2,8 @@
 
 The first is a plain call of the model and `.backward()`, so that attention kernels without a second derivative,
 checkpointing of activations and compilation stay what they are. The second is the forward-mode derivative of the
-losses, or, where an operation has none, a central difference of two plain forward passes:
+losses, or, where an operation has none, a central difference of two plain forward passes, or, where the model's
+gradients are not those of its values (a straight-through estimator, a `detach`), a way of directions/products.py:
 
     (ℓ(θ + h v) − ℓ(θ − h v)) / 2h = G v + O(h²) + O(eps/h),     h = s √n/‖G v‖
 
@@ -12,7 +13,9 @@ leading eigenvector is 35 times smaller than that of a random one, whose ‖G v�
 ‖G v‖ ≥ ‖v‖²/‖u‖ is known; else it is measured on the first pass. Axis order: rows `n`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -21,7 +24,15 @@ from torch import Tensor
 
 from fisherfunc.gradients.autodiff.pullback import no_other_gradients, strided
 from fisherfunc.gradients.directions.passes import Pass, Passes
-from fisherfunc.gradients.directions.products import by_forward_mode, gradient_of_derivatives, zeros_of
+from fisherfunc.gradients.directions.products import (
+    METHODS,
+    NOT_ADJOINT,
+    gradient_of_derivatives,
+    is_adjoint,
+    random_tree,
+    random_weights,
+    zeros_of,
+)
 from fisherfunc.linalg.trees import inner, stacked
 from fisherfunc.records.axes import Params
 
@@ -29,6 +40,7 @@ FORWARD_MODE = "forward mode"
 CENTRAL_DIFFERENCE = "central difference"
 AUTO = "auto"
 DERIVATIVES = (AUTO, FORWARD_MODE, CENTRAL_DIFFERENCE)
+_NOT_SO = "these derivatives are not adjoint to the backward pass; derivative='auto' takes others"
 TRIED = range(4, -6, -1)
 """Powers of 4 that eps^⅓ nats are multiplied by in the trial."""
 
@@ -75,15 +87,22 @@ class Difference:
     rate: float
 
 
-def derivatives(
-    passes: Passes, tree: Params, difference: Difference | None, *, slope: float | None = None
-) -> Float[Tensor, " n"]:
+Way = Difference | str
+"""How derivatives are taken: by central differences, or by one of `METHODS`."""
+
+
+def name_of(way: Way) -> str:
+    """What a way is called."""
+    return CENTRAL_DIFFERENCE if isinstance(way, Difference) else way
+
+
+def derivatives(passes: Passes, tree: Params, way: Way, *, slope: float | None = None) -> Float[Tensor, " n"]:
     """G v in float64, computed in the dtype of the model.
 
     Args:
         passes: Over the rows.
         tree: v.
-        difference: How central differences are taken; forward mode where None.
+        way: How they are taken.
         slope: ‖G v‖/√n, where it is known.
 
     Raises:
@@ -95,16 +114,16 @@ def derivatives(
     if length == 0:
         return found
     distance = 0.0
-    if difference is not None:
+    if isinstance(way, Difference):
         first = passes.each[0]
-        guess = difference.change / (difference.rate * length)
+        guess = way.change / (way.rate * length)
         slope = slope or _root_mean_square(_difference(first, passes.params, v, guess))
-        distance = difference.change / slope if slope > 0 else guess
+        distance = way.change / slope if slope > 0 else guess
     for one in passes.each:
         along = (
-            by_forward_mode(one, passes.params, v)
-            if difference is None
-            else _difference(one, passes.params, v, distance)
+            _difference(one, passes.params, v, distance)
+            if isinstance(way, Difference)
+            else METHODS[way](one, passes.params, v)
         )
         found[one.rows.to(found.device)] = along.detach().double()
     if not bool(found.isfinite().all()):
@@ -115,9 +134,9 @@ def derivatives(
     return found
 
 
-def gradient_along(passes: Passes, tree: Params, difference: Difference | None) -> dict[str, Tensor]:
-    """Gᵀ G v in two sweeps, by central differences or where the two cannot be one (`shares_primal`)."""
-    return weighted_gradient(passes, derivatives(passes, tree, difference))
+def gradient_along(passes: Passes, tree: Params, way: Way) -> dict[str, Tensor]:
+    """Gᵀ G v in two sweeps, where the two cannot be one (`shares_primal`)."""
+    return weighted_gradient(passes, derivatives(passes, tree, way))
 
 
 def shares_primal(passes: Passes) -> bool:
@@ -125,9 +144,9 @@ def shares_primal(passes: Passes) -> bool:
 
     Cost: ten forward passes of the first pass.
     """
-    one = Passes(params=passes.params, each=(_renumbered(passes.each[0]),), num_rows=len(passes.each[0].rows))
+    one = passes.alone(passes.each[0])
     v = weighted_gradient(one, torch.ones(one.num_rows, dtype=torch.float64, device=one.each[0].rows.device))
-    expected = gradient_along(one, v, None)
+    expected = gradient_along(one, v, FORWARD_MODE)
     try:
         found = gradient_of_derivatives(one, v)
     except (RuntimeError, NotImplementedError) as error:
@@ -148,19 +167,32 @@ def _difference(one: Pass, params: Params, v: Params, distance: float) -> Tensor
     return (ends[0] - ends[1]) / (2 * distance)
 
 
-def chosen_difference(passes: Passes, derivative: str) -> Difference | None:
-    """How derivatives are taken: None for forward mode, else central differences, whose change is found by trial.
+def chosen_way(passes: Passes, derivative: str) -> Way:
+    """How derivatives are taken: the first way of those asked for that is adjoint to the backward pass, in every pass.
 
-    "auto" is forward mode where the first pass has it and ⟨u, G v⟩ = ⟨Gᵀ u, v⟩ holds by it, for random u and v = Gᵀ u.
-    The change is that which a quarter of it alters least, along the same v. Cost: a few passes over the first rows.
+    "auto" asks for forward mode, central differences, second derivatives and a backward pass a row, in this order.
+    Cost: a backward pass and a derivative of all rows, of each way that is tried.
+
+    Raises:
+        ValueError: If no way is.
     """
-    first = passes.each[0]
-    one = Passes(params=passes.params, each=(_renumbered(first),), num_rows=len(first.rows))
+    ways: dict[str, Callable[[], Way]] = {name: partial(str, name) for name in METHODS}
+    ways = {FORWARD_MODE: ways.pop(FORWARD_MODE), CENTRAL_DIFFERENCE: lambda: tried_difference(passes), **ways}
+    for way in ways.values() if derivative == AUTO else [ways[derivative]]:
+        if _is_adjoint(passes, found := way()):
+            return found
+    raise ValueError(NOT_ADJOINT if derivative == AUTO else f"derivative={derivative!r}: {_NOT_SO}")
+
+
+def tried_difference(passes: Passes) -> Difference:
+    """The central difference whose change of the losses a quarter of it alters least, along v = Gᵀu of the first pass.
+
+    Cost: a few passes over the first rows.
+    """
+    one = passes.alone(first := passes.each[0])
     generator = torch.Generator().manual_seed(0)
     u = torch.randn(one.num_rows, generator=generator, dtype=torch.float64, device="cpu").to(first.rows.device)
     v = weighted_gradient(one, u)
-    if derivative == FORWARD_MODE or (derivative == AUTO and _has_forward_mode(one, u, v)):
-        return None
     eps = max(torch.finfo(p.dtype).eps for p in passes.params.values())
     length = norm(v) or 1.0
     slope = length**2 / float(u.norm() * one.num_rows**0.5)
@@ -174,22 +206,22 @@ def _root_mean_square(values: Tensor) -> float:
     return float(values.double().square().mean().sqrt())
 
 
-def _has_forward_mode(one: Passes, u: Tensor, v: Params) -> bool:
-    try:
-        along = derivatives(one, v, None)
-    except (RuntimeError, NotImplementedError) as error:  # an operation without this derivative
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        return False
-    size = norm(v) ** 2
-    eps = max(torch.finfo(p.dtype).eps for p in one.params.values())
-    allowed = max(eps**0.5, 1e-3) * float(along.norm() * u.norm()) + 100 * eps * size
-    return abs(float(u @ along) - size) <= allowed
-
-
-def _renumbered(one: Pass) -> Pass:
-    rows = torch.arange(len(one.rows), device=one.rows.device)
-    return Pass(losses=one.losses, ordinary=one.ordinary, rows=rows)
+def _is_adjoint(passes: Passes, way: Way) -> bool:
+    """Of differences in all rows together: what a step leaves of those that change least is no less than round-off."""
+    v, differences = random_tree(passes.params), isinstance(way, Difference)
+    for some in [passes] if differences else map(passes.alone, passes.each):
+        u = random_weights(some.num_rows).to(some.each[0].rows.device)
+        gradient = weighted_gradient(some, u)
+        try:
+            along = derivatives(some, v, way)
+        except (RuntimeError, NotImplementedError) as error:  # an operation without this derivative
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            return False
+        order = 1 / 3 if differences else 1 / 2
+        if not is_adjoint(some, u=u, gradient=gradient, tree=v, along=along, order=order):
+            return False
+    return True
 
 
 def norm(tree: Params) -> float:

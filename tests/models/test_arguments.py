@@ -16,6 +16,7 @@ InOrder = namedtuple("InOrder", "x labels")
 OtherNames = namedtuple("OtherNames", "pixels labels")
 Reversed = namedtuple("Reversed", "labels x")
 Mixed = namedtuple("Mixed", "pixels x labels")
+Unlabelled = namedtuple("Unlabelled", "ids mask")
 
 
 def module(signature):
@@ -40,6 +41,7 @@ CASES = [
     ("x", InOrder(X, Y), False, ((), {"x": X})),
     ("x", Reversed(Y, X), False, ((), {"x": X})),
     ("x", OtherNames(X, Y), False, ((X,), {})),
+    ("x", Unlabelled(X, Y), False, ((X,), {})),
 ]
 
 
@@ -58,6 +60,7 @@ def test_the_arguments_of_a_call(signature, batch, give, expected):
         ("x", (X, X, Y), r"too many positional arguments\): it gives input 0, input 1"),
         ("x, mask", (X, Y), "missing a required argument: 'mask'"),
         ("x, pixel=None", Mixed(X, X, Y), "by name or by place"),
+        ("ids, mask=None", Unlabelled(X, Y), "'mask': its last entry is the targets by place, and an input by name"),
     ],
 )
 def test_what_forward_does_not_take_is_a_type_error_in_its_names(signature, batch, message):

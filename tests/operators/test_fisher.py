@@ -1,9 +1,20 @@
 """Products with F over tokens and parameters, against a loop of backward passes; their laws; what is refused."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from explicit import flat, random_tree, rows_of, setting
-from forward_modes import BackwardOnly, By, NoForwardMode, WrongForwardMode
+from forward_modes import (
+    BackwardOnly,
+    By,
+    Clipped,
+    NoForwardMode,
+    Reversed,
+    Rounded,
+    WithoutGradient,
+    WrongForwardMode,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -110,6 +121,64 @@ def test_operations_without_a_right_derivative_take_central_differences_that_are
     rounding = 30 * torch.finfo(dtype).eps * float(true[0])  # of the rows that it is held against
     assert bool(((found.eigenvalues[:, None] - true).abs().min(dim=1).values <= found.bounds + rounding).all())
     assert float(found.bounds[0]) < 0.05 * float(true[0])
+
+
+class AfterTheFirst(By):
+    """One whose gradients are not those of its values, in sequences longer than three alone."""
+
+    def forward(self, x):
+        hidden = self.layer(x)
+        return self.head(self.operation.apply(hidden) if x.shape[1] > 3 else hidden)
+
+
+@pytest.mark.parametrize("operation", [Rounded, Reversed, WithoutGradient])
+@pytest.mark.parametrize("model_of", [By, AfterTheFirst])
+def test_gradients_that_are_not_those_of_the_values_are_those_of_the_backward_pass(operation, model_of):
+    torch.manual_seed(0)
+    model, loss = model_of(operation).double(), ff.losses.classification()
+    batches = [(torch.randn(2, s, 4, dtype=torch.float64), torch.randint(3, (2, s))) for s in (2, 5)]
+    fn = ff.functionalize(model)
+    rows = ff.per_token_gradients(fn, fn.params, batches, loss)
+    g = torch.cat([r.flatten(1) for r in rows.values()], dim=1)
+    u, x = weights(len(g)), random_tree(fn.params)
+    operator = ff.operators.fisher(fn, fn.params, batches, loss)
+    product = ff.directions.fisher_vector_product(fn, fn.params, batches, loss)
+    assert relative(operator.token_product(u), g @ (g.T @ u) / len(g)) < 1e-12
+    assert relative(operator.derivatives(x), g @ flat(x)) < 1e-12
+    for found in (operator.parameter_product(x), product(x)):
+        assert relative(flat(found), g.T @ (g @ flat(x)) / len(g)) < 1e-12
+
+
+def test_a_backward_pass_that_is_not_linear_has_no_products():
+    torch.manual_seed(0)
+    batch, loss = (torch.randn(5, 4), torch.randint(3, (5,))), ff.losses.classification()
+    fn = ff.functionalize(By(Clipped))
+    for product in (ff.operators.fisher, ff.directions.fisher_vector_product):
+        with pytest.raises(ValueError, match="not linear in what comes from above"):
+            product(fn, fn.params, batch, loss)
+    with pytest.raises(ValueError, match="derivative='central difference': these derivatives are not adjoint"):
+        ff.operators.fisher(ff.functionalize(By(Reversed)), fn.params, batch, loss, derivative="central difference")
+
+
+class InAutocast(By):
+    """A model in float32 that computes in bfloat16."""
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x).float()
+
+
+def test_derivatives_are_held_against_the_backward_pass_by_the_dtype_of_what_is_computed():
+    torch.manual_seed(0)
+    batch, loss = (torch.randn(5, 4), torch.randint(3, (5,))), ff.losses.classification()
+    fn = ff.functionalize(InAutocast(NoForwardMode))
+    rows = ff.per_token_gradients(fn, fn.params, batch, loss)
+    g, x = torch.cat([r.flatten(1).double() for r in rows.values()], dim=1), random_tree(fn.params)
+    for product in (
+        ff.operators.fisher(fn, fn.params, batch, loss).parameter_product,
+        ff.directions.fisher_vector_product(fn, fn.params, batch, loss),
+    ):
+        assert relative(flat(product(x)).double(), g.T @ (g @ flat(x).double()) / 5) < 10 * 2**-8
 
 
 class Recomputed(nn.Module):
@@ -252,3 +321,15 @@ def test_a_product_adds_to_no_gradient_but_its_own():
         operator.token_product(weights(5))
         operator.parameter_product(random_tree(fn.params))
         assert scale.grad is gradient and (gradient is None or bool((gradient == 2).all()))
+
+
+def test_threads_have_the_products_that_each_has_alone():
+    """Levels of forward mode belong to the process: one that a thread ends is gone for all."""
+    fn, batch, loss, rows = setting("mlp")
+    g, x = torch.cat(list(rows.values()), dim=1), random_tree(fn.params)
+    expected = g.T @ (g @ flat(x)) / len(g)
+    products = [ff.operators.fisher(fn, fn.params, batch, loss).parameter_product for _ in range(2)]
+    products += [ff.directions.fisher_vector_product(fn, fn.params, batch, loss) for _ in range(2)]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda number: flat(products[number % 4](x)), range(80)))
+    assert max(relative(product, expected) for product in found) < 1e-10

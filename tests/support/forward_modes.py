@@ -52,6 +52,48 @@ class WrongForwardMode(torch.autograd.Function):
         return 1.5 * tangent * (1 - y**2)
 
 
+class Rounded(torch.autograd.Function):
+    """A straight-through estimator."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return torch.round(4 * x) / 4
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return cotangent
+
+
+class Reversed(torch.autograd.Function):
+    """The layer of domain-adversarial training."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return -cotangent
+
+
+class Clipped(Reversed):
+    """Gradients that are clipped on their way."""
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return cotangent.clamp(-0.01, 0.01)
+
+
+class WithoutGradient:
+    """Half of what it is given, without gradients."""
+
+    @staticmethod
+    def apply(x):
+        with torch.no_grad():
+            half = x.sin()
+        return x + half
+
+
 class By(nn.Module):
     """A layer, an operation, a head."""
 

@@ -206,7 +206,7 @@ def _formed(
         place = torch.searchsorted(work.tokens.sequence.new_tensor(group), work.tokens.sequence[here])
         entry = place * losses.shape[1] + work.tokens.entry[here]
         cotangents = one_hot(entry, losses.flatten()).reshape(len(here), *losses.shape)
-        rows.append({n: g.detach().flatten(1) for n, g in _pulled(losses, leaves, cotangents).items()})
+        rows.append({n: g.detach().reshape(len(g), -1) for n, g in _pulled(losses, leaves, cotangents).items()})
     parts: dict[str, list[Tensor]] = {}
     for name in work.params:
         found = [row.pop(name) for row in rows]

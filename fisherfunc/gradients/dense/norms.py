@@ -83,8 +83,9 @@ def gradient_norms(
     found = torch.zeros(work.num_tokens, dtype=torch.float64, device=work.tokens.loss.device)
     for rows, chunk in gradient_chunks(losses, work.params, work.tokens, method=method, chunk_size=chunk_size):
         for gradient in chunk.values():
-            found[rows] += torch.linalg.vector_norm(gradient.flatten(1), dim=1, dtype=torch.float64).square()
-        del chunk, gradient
+            each = gradient.reshape(len(gradient), -1)
+            found[rows] += torch.linalg.vector_norm(each, dim=1, dtype=torch.float64).square()
+        del chunk, gradient, each
         if progress is not None:
             progress(rows.stop, work.num_tokens)
     if not bool(found.isfinite().all()):

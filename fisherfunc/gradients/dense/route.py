@@ -81,7 +81,7 @@ def per_token_gradients(
     for name, gradient in gradients.items():
         raise_nonfinite(gradient.reshape(len(gradient), -1).isfinite().all(dim=1), tokens, name)
     if self_check:
-        grams = {name: gram_of(gradient.flatten(1)) for name, gradient in gradients.items()}
+        grams = {name: gram_of(gradient.reshape(len(gradient), -1)) for name, gradient in gradients.items()}
         done = SoundPass(rows=work, grams=grams, how=Provenance(route="dense"), num_tokens=work.num_tokens)
         certified(done, limit=PassOptions().limit(tokens.loss.device))
     return gradients

@@ -11,7 +11,7 @@ from torch import Tensor
 from fisherfunc.gradients.autodiff.model_function import ModelFunction
 from fisherfunc.gradients.directions.matching import grams_of_parameters, rows_of
 from fisherfunc.gradients.directions.passes import Passes, passes_of
-from fisherfunc.gradients.directions.products import derivatives_along, weighted_gradients
+from fisherfunc.gradients.directions.products import adjoint_methods, derivatives_along, weighted_gradients
 from fisherfunc.gradients.losses.asked import AnyLoss
 from fisherfunc.gradients.rows.summed import summed
 from fisherfunc.gradients.survey.prepare import check_options, prepared
@@ -39,9 +39,9 @@ def fisher_vector_product(
 ) -> Product:
     """The product F x = (1/N) Gᵀ(G x), for the F of `token_grams` with the same arguments. Exact; no row of G is held.
 
-    Cost: a forward pass a sequence at once; then, each product, a Jacobian-vector and a vector-Jacobian product a
-    sequence. A model with an operation that has no forward-mode derivative takes a second derivative in its place, and
-    where that does not exist either a backward pass a token.
+    Cost: a forward pass a sequence and a product at once; then, each product, a Jacobian-vector and a vector-Jacobian
+    product a sequence. Where an operation of the model has no forward-mode derivative, or one that is not adjoint to
+    the backward pass, a second derivative takes its place, and else a backward pass a token.
 
     Args:
         fn: The model as a pure function.
@@ -58,7 +58,8 @@ def fisher_vector_product(
         shapes of a tree differ from those of `params`; the error names them.
 
     Raises:
-        ValueError: If no token is valid, an option is out of range, or a loss is not finite.
+        ValueError: If no token is valid, an option is out of range, a loss is not finite, or the backward pass is not
+            linear in what comes from above (gradients are clipped on their way).
 
     Source: Pearlmutter, "Fast exact multiplication by the Hessian", Neural Computation 1994; Schraudolph, "Fast
     curvature matrix-vector products for second-order gradient descent", Neural Computation 2002.
@@ -68,7 +69,7 @@ def fisher_vector_product(
         work = prepared(fn, params, batch, loss, num_tokens=num_tokens, seed=seed).work
         work = summed(work) if unit == "sequence" else work
         passes = passes_of(work)
-    return product_with(passes, num_units=passes.num_rows, center=center)
+        return product_with(passes, num_units=passes.num_rows, center=center)
 
 
 def product_with(passes: Passes, *, num_units: int, center: bool) -> Product:
@@ -79,11 +80,12 @@ def product_with(passes: Passes, *, num_units: int, center: bool) -> Product:
         num_units: N.
         center: Whether to subtract the mean row.
     """
+    derivatives = _derivatives(passes)
 
     @full_precision()
     @torch.inference_mode(mode=False)
     def product(tree: Params) -> dict[str, Tensor]:
-        along = projected(_derivatives(passes, tree), center=center)
+        along = projected(derivatives(tree), center=center)
         total = weighted_gradients(passes, along[None])
         return {name: value[0] / num_units for name, value in total.items()}
 
@@ -97,8 +99,8 @@ def damped_inverse(
 ) -> Product:
     """The product (F + γI)⁻¹ x = (x − Gᵀ (K + NγI)⁻¹ G x)/γ, by Woodbury's identity in N dimensions.
 
-    Cost: a forward pass a sequence and 5/3 N³ operations at once; then, each product, a Jacobian-vector and a
-    vector-Jacobian product a sequence. Round-off is about λ_max/γ times that of the model's dtype.
+    Cost: a forward pass a sequence, a product and 5/3 N³ operations at once; then, each product, a Jacobian-vector and
+    a vector-Jacobian product a sequence. Round-off is about λ_max/γ times that of the model's dtype.
 
     Args:
         fn: The model as a pure function.
@@ -129,12 +131,12 @@ def damped_inverse(
         )
     damped = gram.double() + grams.num_units * gamma * torch.eye(len(gram), dtype=torch.float64, device=gram.device)
     factor = torch.linalg.cholesky(damped)
-    passes = passes_of(work)
+    derivatives = _derivatives(passes := passes_of(work))
 
     @full_precision()
     @torch.inference_mode(mode=False)
     def product(tree: Params) -> dict[str, Tensor]:
-        along = projected(_derivatives(passes, tree), center=grams.centered)
+        along = projected(derivatives(tree), center=grams.centered)
         solved = torch.cholesky_solve(along[:, None], factor)[:, 0]
         inside = weighted_gradients(passes, solved[None])  # H solved = solved: its right side and K are centred
         return {name: (tree[name].to(value) - value[0]) / gamma for name, value in inside.items()}
@@ -147,6 +149,13 @@ def projected(weights: Tensor, *, center: bool) -> Tensor:
     return weights - weights.mean(dim=-1, keepdim=True) if center else weights
 
 
-def _derivatives(passes: Passes, tree: Params) -> Tensor:
-    check_alike(tree, {name: p.shape for name, p in passes.params.items()}, what="the tree")
-    return derivatives_along(passes, tree)
+def _derivatives(passes: Passes) -> Callable[[Params], Tensor]:
+    """X → G x, by methods that are found once."""
+    methods = adjoint_methods(passes)
+    shapes = {name: p.shape for name, p in passes.params.items()}
+
+    def along(tree: Params) -> Tensor:
+        check_alike(tree, shapes, what="the tree")
+        return derivatives_along(passes, tree, methods)
+
+    return along

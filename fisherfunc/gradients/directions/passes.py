@@ -5,12 +5,13 @@ gradients, are those of random parts of the group that run without each other. A
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fisherfunc.gradients.autodiff.nature import coarsest
 from fisherfunc.gradients.autodiff.pullback import LossesOf, leaves_of, strided
 from fisherfunc.gradients.autodiff.refusals import REFUSALS
 from fisherfunc.gradients.rows.gradient_rows import runs
@@ -49,11 +50,18 @@ class Passes:
         params: Where to differentiate, and by what.
         each: The passes.
         num_rows: How many rows there are.
+        precision: The coarsest dtype in which something is computed.
     """
 
     params: Params
     each: tuple[Pass, ...]
     num_rows: int
+    precision: torch.dtype
+
+    def alone(self, one: Pass) -> "Passes":
+        """One of the passes, with its rows numbered from zero."""
+        rows = torch.arange(len(one.rows), device=one.rows.device)
+        return replace(self, each=(replace(one, rows=rows),), num_rows=len(rows))
 
 
 def passes_of(work: Workload) -> Passes:
@@ -77,7 +85,10 @@ def passes_over(work: Workload, groups: Sequence[Sequence[int]]) -> Passes:
     """The passes over a workload whose groups are known, as of the same one in another dtype."""
     rows = _rows(work)
     return Passes(
-        params=work.params, each=tuple(_pass(work, group, rows) for group in groups), num_rows=work.num_tokens
+        params=work.params,
+        each=tuple(_pass(work, group, rows) for group in groups),
+        num_rows=work.num_tokens,
+        precision=coarsest(work.nature.precision, *(p.dtype for p in work.params.values())),
     )
 
 

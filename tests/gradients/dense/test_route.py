@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from odd_modules import Body, perceptron, samples
+from odd_modules import Body, OddShapes, perceptron, samples
 from oracle import gradient_rows
 from torch import nn
 from zoo import build
@@ -281,3 +281,16 @@ def test_a_parameter_that_is_not_used_has_zero_gradients(method):
     unused = {"unused": torch.ones(2, 3, dtype=torch.float64)}
     _, pull = pullback.METHODS[method](lambda some: losses(params) + 0 * losses(params).detach(), unused)
     assert torch.equal(pull(torch.ones(3, 4, dtype=torch.float64))["unused"], torch.zeros(3, 2, 3, dtype=torch.float64))
+
+
+def test_a_parameter_without_axes_has_rows_norms_and_a_measured_round_off():
+    torch.manual_seed(0)
+    model, (x, y), loss = OddShapes(), samples(), ff.losses.classification()
+    fn, batch = ff.functionalize(model), (x.float(), y)
+    expected = gradient_rows(model, "classification", batch)
+    found = ff.per_token_gradients(fn, fn.params, batch, loss)
+    torch.testing.assert_close(found["scalar"].double(), expected["scalar"][:, 0], rtol=1e-4, atol=1e-5)
+    norms = sum(g.square().sum(dim=1) for g in expected.values())
+    torch.testing.assert_close(ff.gradient_norms(fn, fn.params, batch, loss), norms, rtol=1e-4, atol=1e-6)
+    for route in ("factored", "dense"):
+        assert ff.token_grams(fn, fn.params, batch, loss, route=route).metadata["round_off"]["measured"]

@@ -68,6 +68,16 @@ def test_a_weight_that_the_forward_pass_writes_to_stays_the_users(write, frozen,
     assert max(errors.values()) < 1e-10, errors
 
 
+@pytest.mark.parametrize("name", sorted(WRITES.keys() - {"where asked"}))  # in which samples depend on each other
+def test_a_graph_of_the_users_can_still_be_gone_back_through(name):
+    """Version counters are the user's too: a copy of a weight that is written to has one of its own."""
+    model, batch = drawn(lambda: Writes(WRITES[name])), samples()
+    loss = model.weight.square().sum()
+    ff.fisher_spectrum(model, batch)
+    loss.backward()
+    torch.testing.assert_close(model.weight.grad, 2 * model.weight.detach(), rtol=0, atol=0)
+
+
 class WritesTwo(Writes):
     """Where the second write is seen, the first is done already."""
 
