@@ -4,6 +4,7 @@ import ctypes
 import sys
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -16,8 +17,6 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
-    import psutil  # takes up to 0.1 s to import, and is of no use before a run
-
     return int(psutil.virtual_memory().available)
 
 
