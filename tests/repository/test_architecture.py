@@ -254,6 +254,21 @@ print(loaded)
     assert (done.stdout, done.returncode) == ("[False, False, False, True, False, True, False]\n", 0), done.stderr
 
 
+def test_public_names_import_nothing_that_takes_long():
+    """Beside torch: these take 0.02 s together, scipy 0.3 s, and extras more."""
+    code = """
+import sys, torch
+before = set(sys.modules)
+import fisherfunc as ff
+for name in ff.__all__: getattr(ff, name)
+new = {name.split(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)
+print(sorted(name for name in new if sys.modules[name].__spec__))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    few = ["einops", "fisherfunc", "jaxtyping", "numpy", "psutil", "safetensors", "tomli_w"]
+    assert (done.stdout, done.returncode) == (f"{few}\n", 0), done.stderr
+
+
 @pytest.mark.parametrize("folder", ["fisherfunc", "tests", "benchmarks"])
 def test_files_are_short(folder):
     lengths = {str(path): path.read_text().count("\n") for path in (REPOSITORY / folder).rglob("*.py")}

@@ -266,3 +266,47 @@ def test_outputs_split_the_largest_eigenvalue():
     predicted = science.theory("tanh", width=128, num_outputs=8, num_samples=40)["largest"]
     assert network["largest"] > 1.1 * network["mean of the C largest"]
     assert abs(network["mean of the C largest"] / predicted - 1) < abs(network["largest"] / predicted - 1)
+
+
+# One hidden layer: the claim of Pennington and Worah 2018, and a law derived in the notebook
+
+
+def test_the_law_of_one_hidden_layer_has_the_moments_of_its_matrices_and_half_zeros_where_linear():
+    for activation, (eta, eta_slope, zeta) in {
+        "linear": (1, 1, 1),
+        "ReLU": (0.5 - 1 / (2 * math.pi), 0.5, 0.25),
+    }.items():
+        law = science.hidden_layer_law(activation)
+        assert law.mean() == pytest.approx((eta + eta_slope) / 2, rel=2e-3)
+        assert np.mean(law**2) == pytest.approx((eta**2 + eta_slope**2 + 4 * zeta**2) / 2, rel=5e-3)
+        assert law.min() > min(eta, eta_slope) - zeta - 1e-3
+    assert np.mean(science.hidden_layer_law("linear") < 1e-9) == pytest.approx(0.5, abs=1e-3)
+
+
+def test_the_fisher_of_one_hidden_layer_is_that_of_a_loop_of_backward_passes():
+    found = science.hidden_layer_fisher("tanh", width=3, num_samples=20)
+    torch.manual_seed(0)
+    weights = [torch.nn.Linear(3, 3, bias=False).weight for _ in range(2)]
+    for weight in weights:
+        torch.nn.init.normal_(weight, std=3**-0.5)
+    inputs = torch.randn(20, 3).double()
+    first, second = (weight.detach().double().requires_grad_() for weight in weights)
+    outputs = (inputs @ first.T).tanh() @ second.T
+    rows = torch.stack(
+        [
+            torch.cat([g.flatten() for g in torch.autograd.grad(y, (first, second), retain_graph=True)])
+            for y in outputs.flatten()
+        ]
+    )
+    np.testing.assert_allclose(found, (rows.T @ rows / 20).numpy(), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("activation", "at_four", "at_ten"), [("linear", 0.2, 0.12), ("ReLU", 0.5, 0.28), ("tanh", 0.5, 0.28)]
+)
+def test_one_hidden_layer_comes_closer_to_the_law_as_it_widens(activation, at_four, at_ten):
+    law = science.hidden_layer_law(activation)
+    for width, most in ((4, at_four), (10, at_ten)):
+        fishers = [science.hidden_layer_fisher(activation, width=width, num_samples=600, seed=s) for s in range(3)]
+        away = [science.distance_to_hidden_layer_law(np.linalg.eigvalsh(fisher), law) for fisher in fishers]
+        assert np.mean(away) < most, away

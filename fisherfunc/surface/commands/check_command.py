@@ -1,14 +1,17 @@
 """`fisherfunc check`: on one screen, what a run on a model and a text would cover and use, before any of it is run."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from textwrap import fill
 from typing import Any
 
 import click
 
 from fisherfunc.surface.boundary import guarded
-from fisherfunc.surface.visible import visible
+from fisherfunc.surface.commands.format_options import FORMAT, as_options
+from fisherfunc.surface.visible import escaped_json, visible
 
 HELP = """Say what a run on MODEL would cover and use, and what to look at before: one screen, and no pass over tokens.
 
@@ -37,15 +40,20 @@ FEW = 64
 @click.option("--tokens", "num_tokens", type=click.IntRange(min=1), metavar="N", help="How many are wanted.")
 @click.option("--context", type=click.IntRange(min=1), metavar="S", help="Positions of a window.")
 @click.option("--dtype", type=click.Choice(list(LOSES)), default="float32", show_default=True, help="Of the pass.")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@as_options(*FORMAT, click.option("--debug", is_flag=True, help="Show the traceback of an error."))
 @guarded
-def check(**options: Any) -> None:
+def check(form: str, **options: Any) -> None:
     """Print the findings."""
-    from fisherfunc.surface.terminal import hush
+    from fisherfunc.surface.terminal import console, hush
 
     hush()
+    if form == "json":
+        click.echo(escaped_json(json.dumps(dict(findings(**options)), indent=1, ensure_ascii=False)))
+        return
+    terminal = console()
     for name, found in findings(**options):
-        click.echo(visible(f"{name:<12}{found}"))
+        line = visible(f"{name:<12}{found}")
+        click.echo(fill(line, terminal.width, subsequent_indent=" " * 12) if terminal.is_terminal else line)
 
 
 def findings(

@@ -1,5 +1,6 @@
 """`fisherfunc check`: what it says of a model and a text is what a run finds."""
 
+import json
 from dataclasses import replace
 
 import hf_folders
@@ -63,6 +64,16 @@ def test_the_command_prints_one_screen_and_one_line_of_error(folder):
     assert result.exit_code == 0 and 6 <= len(result.stdout.splitlines()) <= 24
     missing = CliRunner().invoke(cli, ["check", str(folder / "absent")], prog_name="fisherfunc")
     assert missing.exit_code == 1 and missing.stdout == "" and len(missing.stderr.splitlines()) == 1
+
+
+def test_the_command_prints_json_and_in_a_terminal_lines_that_fit(folder, monkeypatch):
+    arguments = ["check", str(folder / "gpt2"), "--text", str(folder / "plain.txt"), "--context", "10"]
+    told = json.loads(CliRunner().invoke(cli, [*arguments, "--json"], prog_name="fisherfunc").stdout)
+    assert told == found(folder, "plain.txt") | {"model": told["model"]}
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = CliRunner().invoke(cli, arguments, prog_name="fisherfunc").stdout.splitlines()
+    assert max(map(len, lines)) <= 40 and any(line.startswith(" " * 12) for line in lines)
 
 
 def test_what_the_structure_allows_is_said_with_the_reason_where_it_does_not(folder):
