@@ -652,8 +652,11 @@ def distance_to_hidden_layer_law(eigenvalues, law):
     """The largest difference of the two distribution functions; equal values, up to round-off, are one step."""
     eigenvalues, law = (np.sort(values.round(9)) for values in (eigenvalues, law))
     return max(
-        np.abs(np.searchsorted(eigenvalues, at, side) / len(eigenvalues) - np.searchsorted(law, at, side) / len(law)).max()
-        for at in (eigenvalues, law) for side in ("left", "right")
+        np.abs(
+            np.searchsorted(eigenvalues, at, side) / len(eigenvalues) - np.searchsorted(law, at, side) / len(law)
+        ).max()
+        for at in (eigenvalues, law)
+        for side in ("left", "right")
     )
 
 
