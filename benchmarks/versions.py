@@ -30,9 +30,10 @@ TESTS = tuple(
     f"tests/{name}.py"
     for name in (
         *("laws/test_oracle", "laws/test_torch_func_inside", "linalg/test_gram", "linalg/test_kernels"),
-        *("gradients/factored/test_misleading_models", "gradients/test_stacks", "gradients/test_certificate"),
+        *("gradients/factored/test_misleading_models", "gradients/rows/test_stacks"),
+        "gradients/checks/test_certificate",
         *("pipeline/test_fisher", "operators/test_fisher", "population/test_second_moments"),
-        *("models/test_quantised", "models/test_huggingface", "models/test_recomputation", "surface/test_cli"),
+        *("models/test_quantised", "models/test_huggingface", "models/calls/test_recomputation", "surface/test_cli"),
     )
 )
 """Each layer, both routes, and what reaches into PyTorch's insides."""

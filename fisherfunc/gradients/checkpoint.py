@@ -25,7 +25,7 @@ from fisherfunc.gradients.fingerprint import differences
 from fisherfunc.records.plain import from_plain, to_plain
 from fisherfunc.records.tensor_files import DamagedError, read_tensors, write_tensors
 
-FORMAT = "fisherfunc.checkpoint.2"
+FORMAT = "fisherfunc.checkpoint.3"
 SUFFIX = ".safetensors"
 INDEX = f"plan{SUFFIX}"
 

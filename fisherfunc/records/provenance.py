@@ -2,15 +2,26 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from enum import Enum
+from typing import Any, Literal
 
-ANSWERS = ("self_check", "output_layer", "eigensolve_dtype", "clusters")
-"""What None is an answer of: no check, no closed form, a kernel of the user's own, no clusters."""
+
+class Unsaid(Enum):
+    """What a result has nothing to say of, where None is an answer."""
+
+    UNSAID = "unsaid"
+
+    def __bool__(self) -> Literal[False]:
+        """It counts as None does."""
+        return False
+
+
+UNSAID: Any = Unsaid.UNSAID
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What was computed and how, in plain Python values; None where a result has nothing to say of it.
+    """What was computed and how, in plain Python values; None, or `UNSAID`, where a result has nothing to say of it.
 
     Attributes:
         fisher: "empirical", "true (exact)" or "true (Monte-Carlo, …)".
@@ -31,14 +42,14 @@ class Provenance:
         num_tokens: N, the number of units.
         num_rows: How many rows G has.
         num_sequences: How many sequences they are of.
-        clusters: A hash of the clusters that stand for sequences.
+        clusters: A hash of the clusters that stand for sequences; None where sequences do.
         mean_loss: In nats per token.
         num_params: P.
         accumulated: By which rule parameters were added to one Gram each.
         blocks: The rule of the blocks.
         dtype: Of the parameters.
         gram_dtype: In which Grams are accumulated.
-        eigensolve_dtype: In which they are solved.
+        eigensolve_dtype: In which they are solved; None by a kernel of the user's own.
         device: Where the pass ran.
         route: "factored" or "dense".
         route_reason: Why the dense one.
@@ -48,7 +59,7 @@ class Provenance:
         chunk_size: Tokens per batched backward pass.
         predicted_peak_bytes: What the pass was planned to take.
         causal_prefixes: Whether a token's sequence was cut after it.
-        output_layer: The parameter whose gradient has a closed form in the logits.
+        output_layer: The parameter whose gradient has a closed form in the logits; None where none has.
         stack_width: How many sequences ran together.
         exploited: What was exploited of the model's structure.
         given_up: {what was not: why}.
@@ -56,7 +67,7 @@ class Provenance:
         slabbed_parameters: Those too large for a group, which went by the dense route.
         resumed: What an earlier run had left.
         method: How gradients or eigenvalues were computed.
-        self_check: What the check by ordinary backward passes found.
+        self_check: What the check by ordinary backward passes found; None where there was none.
         round_off: How far the Grams are from those of exact arithmetic, or why that is not known.
         each_alone: Whether each sample alone was said to be meant.
         plan_given: Whether a plan was given.
@@ -100,9 +111,12 @@ class Provenance:
         num_windows: How many there are.
         windows_of_text: How many the text has; None of a stream, or of what is too large to be counted.
         bytes_of_text: Of a text that was read where windows lie.
-        num_documents: How many documents they are of.
+        num_documents: How many documents they are of; None of a text that is one.
         step: Of training.
-        more: What a user adds.
+        more: What a user adds, under names of their own.
+
+    Raises:
+        ValueError: If `more` has a name of ours.
     """
 
     fisher: str | None = None
@@ -123,14 +137,14 @@ class Provenance:
     num_tokens: int | None = None
     num_rows: int | None = None
     num_sequences: int | None = None
-    clusters: str | None = None
+    clusters: str | Unsaid | None = UNSAID
     mean_loss: float | None = None
     num_params: int | None = None
     accumulated: str | None = None
     blocks: str | None = None
     dtype: str | None = None
     gram_dtype: str | None = None
-    eigensolve_dtype: str | None = None
+    eigensolve_dtype: str | Unsaid | None = UNSAID
     device: str | None = None
     route: str | None = None
     route_reason: str | None = None
@@ -140,7 +154,7 @@ class Provenance:
     chunk_size: int | None = None
     predicted_peak_bytes: int | None = None
     causal_prefixes: bool | None = None
-    output_layer: str | None = None
+    output_layer: str | Unsaid | None = UNSAID
     stack_width: int | None = None
     exploited: Sequence[str] | None = None
     given_up: Mapping[str, str] | None = None
@@ -148,7 +162,7 @@ class Provenance:
     slabbed_parameters: Sequence[str] | None = None
     resumed: str | None = None
     method: str | None = None
-    self_check: Mapping[str, Any] | None = None
+    self_check: Mapping[str, Any] | Unsaid | None = UNSAID
     round_off: Mapping[str, Any] | None = None
     each_alone: bool | None = None
     plan_given: bool | None = None
@@ -190,16 +204,25 @@ class Provenance:
     bos: str | None = None
     window_start: Sequence[str] | None = None
     num_windows: int | None = None
-    windows_of_text: int | None = None
+    windows_of_text: int | Unsaid | None = UNSAID
     bytes_of_text: int | None = None
-    num_documents: int | None = None
+    num_documents: int | Unsaid | None = UNSAID
     step: int | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Refuse two values of one name."""
+        if taken := sorted(self.more.keys() & {one.name for one in fields(self)}):
+            raise ValueError(f"more= expected names of your own, got {taken}, which are fields: give them as such")
+
+    def _said(self) -> dict[str, Any]:
+        found = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "more"}
+        empty = {one.name: one.default for one in fields(self)}
+        return {name: value for name, value in found.items() if value is not empty[name]}
+
     def to_dict(self) -> dict[str, Any]:
         """Return {name: value} of all that is said; `more` stands beside it."""
-        found = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "more"}
-        return {name: value for name, value in found.items() if value is not None or name in ANSWERS} | dict(self.more)
+        return self._said() | dict(self.more)
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> "Provenance":
@@ -210,8 +233,9 @@ class Provenance:
 
     def __or__(self, other: "Provenance") -> "Provenance":
         """Join what both say; the other counts where both do."""
-        said = {one.name: getattr(other, one.name) for one in fields(other) if getattr(other, one.name) is not None}
-        return replace(self, **{**said, "more": {**self.more, **other.more}})
+        if not isinstance(other, Provenance):
+            return NotImplemented
+        return replace(self, **{**other._said(), "more": {**self.more, **other.more}})
 
 
 class Traced:

@@ -56,13 +56,13 @@ def windows(provenance: Provenance) -> list[str]:
     line = f"{'Windows' if count is None else f'{count:,} windows'} of {provenance.context} positions"
     line += "" if start is None else f" that begin with {begin}" if begin else " without a start token"
     if count is not None:
-        total, size = provenance.windows_of_text, provenance.bytes_of_text
+        total, size = provenance.windows_of_text or None, provenance.bytes_of_text
         whole = f"{total or 0:,}" if size is None else f"{size / 1e6:,.0f} MB"
         if total is None and size is None:
             line += ", the first of a stream"
         else:
             line += ", all of the text" if count == total else f", spread evenly over the {whole} of the text"
-    documents = provenance.num_documents
+    documents = provenance.num_documents or None
     return [line + ("" if documents is None else f", from {documents:,} documents")]
 
 

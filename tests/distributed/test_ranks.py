@@ -244,7 +244,7 @@ def test_a_rank_without_rows_adds_the_kept_columns_to_a_check():
     want = {name: torch.zeros(len(coordinates.index[name])).double() for name in params}
     assert sum(map(len, want.values())) == 5
     torch.testing.assert_close(added, [want])
-    assert [[tensor.numel() for tensor in given] for given in products] == [[1, 0]]
+    assert [[tensor.numel() for tensor in given] for given in products] == [[2, 0]]
 
 
 def everyone_of(store, rank, timeout=120.0):

@@ -2,22 +2,23 @@
 
 import ast
 import json
+import pickle
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 import fisherfunc as ff
-from fisherfunc.records.provenance import ANSWERS, Provenance
+from fisherfunc.records.provenance import Provenance
 
 PACKAGE = Path(ff.__file__).parent
 
 
 def test_what_is_said_survives_json_and_what_is_not_said_is_left_out():
-    said = Provenance(fisher="empirical", given_up={}, seed=0, centered=False, more={"mine": [1, "a"]})
+    said = Provenance(fisher="empirical", given_up={}, seed=0, centered=False, clusters=None, more={"mine": [1, "a"]})
     found = said.to_dict()
-    kept = {"fisher": "empirical", "given_up": {}, "seed": 0, "centered": False, "mine": [1, "a"]}
-    assert found == kept | dict.fromkeys(ANSWERS)
+    kept = {"fisher": "empirical", "given_up": {}, "seed": 0, "centered": False, "clusters": None}
+    assert found == {**kept, "mine": [1, "a"]}
     assert Provenance.from_dict(json.loads(json.dumps(found))) == said
 
 
@@ -25,11 +26,20 @@ def test_of_what_two_say_the_second_counts():
     one, other = Provenance(loss="a", seed=1, more={"x": 1, "y": 1}), Provenance(seed=0, unit="token", more={"y": 2})
     assert one | other == Provenance(loss="a", seed=0, unit="token", more={"x": 1, "y": 2})
     assert one | Provenance() == one == Provenance() | one
+    assert (Provenance(clusters="x") | Provenance(clusters=None)).to_dict() == {"clusters": None}
+    with pytest.raises(TypeError, match="unsupported operand"):
+        one | {"seed": 2}
+
+
+def test_what_is_no_answer_survives_a_pickle():
+    assert pickle.loads(pickle.dumps(Provenance(seed=1))).to_dict() == {"seed": 1} and not Provenance().self_check
 
 
 def test_an_unknown_name_is_refused():
     with pytest.raises(TypeError, match="unexpected keyword argument 'sed'"):
         Provenance(sed=1)
+    with pytest.raises(ValueError, match=r"names of your own, got \['seed'\]"):
+        Provenance(seed=1, more={"seed": 2})
 
 
 def looked_up(tree: ast.AST) -> list[str]:

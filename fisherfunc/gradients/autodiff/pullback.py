@@ -80,7 +80,7 @@ def choose(losses_of: LossesOf, params: Params) -> str:
     return "vmap" if _agree(gradients, expected) else "loop"
 
 
-def check_reach(losses: Tensor, leaves: Params, known: Params) -> None:
+def check_reach(losses: Tensor, leaves: Params, known: Params, *, of: str) -> None:
     """Raise where gradients would silently miss something.
 
     A parameter that the forward pass reaches past the module's registry (through a Python list, a closure, a patched
@@ -90,6 +90,7 @@ def check_reach(losses: Tensor, leaves: Params, known: Params) -> None:
         losses: In the graph.
         leaves: The parameters, as leaves of the graph.
         known: These and others of the model, as leaves of it.
+        of: What was looked at.
 
     Raises:
         ValueError: If the losses do not depend on the parameters, or depend on one in such a way.
@@ -97,8 +98,8 @@ def check_reach(losses: Tensor, leaves: Params, known: Params) -> None:
     if not reaches(losses, leaves):
         check_left_behind(losses, leaves)
         raise ValueError(
-            f"no gradient reaches any of the {len(leaves)} parameters, such as {next(iter(leaves))!r}: the losses do "
-            "not depend on them; look for torch.no_grad, detach or argmax in the model or the loss"
+            f"no gradient reaches any of the {len(leaves)} parameters, such as {next(iter(leaves))!r}: the losses of "
+            f"{of} do not depend on them; look for torch.no_grad, detach or argmax in the model or the loss"
         )
     check_left_behind(losses, leaves)
     for leaf in _reached(losses):

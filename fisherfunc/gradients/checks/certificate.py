@@ -205,24 +205,24 @@ def certify(
     # A row that came out as zero may be one that was lost: it is weighted as the others are, or nobody would see it.
     usual = diagonal.sum() / (diagonal > 0).sum().clamp(min=1)
     sizes = torch.where(diagonal > 0, diagonal, usual)
-    trusted = (_size_of_residual(work, sizes) * tolerance / (ROUNDING * torch.finfo(dtype).eps)).clamp(max=1.0)
+    lost = (ROUNDING * torch.finfo(dtype).eps / _size_of_residual(work, sizes).clamp(min=TINY)).clamp(max=1.0)
+    trusted = (tolerance / lost).clamp(max=1.0)
+    lost = lost if dtype in TOLERANCES else torch.zeros_like(lost)  # the tolerance of the others has it in it
     found, differences = [], dict.fromkeys(grams, 0.0)
     for number in range(draws(grams, work)):
         signed = signed_sizes(len(diagonal), seed=2 * seed + number).to(diagonal)
         weights = torch.where(sizes > 0, signed * trusted * sizes.clamp(min=TINY).rsqrt(), 0.0)
         expected = squared_norms(work, weights, each, coordinates=coordinates, room=room(limit), across=across)
-        sums = _sums(list(grams.values()), diagonals, weights, each)
+        sums = _sums(list(grams.values()), diagonals, weights, lost, each)
         if everyone:
-            all_traces = sums[0].sum(dim=1)
-            there = (
-                (all_traces, _forms(grams.values(), weights)) if across is None else across.sums(all_traces, weights)
-            )
-            sums = torch.cat([sums, torch.stack(there)[..., None]], dim=2)
+            traces = sums[:2].sum(dim=2)
+            there = (traces, _forms(grams.values(), weights)) if across is None else across.sums(traces, weights)
+            sums = torch.cat([sums, torch.cat([there[0], there[1][None]])[..., None]], dim=2)
         columns = sums.permute(2, 0, 1).tolist()
-        for company, norms, (own, products) in zip([*each, *everyone], expected, columns, strict=True):
-            off = floor * sum(own) ** 0.5
-            for label, trace, product in zip(grams, own, products, strict=True):
+        for company, norms, (own, rounded, products) in zip([*each, *everyone], expected, columns, strict=True):
+            for label, trace, rounding, product in zip(grams, own, rounded, products, strict=True):
                 norm = sum(norms[name] for name in work.params if _label(name, labels) == label)
+                off = (floor**2 * sum(own) + rounding) ** 0.5
                 allowed = tolerance * trace + 2 * off * trace**0.5 + off**2 + TINY
                 error = abs(product - norm)
                 differences[label] = max(differences[label], error / max(trace, TINY))
@@ -247,9 +247,13 @@ SIDE_BY_SIDE = 2048
 
 
 def _sums(
-    grams: Sequence[Tensor], diagonals: Float[Tensor, "l n"], weights: Float[Tensor, " n"], each: Sequence[Company]
-) -> Float[Tensor, "2 l c"]:
-    """Σ uₙ² Kₙₙ and uᵀ K u of each Gram, over the rows of each company."""
+    grams: Sequence[Tensor],
+    diagonals: Float[Tensor, "l n"],
+    weights: Float[Tensor, " n"],
+    lost: Float[Tensor, " n"],
+    each: Sequence[Company],
+) -> Float[Tensor, "3 l c"]:
+    """Σ uₙ² Kₙₙ, that of what rows have lost to rounding, and uᵀ K u of each Gram, over the rows of each company."""
     found = []
     for _, group in groupby(each, key=lambda company: company.first // SIDE_BY_SIDE):
         some = list(group)
@@ -258,7 +262,9 @@ def _sums(
         own = torch.repeat_interleave(counts, output_size=rows.stop - rows.start)
         columns = weights[rows, None] * functional.one_hot(own, len(some))
         products = _forms([gram[rows, rows] for gram in grams], columns)
-        found.append(torch.stack([diagonals[:, rows] @ columns.square(), products]))
+        squares = torch.cat([columns.square(), (columns * lost[rows, None]).square()], dim=1)
+        traces, rounded = (diagonals[:, rows] @ squares).chunk(2, dim=1)
+        found.append(torch.stack([traces, rounded, products]))
     return torch.cat(found, dim=2)
 
 
@@ -285,7 +291,7 @@ def _raise_where_not_zero(work: Workload, each: Sequence[Company]) -> None:
 
 
 def _size_of_residual(work: Workload, sizes: Tensor) -> Tensor:
-    """How small each row's gradient is beside what it is a difference of; the relative error is eps over it.
+    """How small each row's gradient is beside what it is a difference of; the relative error is some eps over it.
 
     Of a token that is predicted well, 1 − p has lost what p and 1 have in common, and no two computations agree to more
     than that. What is no difference of known things is taken beside the largest row.

@@ -115,7 +115,7 @@ class Across(Protocol):
         """Return the sum over ranks of gradients."""
 
     def sums(self, traces: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Return Σ uₙ² Kₙₙ and uᵀ K u over the rows of all ranks, for the weights of those here."""
+        """Return sums like Σ uₙ² Kₙₙ, and uᵀ K u, over the rows of all ranks, for the weights of those here."""
 
 
 def _width(work: Workload, limit: int) -> int:

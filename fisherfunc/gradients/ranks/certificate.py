@@ -34,7 +34,7 @@ class Across:
         return {name: self._everyone.summed(f"gradients of {name}", value) for name, value in tree.items()}
 
     def sums(self, traces: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Return Σ uₙ² Kₙₙ and uᵀ K u over the rows of all ranks, for the weights of those here."""
+        """Return sums like Σ uₙ² Kₙₙ, and uᵀ K u, over the rows of all ranks, for the weights of those here."""
         return self._everyone.summed("traces", traces), products(self._grams, weights)
 
 
@@ -74,4 +74,4 @@ def _take_part(
     for _ in range(draws(grams, work)):
         for names in parts(work.params, room(limit)):
             across.gradient({name: kept(torch.zeros_like(work.params[name]), name, coordinates) for name in names})
-        across.sums(none.new_zeros(len(grams)), none)
+        across.sums(none.new_zeros(2, len(grams)), none)

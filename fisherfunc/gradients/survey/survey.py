@@ -147,14 +147,17 @@ def _looked_at(fn: ModelFunction, params: Params, sequences: Sequences, loss: To
     """
     everything = {**fn.frozen, **fn.params, **params}
     leaves = leaves_of({name: p for name, p in everything.items() if has_gradient(p)})
-    chosen = {name: leaves[name] for name in params}
-    for number in sorted(range(len(sequences)), key=sequences.num_entries, reverse=True)[:MOST_LOOKED_AT]:
-        with Observed(coarsest(*(p.dtype for p in params.values()))) as seen, SavedBytes() as saved:
-            tokens, losses = _tokens(fn, leaves, sequences[number], loss, number)
-        if reaches(losses, chosen):
-            break
-    check_reach(losses, chosen, leaves)
-    return _First(number=number, tokens=tokens), replace(seen.nature, saved_bytes=saved.total)
+    chosen, saved_bytes = {name: leaves[name] for name in params}, 0
+    order = sorted(range(len(sequences)), key=sequences.num_entries, reverse=True)[:MOST_LOOKED_AT]
+    with Observed(coarsest(*(p.dtype for p in params.values()))) as seen:
+        for number in order:
+            with SavedBytes() as saved:
+                tokens, losses = _tokens(fn, leaves, sequences[number], loss, number)
+            saved_bytes = max(saved_bytes, saved.total)
+            if reaches(losses, chosen):
+                break
+    check_reach(losses, chosen, leaves, of=f"the {len(order)} largest sequences, of {len(sequences)},")
+    return _First(number=number, tokens=tokens), replace(seen.nature, saved_bytes=saved_bytes)
 
 
 def _check_again(
@@ -184,41 +187,43 @@ def _surveyed(
 ) -> list[Tokens]:
     """Sequence by sequence; many of one shape, or any of a known model, together where each has the same losses alone.
 
-    Of few sequences of a new model each is held against the user's own batches, or where these have one sequence each
-    against all: what a sum over a batch decides may show in one that is alone, or beside one without a token.
+    Of few sequences of a new model each is held against the user's own batches, as what a sum over a batch decides may
+    show in one that is alone, or beside one without a token; and where no check follows against all together, as the
+    pass has them.
     """
     found: list[Tokens] = []
     run = partial(_together, fn, params, sequences, loss)
     holds = partial(_holds_until_checked, first, nature) if checked else partial(_holds, run, nature, new=new)
     for group in neighbours(mine, sequences, most_together(nature)):
+        several = len(group) > 1 and not (loss.each_alone or nature.draws)
         few = new and len(group) < FEWEST_TOGETHER
-        parts = _batches(sequences, group) if few else _spread(group) if checked else [group]
-        together = None
-        if len(group) > 1 and not (loss.each_alone or nature.draws):
-            together = _merged(map(run, parts))
-            if checked and _of_a_user(loss):
-                _check_valid(sequences, loss, group)
-        if together is not None and not few and holds(group, together):
+        if several and checked and _of_a_user(loss):
+            _check_valid(sequences, loss, group)
+        together = _merged(map(run, _spread(group) if checked else [group])) if several and not few else None
+        if together is not None and holds(group, together):
             found.append(together)
             continue
-        each = [
-            first.tokens
+        each = {
+            number: first.tokens
             if first is not None and number == first.number
             else _tokens(fn, leaves_of(params), sequences[number], loss, number)[0]
             for number in group
-        ]
+        }
         if together is not None:
-            members = [member for part in parts for member in part]
-            alone = [tokens for number, tokens in zip(group, each, strict=True) if number in members]
-            check_apart(concatenated(alone), together, loss, nature, members)
-        found += each
+            check_apart(concatenated(list(each.values())), together, loss, nature, group)
+        for part in _batches(sequences, group, checked=checked) if several and few else ():
+            together = run(part)
+            if together is not None:
+                check_apart(concatenated([each[number] for number in part]), together, loss, nature, part)
+        found += each.values()
     return found
 
 
-def _batches(sequences: Sequences, group: Sequence[int]) -> list[Sequence[int]]:
-    """The user's own batches in a group, but those of one sequence; all of it where there is no other."""
-    own = [list(some) for _, some in groupby(group, key=sequences.batch_of)]
-    return [some for some in own if len(some) > 1] or [group]
+def _batches(sequences: Sequences, group: Sequence[int], *, checked: bool) -> list[Sequence[int]]:
+    """The user's own batches in a group, but those of one sequence; all of it where there is no other, or no check."""
+    own: list[Sequence[int]] = [list(some) for _, some in groupby(group, key=sequences.batch_of)]
+    own = [some for some in own if len(some) > 1]
+    return own if own and (checked or own == [list(group)]) else [*own, group]
 
 
 def _spread(group: Sequence[int]) -> list[Sequence[int]]:

@@ -225,12 +225,13 @@ def _check_together(headers: Sequence[Mapping[str, Any]], folder: Path) -> None:
                     f"the rows in {folder} are of {key} {first[key]}, and number {number} of {header[key]}; give a "
                     "folder of its own"
                 )
-        differing = _alike(each[0]).items() - _alike(each[number]).items()
-        for name, value in differing:
-            raise ValueError(
-                f"the rows in {folder} are of {name} {value!r}, and number {number} of {_alike(each[number])[name]!r}; "
-                "give a folder of its own"
-            )
+        here = _alike(each[number])
+        for name, value in _alike(each[0]).items():
+            if here[name] != value:
+                raise ValueError(
+                    f"the rows in {folder} are of {name} {value!r}, and number {number} of {here[name]!r}; give a "
+                    "folder of its own"
+                )
         earlier = [one.batch for one in each[:number]]
         if each[number].batch in earlier:
             raise ValueError(

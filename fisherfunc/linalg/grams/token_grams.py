@@ -201,6 +201,7 @@ class TokenGrams(Mapping[str, Gram], Traced):
             unit="sequence",
             provenance=replace(
                 self.provenance,
+                unit="sequence",
                 num_summed_tokens=self.num_units,
                 summed_tokens=which_tokens(self.tokens.sequence, self.tokens.position, num_units=self.num_units),
             ),

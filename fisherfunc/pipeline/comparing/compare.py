@@ -200,7 +200,8 @@ def _intervals(results: Mapping[str, FisherSpectrum]) -> dict[str, dict[str, dic
 def _paired(results: Mapping[str, FisherSpectrum]) -> dict[str, dict[str, dict[str, Estimate | None]]]:
     """Ratios of estimates of the population to those of the first result, where both leave out the same clusters."""
     found = {name: result.population.left_out for name, result in results.items() if result.population is not None}
-    kinds = {name: (left and left.num_clusters, results[name].provenance.clusters) for name, left in found.items()}
+    clusters = {name: result.provenance.clusters or None for name, result in results.items()}
+    kinds = {name: (left and left.num_clusters, clusters[name]) for name, left in found.items()}
     first = next(iter(results))
     if len(found) < len(results) or None in found.values() or len(set(kinds.values())) > 1:
         return {}

@@ -16,7 +16,6 @@ def carriers(
 
     The unit is the token.
 
-
     Args:
         job: What to compute.
         block: The label of a block; the full matrix where None.

@@ -152,7 +152,7 @@ def _draws(result: FisherSpectrum) -> str:
     """What counts as independent."""
     if result.population is not None and result.provenance.num_documents == result.population.num_clusters:
         return "documents"
-    return "sequences" if result.provenance.clusters is None else "clusters of sequences"
+    return "sequences" if not result.provenance.clusters else "clusters of sequences"
 
 
 def _count(result: FisherSpectrum) -> str:

@@ -219,6 +219,11 @@ def test_metadata_that_is_not_plain_is_an_error_and_leaves_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_sums_over_sequences_say_so():
+    grams = dataclasses.replace(grams_of(TREE, sequence=SEQUENCE), provenance=Provenance(unit="token"))
+    assert grams.by_sequence().metadata["unit"] == grams.by_sequence().unit == "sequence"
+
+
 def test_a_fingerprint_says_which_tokens_the_rows_are_in_any_order():
     grams = dataclasses.replace(grams_of(TREE, sequence=SEQUENCE), provenance=Provenance(batch="a"))
     count = grams.num_units

@@ -220,7 +220,7 @@ def test_of_an_endless_stream_no_more_is_read_than_is_needed(hub, here, monkeypa
     task = job.Job(model=str(hub / "gpt2"), text="-", num_tokens=20, context=8)
     _, batches, _, facts = job.loaded_model(task)
     assert stream.given == BEGINNING + 1 and num_valid_tokens(batches) >= 20
-    assert facts["windows_of_text"] is None and "bytes_of_text" not in facts
+    assert facts.windows_of_text is None and facts.bytes_of_text is None
 
 
 def test_windows_of_a_stream_are_those_of_the_whole_of_it(hub, here, monkeypatch):
