@@ -56,6 +56,23 @@ def test_a_row_that_is_lost_shows(kind):
     assert not certificate.certify(grams, work, limit=10**9).holds
 
 
+@pytest.mark.parametrize("size", [1.0, 40.0])
+def test_gradients_of_losses_that_are_all_but_zero_are_held_by_what_they_have_lost(size):
+    """1 − p of a token with a loss of 1e-5 is known to some 16 eps/1e-5 in float32, a fifth of it: not to 1e-4."""
+    torch.manual_seed(0)
+    model, x = nn.Linear(4, 3), torch.randn(40, 4)
+    with torch.no_grad():
+        model.weight.mul_(size)
+        y = model(x).argmax(1)
+        losses = functional.cross_entropy(model(x), y, reduction="none")
+    kept = (losses > 1e-6) & (losses < 1e-4) if size > 1 else losses > 0.1
+    assert int(kept.sum()) > 5
+    fn, loss, batch = ff.functionalize(model), ff.losses.classification(), (x[kept], y[kept])
+    work, grams = prepared(fn, fn.params, batch, loss).work, ff.token_grams(fn, fn.params, batch, loss).grams
+    held = [certificate.certify({n: f * k for n, k in grams.items()}, work, limit=10**9).holds for f in (1, 1.002, 4)]
+    assert held == [True, size > 1, False]
+
+
 def test_grams_that_are_all_lost_are_not_taken_for_gradients_whose_squares_vanish():
     model, batch = build("mlp", dtype=torch.float64)
     fn, loss = ff.functionalize(model), ff.losses.classification()
