@@ -55,16 +55,18 @@ DEVICES = (torch.cuda, torch.xpu)
 @contextmanager
 def put_back() -> Iterator[None]:
     """Draw from the generators of the user, of every device in use, and put their states back, also on an error."""
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    devices = [(module, module.get_rng_state_all()) for module in DEVICES if module.is_initialized()]
-    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    with ONE_AT_A_TIME:  # not those that a model in another thread draws from
+        python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        devices = [(module, module.get_rng_state_all()) for module in DEVICES if module.is_initialized()]
+        mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     try:
         yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        for module, states in devices:
-            module.set_rng_state_all(states)
-        if mps is not None:
-            torch.mps.set_rng_state(mps)
+        with ONE_AT_A_TIME:
+            random.setstate(python)
+            np.random.set_state(numpy)
+            torch.set_rng_state(cpu)
+            for module, states in devices:
+                module.set_rng_state_all(states)
+            if mps is not None:
+                torch.mps.set_rng_state(mps)

@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 import fisherfunc as ff
+from fisherfunc.runtime import draws
 
 DRAWS = {
     "torch": lambda: torch.rand(()).item(),
@@ -113,4 +114,29 @@ def test_calls_of_several_threads_leave_the_process_as_it_was():
     second.start()  # while the first runs, and it ends after that
     first.join()
     second.join()
+    assert state() == before
+
+
+def test_a_data_set_read_while_a_model_runs_elsewhere_leaves_the_users_generators():
+    inside, entered, left = Event(), Event(), Event()
+
+    def model_runs():
+        with draws.same_draws(torch.device("cpu")):
+            inside.set()
+            entered.wait(0.5)  # the other one waits for this to end, or has taken what the model draws from
+
+    def data_set_is_read():
+        with draws.put_back():
+            entered.set()
+            left.wait(10)
+
+    torch.manual_seed(7)
+    before = state()
+    threads = [Thread(target=model_runs), Thread(target=data_set_is_read)]
+    threads[0].start()
+    assert inside.wait(10)
+    threads[1].start()
+    threads[0].join()
+    left.set()
+    threads[1].join()
     assert state() == before
