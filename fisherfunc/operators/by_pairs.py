@@ -16,10 +16,13 @@ from torch import Tensor
 
 from fisherfunc.gradients.autodiff.model_function import ModelFunction
 from fisherfunc.gradients.by_route import passed_by_route
+from fisherfunc.gradients.checkpoint import NOWHERE, Checkpoint, opened
 from fisherfunc.gradients.checks.certificate import certified
 from fisherfunc.gradients.checks.sound import SoundPass, named
+from fisherfunc.gradients.fingerprint import fingerprint
 from fisherfunc.gradients.losses.asked import AnyLoss
 from fisherfunc.gradients.rows.gradient_rows import raise_nonfinite, runs
+from fisherfunc.gradients.rows.subsample import EVERY
 from fisherfunc.gradients.rows.targets import Targets
 from fisherfunc.gradients.rows.workload import PassOptions, Workload
 from fisherfunc.linalg.krylov.stored import StoredGram, stored_gram
@@ -36,6 +39,8 @@ SHARE = 4
 each: the rest is for factors."""
 ENTRY = 8
 """Bytes of a number of a Gram."""
+KEPT = "part-"
+"""What the names of kept parts begin with."""
 
 
 @full_precision()
@@ -56,13 +61,13 @@ def fisher_gram(
     memory_limit: int | None = None,
     dtype: torch.dtype = torch.float32,
     part_rows: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> StoredGram:
     """Write the Gram of F to a file, in less memory than it takes: the matrix that `fisher` has the products of.
 
     It is that of `token_grams`, summed over parameters, and each pass is held against ordinary backward passes as it is
     there. Cost: with b rows a part n/b − 1 backward passes a row, and up to twice the contractions of one pass.
-    Nothing of a run that was stopped is left to go on from.
 
     Args:
         path: The file, of 2 N² bytes in float32; it is overwritten.
@@ -80,12 +85,15 @@ def fisher_gram(
         dtype: What the file has numbers in, float32 or float64.
         part_rows: b; where None, such that 64 b² bytes, for the Gram of a pair and one in the making, and 8 b n, for
             what goes to the file, take at most a quarter of the memory each. Of 8 GB, 40,000 rows have 5,590.
+        checkpoint: A folder in which each part of the rows is kept as it is made, in float64, 4 N² bytes in all, until
+            the file is written: the same call goes on from there.
         progress: Called with the pairs done and their number.
 
     Raises:
         ValueError: If no token is valid, there is no such block, an option is out of range, a loss or a gradient is not
-            finite, the memory limit is too small for a pass, or a pass differs from ordinary backward passes.
-        OSError: If the file cannot be written.
+            finite, the memory limit is too small for a pass, a pass differs from ordinary backward passes, or the
+            folder is of another run; it says of which.
+        OSError: If the file, or the folder, cannot be written.
 
     Example:
         >>> import tempfile, fisherfunc as ff
@@ -102,27 +110,31 @@ def fisher_gram(
         if value is not None and value < 1:
             raise ValueError(f"{name} expected at least 1, got {name}={value}; None leaves it to what is free")
     which: dict[str, Any] = {"targets": targets, "block": block, "blocks": blocks, "unit": unit}
-    _, _, work = rows_of(fn, params, batches, loss, **which, num_tokens=num_tokens, seed=seed)
+    chosen, _, work = rows_of(fn, params, batches, loss, **which, num_tokens=num_tokens, seed=seed)
     options = PassOptions(memory_limit=memory_limit, labels=dict.fromkeys(work.params, ALL))
     device = next(iter(work.params.values())).device
     limit, on_cpu = options.limit(device), device.type == "cpu"
     beside = limit if on_cpu else free_bytes(torch.device("cpu")) // 2
     most = min(int((limit / (SHARE * 8 * ENTRY)) ** 0.5), beside // (SHARE * ENTRY * work.num_tokens))
-    bounds = parts_of(work.tokens.sequence, part_rows or max(1, most))
+    kept = opened(checkpoint, lambda: fingerprint(work, options, f"by pairs, {part_rows}", EVERY, chosen.name))
+    bounds = kept.plan or parts_of(work.tokens.sequence, part_rows or max(1, most))
+    kept.begin(bounds)
     held = ENTRY * max(stop - start for start, stop in bounds) * work.num_tokens if on_cpu else 0
-    options = replace(options, memory_limit=max(limit - held, 1))
+    within = replace(options, memory_limit=max(limit - held, 1))
 
     def gram(index: Tensor) -> Tensor:
-        return _passed(work.select(index), options, unit, seed).to("cpu", torch.float64)
+        return _passed(work.select(index), within, unit, seed).to("cpu", torch.float64)
 
-    return stored_gram(
+    written = stored_gram(
         path,
-        Joined(made_by_pairs(bounds, gram, progress)).rows,
+        Joined(made_by_pairs(bounds, gram, progress, kept=kept)).rows,
         num_rows=work.num_tokens,
         num_tokens=work.num_tokens // work.tokens.num_targets,
         num_params=sum(work.num_params.values()),
         dtype=dtype,
     )
+    kept.drop(KEPT)
+    return written
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -178,7 +190,11 @@ def parts_of(sequence: Tensor, num_rows: int) -> list[tuple[int, int]]:
 
 
 def made_by_pairs(
-    bounds: list[tuple[int, int]], gram: Callable[[Tensor], Tensor], progress: Progress | None = None
+    bounds: list[tuple[int, int]],
+    gram: Callable[[Tensor], Tensor],
+    progress: Progress | None = None,
+    *,
+    kept: Checkpoint = NOWHERE,
 ) -> Iterator[Part]:
     """Make the rows of a Gram from the Grams of pairs of parts; the first two parts are one.
 
@@ -186,12 +202,17 @@ def made_by_pairs(
         bounds: Of the parts.
         gram: Some rows → their Gram, in float64 on the CPU.
         progress: Called with the pairs done and their number.
+        kept: Where parts that are made are kept, and taken from.
     """
     total, done = max(1, len(bounds) * (len(bounds) - 1) // 2), 0
     first = bounds[min(1, len(bounds) - 1)][1]
     for number, (start, stop) in enumerate([(0, first), *bounds[2:]], start=1):
-        matrix = torch.empty(stop - start, stop, dtype=torch.float64, device="cpu")
         others = bounds[:number] if start else [(0, 0)]
+        if (known := kept.read(f"{KEPT}{number:05d}")) is not None:
+            done += len(others)
+            yield Part(start=start, stop=stop, matrix=known[0]["rows"])
+            continue
+        matrix = torch.empty(stop - start, stop, dtype=torch.float64, device="cpu")
         for begin, end in others:
             rows = [torch.arange(*ends, device="cpu") for ends in ((begin, end), (start, stop))]
             pair = gram(torch.cat(rows))
@@ -201,6 +222,7 @@ def made_by_pairs(
             done += 1
             if progress is not None:
                 progress(done, total)
+        kept.write(f"{KEPT}{number:05d}", {"rows": matrix}, {})
         yield Part(start=start, stop=stop, matrix=matrix)
         del matrix
 

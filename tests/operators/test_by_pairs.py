@@ -8,6 +8,7 @@ from zoo import CASES
 
 import fisherfunc as ff
 from fisherfunc.linalg.krylov import stored
+from fisherfunc.operators import by_pairs
 from fisherfunc.operators.by_pairs import Joined, made_by_pairs, parts_of
 
 
@@ -123,3 +124,34 @@ def test_a_gradient_that_is_not_finite_names_its_token(tmp_path):
     with pytest.raises(ValueError, match="the gradient of sequence 0, position 0 by block 'all' is not finite"):
         ff.operators.fisher_gram(tmp_path / "gram", fn, fn.params, batch, ff.losses.regression())
     assert not (tmp_path / "gram.safetensors").exists()
+
+
+class StoppedError(Exception):
+    """By whoever waits."""
+
+
+@pytest.mark.parametrize("stopped_at", [1, 2, 4])
+def test_a_run_that_was_stopped_goes_on_from_the_parts_that_it_has_made(stopped_at, tmp_path, monkeypatch):
+    fn, batch, loss, rows = setting("mlp")
+    g = torch.cat(list(rows.values()), dim=1)
+    options = {"part_rows": max(1, len(g) // 4), "dtype": torch.float64, "checkpoint": tmp_path / "kept"}
+    passed, each = [], by_pairs._passed
+    monkeypatch.setattr(by_pairs, "_passed", lambda *given: passed.append(1) or each(*given))
+
+    def stop(done, total):
+        if done == stopped_at:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        ff.operators.fisher_gram(tmp_path / "gram", fn, fn.params, batch, loss, progress=stop, **options)
+    with pytest.raises(ValueError, match="is of another run; these differ: batch"):
+        ff.operators.fisher_gram(tmp_path / "gram", fn, fn.params, (-batch[0], batch[1]), loss, **options)
+    before, kept = len(passed), len(list((tmp_path / "kept").glob("part-*")))
+    assert kept == {1: 0, 2: 1, 4: 2}[stopped_at]  # the first part takes a pair, the second two
+    counts = []
+    options["progress"] = lambda done, total: counts.append((done, total))
+    gram = ff.operators.fisher_gram(tmp_path / "gram", fn, fn.params, batch, loss, **options)
+    total = counts[-1][1]
+    assert counts[-1] == (total, total) and len(passed) - before == total - {0: 0, 1: 1, 2: 3}[kept]
+    assert relative(whole(gram), g @ g.mT) < 1e-9
+    assert list((tmp_path / "kept").glob("part-*")) == []
