@@ -8,11 +8,9 @@ to Python, for which a GPU has to finish all it was given.
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,13 +24,9 @@ from benchmarks.stopwatch import Stopwatch
 from benchmarks.table import grid
 from benchmarks.tasks import Described, Task, build
 from benchmarks.workloads import WORKLOADS
-from fisherfunc.gradients.checks import round_off
-from fisherfunc.gradients.factored import loads
-from fisherfunc.gradients.factors import contract
-from fisherfunc.linalg.factors import strips, triangle
-from fisherfunc.runtime import grain
+from fisherfunc.runtime.grain import CPU, GPU, Grain, divided_as
 
-GRAINS = {"CPU": grain.CPU, "GPU": grain.GPU}
+GRAINS = {"CPU": CPU, "GPU": GPU}
 PLANNED = "GPU, with a plan"
 PARTS = ("before the pass", "pass", "contraction", "check", "rest")
 MEMORY_LIMIT = 4 * 10**9
@@ -61,20 +55,7 @@ class Kernels(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@contextmanager
-def divided_as(sizes: grain.Grain) -> Iterator[None]:
-    """Let passes be divided by some sizes, whatever the device.
-
-    Args:
-        sizes: Of the pieces of work.
-    """
-    with ExitStack() as restored:
-        for module in (strips, triangle, loads, contract, round_off):
-            restored.enter_context(patch.object(module, "grain_of", lambda device: sizes))
-        yield
-
-
-def counted(task: Task, sizes: grain.Grain, *, planned: bool = False) -> dict[str, dict[str, int]]:
+def counted(task: Task, sizes: Grain, *, planned: bool = False) -> dict[str, dict[str, int]]:
     """Run a task in this thread, and return {"kernels" or "reads": {part of the run: how many}}.
 
     Args:

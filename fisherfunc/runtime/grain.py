@@ -1,5 +1,7 @@
 """How large the pieces of work had better be: on a CPU they fit its cache, on a GPU they outweigh their launch."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -81,6 +83,28 @@ GPU = Grain(
 )
 
 
+_chosen: list[Grain] = []
+
+
 def grain_of(device: torch.device) -> Grain:
-    """What suits a device."""
-    return CPU if device.type == "cpu" else GPU
+    """What suits a device, or what `divided_as` has chosen."""
+    return _chosen[-1] if _chosen else CPU if device.type == "cpu" else GPU
+
+
+@contextmanager
+def divided_as(sizes: Grain) -> Iterator[None]:
+    """Let whatever runs inside be divided by some sizes, whatever the device, in all threads of the process.
+
+    Args:
+        sizes: Of the pieces of work.
+
+    Example:
+        >>> with divided_as(GPU):
+        ...     grain_of(torch.device("cpu")) is GPU
+        True
+    """
+    _chosen.append(sizes)
+    try:
+        yield
+    finally:
+        _chosen.pop()

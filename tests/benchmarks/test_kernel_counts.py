@@ -7,7 +7,7 @@ from tasks import LANGUAGE, samples
 from benchmarks.kernels import GRAINS, PARTS, Kernels, by_part, counted, divided_as, table
 from benchmarks.sections import BEFORE, CHECK, CONTRACTION
 from benchmarks.tasks import gpt2
-from fisherfunc.linalg.factors import strips
+from fisherfunc.runtime.grain import grain_of
 
 MOST = {"before the pass": 500, "pass": 160, "contraction": 30, "check": 400, "rest": 40}
 """Of a network of two linear maps on a few samples, whose forward and backward pass are some twenty kernels: a quarter
@@ -28,8 +28,8 @@ def test_what_no_section_has_is_the_rest():
 
 def test_sizes_are_those_of_the_device_again_after_counting():
     with divided_as(GRAINS["GPU"]):
-        assert strips.grain_of(torch.device("cpu")) is GRAINS["GPU"]
-    assert strips.grain_of(torch.device("cpu")) is GRAINS["CPU"]
+        assert grain_of(torch.device("cpu")) is GRAINS["GPU"]
+    assert grain_of(torch.device("cpu")) is GRAINS["CPU"]
 
 
 @pytest.mark.parametrize("division", GRAINS)

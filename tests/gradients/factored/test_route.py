@@ -1,8 +1,10 @@
 """The factored route: its probes, its memory groups, its choice of what to form, and the self-check."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from grains import as_on_a_gpu
+from grains import TINY
 from oracle import gradient_rows, gram_errors
 from passes import grams, workload
 from token_models import Bigram, SometimesUnbatched
@@ -16,6 +18,7 @@ from fisherfunc.gradients.capture import rules
 from fisherfunc.gradients.capture.probe import is_causal, probe
 from fisherfunc.gradients.factored import plan as plans
 from fisherfunc.gradients.factored import route as factored
+from fisherfunc.runtime.grain import divided_as
 
 HEAD = {"plain": "head.weight", "capped": "head.weight", "overwritten": "head.weight", "looks ahead": "head.weight"}
 
@@ -45,13 +48,13 @@ def test_models_that_look_ahead_are_found_not_causal(name):
 
 
 @pytest.mark.parametrize(("options", "used"), [({}, False), ({"chunk_size": 3}, True), ({"num_tokens": 1}, True)])
-def test_nobody_asks_for_prefixes_where_all_tokens_of_a_sequence_are_passed_at_once(options, used, monkeypatch):
+def test_nobody_asks_for_prefixes_where_all_tokens_of_a_sequence_are_passed_at_once(options, used):
     """As on a GPU, whose chunks are as large as a sequence; of one token the prefix is shorter."""
-    as_on_a_gpu(monkeypatch, features=64)
     model, _ = build("llama", dtype=torch.float64)
     batch = {"input_ids": torch.randint(1, VOCAB, (2, 17), generator=torch.Generator().manual_seed(0))}
     fn = ff.functionalize(model)
-    found = ff.token_grams(fn, fn.params, batch, ff.losses.causal_lm(), seed=3, **options)
+    with divided_as(replace(TINY, features=64)):
+        found = ff.token_grams(fn, fn.params, batch, ff.losses.causal_lm(), seed=3, **options)
     assert found.metadata["causal_prefixes"] == used and ("prefixes" in found.metadata["given_up"]) != used
     rows = gradient_rows(model, "causal_lm", batch)
     if "num_tokens" not in options:

@@ -19,7 +19,7 @@ from fisherfunc.linalg.factors.by_id import add_by_id
 from fisherfunc.linalg.factors.crossing import Parts, add_crossing, unpacked
 from fisherfunc.linalg.factors.factors import PointFactors, SharedFactors, cross_gram, form_gradients
 from fisherfunc.linalg.factors.strips import Strip, add_strips, empty_strip, whole_strip
-from fisherfunc.runtime.grain import CPU
+from fisherfunc.runtime.grain import CPU, divided_as
 from fisherfunc.runtime.threads import Workspace
 
 SHAPE = (5, 7)
@@ -122,8 +122,7 @@ def test_strips_sum_to_the_gram_of_all_rows(kind, sizes, features, segment, reac
     order = random.Random(seed)
     total = sum(rows for rows, _ in sizes)
     gram, formed, strips, start = torch.zeros(total, total, dtype=torch.float64), [], [], 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(strips_module, "grain_of", lambda device: replace(CPU, features=features, segment=segment))
+    with divided_as(replace(CPU, features=features, segment=segment)):
         for index, (rows, places) in enumerate(sizes):
             whole = factors(kind, seed + index, rows=rows, places=places)
             strip = empty_strip(slice(start, start + rows), whole)
@@ -239,8 +238,7 @@ def test_strips_of_one_shape_have_one_gram_however_they_are_multiplied(kind, cou
     parts = [factors(kind, seed + number, rows=rows, places=places) for number in range(count)]
     strips = [whole_strip(slice(rows * number, rows * (number + 1)), part) for number, part in enumerate(parts)]
     gram, formed = torch.zeros(count * rows, count * rows, dtype=torch.float64), torch.cat([*map(gradients, parts)])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(strips_module, "grain_of", lambda device: replace(CPU, call=CPU.call * at_once))
+    with divided_as(replace(CPU, call=CPU.call * at_once)):
         assert strips_module.small_alike(strips, torch.float64) == (at_once and count > 1)
         add_strips(gram, strips)
     assert_close(gram, formed.flatten(1) @ formed.flatten(1).T, atol=1e-10, rtol=0)
@@ -281,16 +279,16 @@ def test_formed_rows_of_one_label_are_one_product():
 
 @pytest.mark.parametrize("call", [0.0, CPU.call])
 @pytest.mark.parametrize("rows", [9, 10, 15, 16, 17])
-def test_columns_that_complete_a_tile_change_nothing(rows, call, monkeypatch):
-    monkeypatch.setattr(strips_module, "grain_of", lambda device: replace(CPU, call=call))
-    generator = torch.Generator().manual_seed(rows)
-    strips, gradient = [], []
-    for number in range(3):
-        own = torch.randn(rows, 4, SHAPE[0], generator=generator, dtype=torch.float64)
-        part = SharedFactors(own=own, shared=torch.randn(4, SHAPE[1], generator=generator, dtype=own.dtype), axis=0)
-        strips.append(empty_strip(slice(number * rows, (number + 1) * rows), part))
-        strips[-1].put(0, own)
-        gradient.append(gradients(part).flatten(1))
-    gram, formed = torch.zeros(3 * rows, 3 * rows, dtype=torch.float64), torch.cat(gradient)
-    add_strips(gram, strips)
+def test_columns_that_complete_a_tile_change_nothing(rows, call):
+    with divided_as(replace(CPU, call=call)):
+        generator = torch.Generator().manual_seed(rows)
+        strips, gradient = [], []
+        for number in range(3):
+            own = torch.randn(rows, 4, SHAPE[0], generator=generator, dtype=torch.float64)
+            part = SharedFactors(own=own, shared=torch.randn(4, SHAPE[1], generator=generator, dtype=own.dtype), axis=0)
+            strips.append(empty_strip(slice(number * rows, (number + 1) * rows), part))
+            strips[-1].put(0, own)
+            gradient.append(gradients(part).flatten(1))
+        gram, formed = torch.zeros(3 * rows, 3 * rows, dtype=torch.float64), torch.cat(gradient)
+        add_strips(gram, strips)
     assert_close(gram, formed @ formed.T, atol=1e-10, rtol=0)

@@ -16,7 +16,7 @@ from fisherfunc.gradients.factors import contract
 from fisherfunc.linalg.factors import triangle
 from fisherfunc.linalg.factors.factors import PointFactors
 from fisherfunc.linalg.factors.triangle import Term, add_points
-from fisherfunc.runtime.grain import CPU
+from fisherfunc.runtime.grain import CPU, divided_as
 
 
 @given(rows=st.integers(1, 9), left=st.integers(1, 4), right=st.integers(1, 4), seed=st.integers(0, 1000))
@@ -34,8 +34,7 @@ def test_tiles_sum_to_the_products(rows, left, right, seed):
     of_indexed = (own @ own.mT) * (other[index] @ other[index].mT)
     alone, beside, both, formed = (begin.clone() for _ in range(4))
     fresh, fresh_beside, fresh_both = (torch.full_like(begin, torch.nan) for _ in range(3))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(triangle, "grain_of", lambda device: replace(CPU, rows=3))
+    with pytest.MonkeyPatch.context() as patch, divided_as(replace(CPU, rows=3)):
         patch.setattr(triangle, "TILE", 2)
         add_points([])
         add_points([Term(points=points, gram=alone, own_gram=beside)])
