@@ -8,6 +8,7 @@ survey, or other gradients than in the pass.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -25,6 +26,9 @@ from fisherfunc.gradients.survey.agreement import check_losses
 
 MOST = 32
 """Sequences that run together at most: a fault in one of them is to show."""
+BESIDE = 7
+"""Others that run beside one whose pass was by itself, where there are as many: the next one may be like it, and two
+that are alike show nothing of each other."""
 MOST_TOKENS = 256
 """Of shorter sequences as many as have these tokens: one of 256 that is wrong shows at 4e-3 of their trace."""
 
@@ -38,12 +42,14 @@ class Company:
         first: The first row of theirs.
         last: The one after their last.
         beside: How many others run beside one that would run alone, as torch itself gets some batches of one wrong.
+        most: How many where there are more to choose from.
     """
 
     members: tuple[int, ...]
     first: int
     last: int
     beside: int = 0
+    most: int = 0
 
 
 def signed_sizes(count: int, *, seed: int) -> Tensor:
@@ -75,7 +81,8 @@ def companies(work: Workload, *, ran: int, limit: int, alone: bool = False) -> I
             some = tuple(group[start : start + half])
             rows = [next(bounds) for _ in some]
             beside = 0 if alone else 1 + (ran > 1 and len(group) == 2)
-            yield Company(members=some, first=rows[0][0], last=rows[-1][1], beside=beside)
+            most = beside if alone or ran > 1 else max(1, min(BESIDE, width - 1))
+            yield Company(members=some, first=rows[0][0], last=rows[-1][1], beside=beside, most=most)
 
 
 def check_losses_in_parts(work: Workload, *, limit: int) -> None:
@@ -236,7 +243,7 @@ def gradients(
     beside = company.beside if len(members) == 1 else 0
     losses: Tensor | None = None
     if beside:
-        leaves, losses = _run(work, members + [_another(work.sequences, members[0])] * beside, names)
+        leaves, losses = _run(work, members + _others(work.sequences, members[0], company), names)
     if losses is None or not bool(losses[1:].isfinite().all()):  # 0 · NaN is NaN
         leaves, losses = _run(work, members * (1 + beside), names)
     sequence = work.tokens.sequence[rows]
@@ -261,10 +268,11 @@ def gradients(
     return tree, chosen.detach()
 
 
-def _another(sequences: Sequences, member: int) -> int:
-    """One of the next sequences that can run with a sequence; that itself where none can."""
+def _others(sequences: Sequences, member: int, company: Company) -> list[int]:
+    """The next sequences that can run with a sequence, over again where there are too few; it where none can."""
     others = (number % len(sequences) for number in range(member + 1, member + min(len(sequences), MOST)))
-    return next((other for other in others if sequences.alike(member, other)), member)
+    found = list(islice((other for other in others if sequences.alike(member, other)), company.most))
+    return list(islice(cycle(found or [member]), max(company.beside, len(found))))
 
 
 def _run(work: Workload, members: Sequence[int], names: Sequence[str]) -> tuple[dict[str, Tensor], Tensor | None]:

@@ -91,6 +91,28 @@ def test_no_sequence_has_the_company_in_the_check_that_it_had_in_the_pass(counts
         assert ran == 1 or (set(company.members) <= group and together != len(group))
 
 
+class MeetsInGradients(nn.Module):
+    """The mean over the batch has value zero, and a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 4).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        mean = y.mean(0, keepdim=True)
+        return y + (mean - mean.detach())
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_one_sample_is_checked_beside_others_than_the_next_which_may_be_like_it(route):
+    torch.manual_seed(0)
+    x, labels = torch.randn(5, 1, 3).double(), torch.full((5, 1), -100)
+    x[2], labels[1] = x[1], 3
+    with pytest.raises(ValueError, match="samples of a batch depend on each other"):
+        ff.fisher_spectrum(MeetsInGradients(), (x, labels), loss=ff.losses.classification(), route=route)
+
+
 @pytest.mark.parametrize("route", ROUTES)
 def test_gradients_of_tensors_that_are_no_parameters_stay_as_they_were(route):
     """Of a scale in a closure, say, that the backward pass of the check reaches as well."""
