@@ -16,7 +16,7 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
-    import psutil  # here, as its import takes a twentieth of a second
+    import psutil  # here, where it is asked for
 
     return int(psutil.virtual_memory().available)
 
